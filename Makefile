@@ -1,0 +1,32 @@
+# make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
+# make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
+# Each target does all of its own set-up in .venv.
+
+PYTHON ?= python3
+ARGS ?=
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
+ready = .venv/ready
+
+.PHONY: lab test run stamp clean
+
+lab: $(ready)
+	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
+
+test: $(ready)
+	.venv/bin/python -m pytest $(ARGS)
+
+run: $(ready)
+	.venv/bin/python tests/notebook_tools.py run $(NOTEBOOKS)
+
+stamp: $(ready)
+	.venv/bin/python tests/notebook_tools.py stamp $(REPO)
+
+# Built anew whenever the list of dependencies or the tested versions change.
+$(ready): pyproject.toml constraints.txt
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache

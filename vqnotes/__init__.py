@@ -1,0 +1,7 @@
+"""vqnotes: watch vector-quantisation codebooks collapse, measure it, and find out why.
+
+The modules read from left to right, each importing only from those before it:
+`data`, `quantizers`, `models`, `training`, `metrics`, `plots`, `checks`.
+"""
+
+__version__ = "0.1.0"

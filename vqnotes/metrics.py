@@ -1,0 +1,267 @@
+"""Measuring instruments for codebooks and latents. Every figure the course prints comes from here.
+
+Latents are (..., D), a codebook is (K, D), an index holds int64 values in 0 .. K-1 of any shape.
+All functions raise ValueError for empty, NaN, infinite or mismatched input, and show its shape.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqnotes.quantizers import check_codebook, check_latents, kmeans, nearest_code
+
+# ---------------------------------------------------------------- how the codes are used
+
+
+class UsageMeter:
+    """Counts how often each of `size` codes is used, over as many batches as you like.
+
+    Use it over a whole data set: the usage or perplexity of one batch is bounded by the size of the batch.
+    """
+
+    def __init__(self, size: int):
+        if size < 1:
+            raise ValueError(f"size must be positive, got {size}")
+        self.counts = torch.zeros(size, dtype=torch.int64)
+
+    def update(self, index: Tensor) -> None:
+        """Adds the indices of one batch, of any shape."""
+        index = torch.as_tensor(index).flatten().cpu()
+        if index.numel() == 0 or index.is_floating_point() or index.is_complex():
+            raise ValueError(f"index must hold integers, got {index.dtype} of shape {tuple(index.shape)}")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= len(self.counts):
+            raise ValueError(f"index must be in 0 .. {len(self.counts) - 1}, got {low} .. {high}")
+        self.counts += torch.bincount(index.long(), minlength=len(self.counts))
+
+    def usage(self) -> float:
+        """Share of codes used at least once, in (0, 1]: #{k: n_k > 0} / K."""
+        self._check_started()
+        return (self.counts > 0).double().mean().item()
+
+    def perplexity(self) -> float:
+        """exp(-sum_k p_k log p_k), p_k the share of code k: 1 if one code is used, K if all are equally."""
+        self._check_started()
+        return float(np.exp(_entropy(self.counts)))
+
+    def dead(self) -> Tensor:
+        """Indices (int64) of the codes that were never used."""
+        return (self.counts == 0).nonzero()[:, 0]
+
+    def _check_started(self) -> None:
+        if self.counts.sum() == 0:
+            raise ValueError("no index counted yet: call update first")
+
+
+def usage(index: Tensor, size: int) -> float:
+    """Share of the `size` codes that occur in the index, in (0, 1]. At most index.numel() / size."""
+    meter = UsageMeter(size)
+    meter.update(index)
+    return meter.usage()
+
+
+def perplexity(index: Tensor, size: int) -> float:
+    """Effective number of codes in use, exp(entropy of their shares), in [1, size]. At most index.numel()."""
+    meter = UsageMeter(size)
+    meter.update(index)
+    return meter.perplexity()
+
+
+def mode_entropy(codebook: Tensor, latents: Tensor, y: Tensor) -> float:
+    """Entropy, in nats, of the modes the codes sit in: 0 (all in one) to log(number of modes) (evenly spread).
+
+    -sum_m p_m log p_m, p_m the share of codes whose nearest latent has label m (2603.17052, section 4.2).
+    exp of it is the effective number of modes covered. All codes count, dead ones too: a few live codes may
+    still serve every mode.
+    """
+    check_codebook(codebook)
+    labels = _check_labels(latents, y)
+    nearest = nearest_code(codebook, latents.reshape(-1, latents.shape[-1]))
+    return _entropy(torch.bincount(labels[nearest]))
+
+
+def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
+    """Mean distance between two different codes; small means that the codebook has shrunk together.
+
+    metric: "cosine", 1 - cos(e_i, e_j), in [0, 2] (2603.17052); or "euclidean", in the latents' units.
+    Cosine depends on the origin: codes far from it all point the same way. Centre first to compare codebooks.
+    Raises ValueError for a single code, another metric, or a code of length 0 under "cosine".
+    """
+    check_codebook(codebook)
+    if len(codebook) < 2:
+        raise ValueError("need at least two codes")
+    codes, pairs = codebook.detach().double(), len(codebook) * (len(codebook) - 1)
+    if metric == "cosine":
+        lengths = codes.norm(dim=1, keepdim=True)
+        if (lengths == 0).any():
+            raise ValueError(f"code {int(lengths[:, 0].argmin())} is zero: it has no direction")
+        total = (codes / lengths).sum(dim=0).square().sum().item()  # sum of all cosines, the diagonal included
+        return 1 - (total - len(codes)) / pairs
+    if metric == "euclidean":
+        return sum(torch.cdist(part, codes).sum().item() for part in codes.split(1024)) / pairs
+    raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
+
+
+# ---------------------------------------------------------------- how many dimensions are filled
+
+
+def effective_dimension(x: Tensor, share: float = 0.99) -> int:
+    """Smallest number of principal components that hold `share` of the variance (DCVQ; 2605.06870), 1 .. D.
+
+    0 for constant x. Compare it with the same figure for offline k-means: few codes cannot fill many dimensions.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    variances = _variances(x)
+    if variances.sum() == 0:
+        return 0
+    held = np.cumsum(variances) / variances.sum()
+    return int(np.searchsorted(held, share * (1 - 1e-12)) + 1)
+
+
+def effective_rank(x: Tensor) -> float:
+    """exp(entropy of the singular values of centred x, normalised to sum 1), in [1, D] (Roy and Vetterli, 2007).
+
+    0 for constant x.
+    """
+    deviations = np.sqrt(_variances(x))
+    return float(np.exp(_entropy(deviations))) if deviations.sum() > 0 else 0.0
+
+
+def participation_ratio(x: Tensor) -> float:
+    """(sum of variances)^2 / sum of squared variances over principal components, in [1, D]; 0 for constant x."""
+    variances = _variances(x)
+    return float(variances.sum() ** 2 / (variances**2).sum()) if variances.sum() > 0 else 0.0
+
+
+class WaterFilling(NamedTuple):
+    """Least distortion (summed over components), water level, number of active components, bits for each."""
+
+    distortion: float
+    level: float
+    active: int
+    bits: np.ndarray
+
+
+def water_filling(variances, bits: float) -> WaterFilling:
+    """Reverse water-filling: the least squared error of independent Gaussians at `bits` bits in all.
+
+    The water level t solves sum_i max(0, log2(variance_i / t) / 2) = bits; the distortion is
+    sum_i min(t, variance_i) (Cover and Thomas, theorem 10.3.3). With K codes, bits = log2 K. A bound for long
+    blocks: a quantiser of single vectors stays above it.
+    variances: (D,), not negative. Raises ValueError for negative or no variances, or negative bits.
+    """
+    values = np.asarray(variances, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"variances must be (D,), finite and not negative, got shape {values.shape}: {values}")
+    if not (np.isfinite(bits) and bits >= 0):
+        raise ValueError(f"bits must be finite and at least 0, got {bits}")
+    if bits == 0 or values.max() == 0:
+        return WaterFilling(float(values.sum()), float(values.max()), 0, np.zeros_like(values))
+    logs = np.log2(np.sort(values[values > 0])[::-1])
+    levels = (np.cumsum(logs) - 2 * bits) / np.arange(1, len(logs) + 1)  # if the first n components are active
+    log_level = levels[np.flatnonzero(logs > levels)[-1]]
+    level = 2.0**log_level
+    each = np.zeros_like(values)
+    above = values > level
+    each[above] = (np.log2(values[above]) - log_level) / 2
+    return WaterFilling(float(np.minimum(values, level).sum()), float(level), int(above.sum()), each)
+
+
+# ---------------------------------------------------------------- how good the codes are
+
+
+def quantization_error(latents: Tensor, codebook: Tensor, relative: bool = True) -> float:
+    """Mean squared distance of a latent to its nearest code, over the latents' total variance tr Cov(z).
+
+    0 is perfect, 1 is what a single code at the mean gives, more is worse than that. relative=False gives the
+    squared distance itself, which also falls when the latents shrink.
+    Raises ValueError if latents without variance are to be compared with their variance.
+    """
+    flat = latents.detach().reshape(-1, latents.shape[-1])
+    chosen = codebook.detach()[nearest_code(flat, codebook)]
+    error = (flat.double() - chosen.double()).square().sum(dim=1).mean().item()
+    if not relative:
+        return error
+    variance = _variances(flat).sum()
+    if variance == 0:
+        raise ValueError(f"all latents are equal, shape {tuple(latents.shape)}: no variance to compare with")
+    return float(error / variance)
+
+
+def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
+    """Quantisation error of the codebook over that of offline k-means with as many codes, on the same latents.
+
+    About 1: the codebook is as good as these latents allow, what is wrong is elsewhere. Far above 1: the codebook
+    is at fault. infinity if k-means reaches error 0 and the codebook does not.
+    Raises ValueError for fewer latents than codes.
+    """
+    centroids, _ = kmeans(latents, len(codebook), seed)
+    best = quantization_error(latents, centroids, relative=False)
+    error = quantization_error(latents, codebook, relative=False)
+    return error / best if best > 0 else (1.0 if error == 0 else float("inf"))
+
+
+def separability(latents: Tensor, y: Tensor, reader=None) -> float:
+    """How well the label can be read off a latent: 5-fold cross-validated accuracy, in [0, 1].
+
+    reader: a scikit-learn classifier; by default the vote of the 5 nearest neighbours. Compare it with the same
+    figure for the inputs, and with the share of the largest class, which is what guessing gives.
+    Raises ValueError if a class has fewer than 5 members.
+    """
+    from sklearn.model_selection import cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    labels = _check_labels(latents, y)
+    _, sizes = labels.unique(return_counts=True)
+    if len(sizes) < 2 or sizes.min() < 5:
+        raise ValueError(f"need at least 2 classes of at least 5 members, got sizes {sizes.tolist()}")
+    points = latents.detach().reshape(len(labels), -1).double().cpu().numpy()
+    reader = KNeighborsClassifier(5) if reader is None else reader
+    return float(cross_val_score(reader, points, labels.numpy(), cv=5).mean())
+
+
+# ---------------------------------------------------------------- how sure we are
+
+
+def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap percentile interval of the mean of independent runs (scipy.stats.bootstrap, 2,000 resamples)."""
+    from scipy.stats import bootstrap
+
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"need at least two finite values, got {values}")
+    result = bootstrap(
+        (values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile", rng=seed
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _entropy(weights) -> float:
+    """Entropy in nats of not negative weights, normalised to sum 1."""
+    shares = np.asarray(weights, dtype=np.float64)
+    shares = shares[shares > 0] / shares.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _variances(x: Tensor) -> np.ndarray:
+    """Variances along the principal components of x (..., D), largest first."""
+    check_latents(x)
+    flat = x.detach().reshape(-1, x.shape[-1]).double()
+    if len(flat) < 2:
+        raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
+    if (flat == flat[0]).all():
+        return np.zeros(flat.shape[1])
+    centered = (flat - flat.mean(dim=0)).cpu().numpy()
+    return np.linalg.eigvalsh(centered.T @ centered / len(centered))[::-1].clip(min=0)
+
+
+def _check_labels(latents: Tensor, y: Tensor) -> Tensor:
+    """The labels as int64 (N,) on the CPU; ValueError unless there is one for each latent."""
+    check_latents(latents)
+    labels = torch.as_tensor(y).flatten().cpu()
+    if latents.ndim < 2 or len(labels) != latents.shape[:-1].numel():
+        raise ValueError(f"{len(labels)} labels for latents of shape {tuple(latents.shape)}")
+    return labels.long()

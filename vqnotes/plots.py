@@ -1,0 +1,173 @@
+"""Figures: one function a figure type. Each draws on the `ax` it is given and returns what it drew as a DataFrame.
+
+One colour for one thing in the whole course: data grey, latents blue, live codes orange, dead codes hollow crosses.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vqnotes.metrics import UsageMeter, confidence_interval, effective_dimension
+from vqnotes.quantizers import check_codebook, check_latents, nearest_code
+
+PALETTE = sns.color_palette("colorblind")
+LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
+STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def use_style() -> None:
+    """Sets the look of the course for all figures that follow."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc=STYLE)
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Shows the figure once, with a text for readers who cannot see it, and closes it."""
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("a figure needs an alternative text")
+    figure.tight_layout()
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int = 2000) -> pd.DataFrame:
+    """Latents and codes in the plane of their first two principal components (of the latents), or as they are in 2-D.
+
+    A code is live if one of the latents has it as its nearest code. Draws at most `sample` latents, the first.
+    Returns columns x, y, kind: "latent", "live code" or "dead code".
+    """
+    check_codebook(codebook)
+    check_latents(latents, codebook.shape[1])
+    flat, codes = latents.detach().reshape(-1, latents.shape[-1]).cpu(), codebook.detach().cpu()
+    live = torch.zeros(len(codes), dtype=torch.bool)
+    live[nearest_code(flat, codes)] = True
+    if flat.shape[1] != 2:
+        flat, codes = _to_plane(flat, codes)
+    kinds = ["latent"] * len(flat[:sample]) + ["live code" if one else "dead code" for one in live]
+    points = torch.cat([flat[:sample], codes]).double().numpy()
+    frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "kind": kinds})
+    looks = {
+        "latent": {"s": 4, "color": LATENT, "alpha": 0.35, "linewidths": 0},
+        "dead code": {"s": 26, "color": DEAD, "marker": "x", "linewidths": 0.8},
+        "live code": {"s": 26, "color": LIVE, "edgecolors": "black", "linewidths": 0.4},
+    }
+    for kind, look in looks.items():
+        part = frame[frame["kind"] == kind]
+        ax.scatter(part["x"], part["y"], label=f"{kind}s", zorder=3 if "code" in kind else 2, **look)
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    return frame
+
+
+def _to_plane(flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in coordinates of the first two principal components of `flat`; one-dimensional input gets a second, 0."""
+    if flat.shape[1] == 1:
+        return tuple(torch.cat([part, torch.zeros_like(part)], dim=1) for part in (flat, codes))
+    center = flat.mean(dim=0)
+    axes = torch.linalg.svd((flat - center).double(), full_matrices=False).Vh[:2].T
+    return (flat - center).double() @ axes, (codes - center).double() @ axes
+
+
+def code_counts(ax: Axes, index: Tensor, size: int, label: str | None = None) -> pd.DataFrame:
+    """How often each code is used, most used first, on a logarithmic axis. Returns columns rank (from 1), count."""
+    meter = UsageMeter(size)
+    meter.update(index)
+    counts = meter.counts.sort(descending=True).values.numpy()
+    frame = pd.DataFrame({"rank": np.arange(1, size + 1), "count": counts})
+    live = frame[frame["count"] > 0]
+    ax.step(live["rank"], live["count"], where="mid", label=label)
+    ax.set(yscale="log", xlim=(0, size + 1), xlabel="codes, most used first", ylabel="times used")
+    return frame
+
+
+def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str) -> pd.DataFrame:
+    """Mean of y over runs at each x, one line for each value of `by`, with its bootstrap 95 % interval as a band.
+
+    runs: one row a run and x. Returns columns `by`, x, mean, low, high.
+    """
+    table = summary(runs, [by, x], y)
+    for color, (name, part) in zip(PALETTE, table.groupby(by, sort=False)):
+        ax.plot(part[x], part["mean"], marker="o", markersize=4, color=color, label=name)
+        ax.fill_between(part[x], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    ax.set(xlabel=x, ylabel=y)
+    return table
+
+
+def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
+    """Every run as a dot and the mean with its bootstrap 95 % interval beside it, one row of dots an arm.
+
+    runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance.
+    """
+    table = summary(runs, [by], y)
+    for row, (name, low, high, mean) in enumerate(zip(table[by], table["low"], table["high"], table["mean"])):
+        values = runs.loc[runs[by] == name, y]
+        ax.plot(values, np.full(len(values), row + 0.15), "o", color=DATA, markersize=4, alpha=0.7)
+        ax.plot([low, high], [row - 0.1] * 2, color=PALETTE[row], linewidth=2)
+        ax.plot(mean, row - 0.1, "o", color=PALETTE[row], markersize=7)
+    ax.set(yticks=range(len(table)), yticklabels=table[by], xlabel=y, ylim=(len(table) - 0.5, -0.5))
+    return table
+
+
+def summary(runs: pd.DataFrame, by: list[str], y: str) -> pd.DataFrame:
+    """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
+
+    Raises ValueError for a group of fewer than two runs.
+    """
+    rows = []
+    for names, values in runs.groupby(by, sort=False)[y]:
+        rows.append((*names, values.mean(), *confidence_interval(values)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high"])
+
+
+def spectrum(ax: Axes, x: Tensor, label: str | None = None) -> pd.DataFrame:
+    """Share of the variance held by the first n principal components, with the effective dimension marked.
+
+    Returns columns components (from 1), share.
+    """
+    flat = x.detach().reshape(-1, x.shape[-1]).double()
+    variances = torch.linalg.svdvals(flat - flat.mean(dim=0)).square()
+    held = (variances.cumsum(0) / variances.sum()).cpu().numpy()
+    frame = pd.DataFrame({"components": np.arange(1, len(held) + 1), "share": held})
+    (line,) = ax.plot(frame["components"], frame["share"], marker="o", markersize=4, label=label)
+    needed = effective_dimension(x)
+    ax.plot(needed, held[needed - 1], "o", markersize=11, markerfacecolor="none", color=line.get_color())
+    ax.set(xlabel="principal components", ylabel="share of the variance")
+    return frame
+
+
+def picture(ax: Axes, image: Tensor, title: str = "") -> pd.DataFrame:
+    """An image (C, H, W) in [0, 1], with one or three channels; values outside are cut off.
+
+    Returns the mean of each channel as drawn: columns channel, mean.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image must be (1 or 3, H, W), got {tuple(image.shape)}")
+    drawn = image.detach().clamp(0, 1).permute(1, 2, 0).cpu()
+    ax.imshow(drawn.squeeze(-1) if len(image) == 1 else drawn, cmap="gray", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[], title=title)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return pd.DataFrame({"channel": range(len(image)), "mean": drawn.mean(dim=(0, 1)).numpy()})
+
+
+def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:
+    """Which code was used where: a grid of indices (H, W), one colour a code, the frequent ones far apart.
+
+    Returns columns code, count: the codes on the map, most used first.
+    """
+    if index.ndim != 2:
+        raise ValueError(f"index must be a grid (H, W), got shape {tuple(index.shape)}")
+    codes, where, counts = index.unique(return_inverse=True, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    colors = np.array(sns.color_palette("husl", 17) * (len(codes) // 17 + 1))
+    shade = 1 - 0.6 * np.arange(len(codes)) / max(1, len(codes))
+    ax.imshow((colors[: len(codes)] * shade[:, None])[rank[where].cpu().numpy()])
+    ax.set(xticks=[], yticks=[], title=title)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})

@@ -1,0 +1,214 @@
+"""Vector quantisers: the nearest code, and a quantiser whose five stages can be changed one at a time."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCORES_PER_CHUNK = 2**20  # distances held at once by nearest_code: 4 MB in float32, about a processor's cache
+INITS = ("uniform", "normal", "data", "kmeans")
+
+
+class Quantized(NamedTuple):
+    """What a quantiser returns: latents_q (..., D), index (...,) int64, loss (a scalar)."""
+
+    latents_q: Tensor
+    index: Tensor
+    loss: Tensor
+
+
+def check_latents(latents: Tensor, dim: int | None = None) -> None:
+    """Raises ValueError unless latents are (..., dim), floating point, not empty, and finite."""
+    if latents.ndim == 0 or latents.numel() == 0:
+        raise ValueError(f"latents are empty: shape {tuple(latents.shape)}")
+    if not latents.is_floating_point():
+        raise ValueError(f"latents must be floating point, got {latents.dtype}")
+    if dim is not None and latents.shape[-1] != dim:
+        raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
+    if not torch.isfinite(latents).all():
+        bad = int((~torch.isfinite(latents)).sum())
+        raise ValueError(f"latents hold {bad} NaN or infinite values, shape {tuple(latents.shape)}")
+
+
+def check_codebook(codebook: Tensor) -> None:
+    """Raises ValueError unless the codebook is (K, D), floating point, not empty, and finite."""
+    if codebook.ndim != 2 or codebook.numel() == 0 or not codebook.is_floating_point():
+        raise ValueError(f"codebook must be floating point (K, D), got {codebook.dtype} {tuple(codebook.shape)}")
+    if not torch.isfinite(codebook).all():
+        raise ValueError(f"codebook holds NaN or infinite values, shape {tuple(codebook.shape)}")
+
+
+@torch.no_grad()
+def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the code at the smallest Euclidean distance from each latent; of equal ones, the lowest.
+
+    latents (..., D), codebook (K, D), any float dtype. Returns int64 (...,) in 0 .. K-1.
+    Raises ValueError for empty, NaN, infinite or mismatched input.
+
+    argmin_k ||z - e_k||^2 = argmin_k (||e_k||^2 / 2 - z.e_k), one matrix product. Far from the origin that
+    difference of large numbers loses the small distance it should give, so both sides are first shifted to the
+    centre of the codebook; and where the best two codes are closer than rounding can tell apart, that latent is
+    measured again by plain differences in float64. Works in chunks of latents: memory does not grow with N * K.
+    """
+    check_codebook(codebook)
+    check_latents(latents, codebook.shape[1])
+    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebook.dtype), torch.float32)
+    center = codebook.to(dtype).mean(dim=0)
+    codes = codebook.to(dtype) - center
+    half_squares = codes.square().sum(dim=1) / 2
+    size, dim = codes.shape
+    rounding = 4 * (dim + 2) * torch.finfo(dtype).eps * codes.norm(dim=1).max()
+
+    flat = latents.reshape(-1, dim)
+    index = torch.empty(len(flat), dtype=torch.int64, device=flat.device)
+    rows = max(1, SCORES_PER_CHUNK // size)
+    for start in range(0, len(flat), rows):
+        z = flat[start : start + rows].to(dtype) - center
+        scores = torch.addmm(half_squares, z, codes.T, alpha=-1)
+        best = scores.argmin(dim=1, keepdim=True)
+        lowest = scores.gather(1, best)
+        second = scores.scatter_(1, best, torch.inf).amin(dim=1, keepdim=True)
+        unsure = (second - lowest <= rounding * (z.norm(dim=1, keepdim=True) + codes.norm(dim=1).max()))[:, 0]
+        best = best[:, 0]
+        if size > 1 and unsure.any():
+            best[unsure] = _nearest_by_differences(flat[start : start + rows][unsure], codebook)
+        index[start : start + rows] = best
+    return index.reshape(latents.shape[:-1])
+
+
+def _nearest_by_differences(latents: Tensor, codebook: Tensor) -> Tensor:
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(latents.double(), codebook.double(), compute_mode=mode).argmin(dim=1)
+
+
+class VectorQuantizer(nn.Module):
+    """Vector quantiser of VQ-VAE (arXiv:1711.00937), in five stages that subclasses change one at a time.
+
+        codes()                      the codebook as used now, (K, D)
+        assign(latents, codes)       which code for each latent
+        estimate(latents, chosen)    value forward, gradient back: straight-through
+        loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
+        after_step(latents, index)   the update outside autograd: moving averages (appendix A.1)
+
+    codebook_size: K. dim: D. beta: weight of the commitment loss, at least 0.
+    update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
+    latents that chose it, and the loss keeps only the commitment part.
+    decay: share of the old average kept a step, in [0, 1) ("ema" only).
+    Raises ValueError for options out of range.
+    """
+
+    def __init__(
+        self, codebook_size: int, dim: int, *, beta: float = 0.25, update: str = "gradient", decay: float = 0.99
+    ):
+        super().__init__()
+        if codebook_size < 1 or dim < 1:
+            raise ValueError(f"codebook_size and dim must be positive, got {codebook_size} and {dim}")
+        if not beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {beta}")
+        if update not in ("gradient", "ema"):
+            raise ValueError(f"update must be 'gradient' or 'ema', got {update!r}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.codebook_size, self.dim, self.beta, self.update, self.decay = codebook_size, dim, beta, update, decay
+        codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        if update == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("share", torch.zeros(codebook_size))  # of a batch's latents, moving average
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
+        check_latents(latents, self.dim)
+        codes = self.codes()
+        index = self.assign(latents, codes)
+        chosen = F.embedding(index, codes)
+        quantized = Quantized(self.estimate(latents, chosen), index, self.loss(latents, chosen))
+        if self.training:
+            self.after_step(latents.detach(), index)
+        return quantized
+
+    def codes(self) -> Tensor:
+        return self.codebook
+
+    def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
+        return nearest_code(latents, codes)
+
+    def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        # The value is exactly `chosen`: the bracket is zero. The gradient goes to `latents` unchanged.
+        return chosen.detach() + (latents - latents.detach())
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        commitment = F.mse_loss(latents, chosen.detach())
+        if self.update == "ema":
+            return self.beta * commitment
+        return F.mse_loss(chosen, latents.detach()) + self.beta * commitment
+
+    @torch.no_grad()
+    def after_step(self, latents: Tensor, index: Tensor) -> None:
+        """Moves each EMA code to the average of the latents that chose it, weighted by decay ** age.
+
+        With n_k the share of this batch's latents that chose code k and m_k their mean,
+        share_k <- decay * share_k + (1 - decay) * n_k and e_k <- e_k + (1 - decay) * n_k / share_k * (m_k - e_k).
+        That is the usual ratio of two moving averages, without smoothing: a code that nobody chose stays put.
+        """
+        if self.update != "ema":
+            return
+        flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1)
+        weight = torch.full_like(index, 1 / len(index), dtype=self.codebook.dtype)
+        hits = torch.zeros_like(self.share).index_add_(0, index, weight)
+        sums = torch.zeros_like(self.codebook).index_add_(0, index, flat * weight[:, None])
+        self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
+        step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
+        self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
+
+    @torch.no_grad()
+    def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
+        """Starts the codebook anew.
+
+        how: "uniform" U(-1/K, 1/K); "normal" N(0, 1); "data" K different latents drawn at random;
+        "kmeans" the centroids of k-means on the latents (scikit-learn; k-means++ start).
+        latents: (..., D), needed by the last two. Raises ValueError for another `how` or fewer latents than codes.
+        """
+        if how not in INITS:
+            raise ValueError(f"how must be one of {INITS}, got {how!r}")
+        rng = np.random.default_rng(seed)
+        shape, share = (self.codebook_size, self.dim), np.zeros(self.codebook_size)
+        if how == "uniform":
+            codes = rng.uniform(-1 / self.codebook_size, 1 / self.codebook_size, shape)
+        elif how == "normal":
+            codes = rng.standard_normal(shape)
+        else:
+            if latents is None:
+                raise ValueError(f"{how!r} needs latents")
+            check_latents(latents, self.dim)
+            flat = latents.reshape(-1, self.dim)
+            if len(flat) < self.codebook_size:
+                raise ValueError(f"{len(flat)} latents are too few for {self.codebook_size} codes")
+            if how == "data":
+                codes = flat[torch.from_numpy(rng.choice(len(flat), self.codebook_size, replace=False))]
+            else:
+                codes, share = kmeans(flat, self.codebook_size, seed)
+        self.codebook.copy_(torch.as_tensor(codes))
+        if self.update == "ema":
+            self.share.copy_(torch.as_tensor(share))
+
+
+def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """k-means by scikit-learn: the centroids (K, D) and the share (K,) of the latents (..., D) in each cluster.
+
+    Raises ValueError for unusable latents or fewer latents than codes.
+    """
+    from sklearn.cluster import KMeans
+
+    check_latents(latents)
+    flat = latents.detach().reshape(-1, latents.shape[-1])
+    if len(flat) < codebook_size:
+        raise ValueError(f"{len(flat)} latents are too few for {codebook_size} codes")
+    points = flat.to("cpu", torch.promote_types(flat.dtype, torch.float32)).numpy()
+    fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
+    share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
+    place = {"dtype": latents.dtype, "device": latents.device}
+    return torch.from_numpy(fitted.cluster_centers_).to(**place), torch.from_numpy(share).to(**place)
