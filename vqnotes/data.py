@@ -94,7 +94,8 @@ def gaussian_modes(modes: int = 10, per_mode: int = 1000, dim: int = 2, seed: in
             half *= 1.1
     y = rng.permutation(np.repeat(np.arange(modes), per_mode))
     x = centers[y] + rng.standard_normal((len(y), dim))
-    shift, scale = x.mean(axis=0), x.std() or 1.0
+    shift = x.mean(axis=0)
+    scale = (x - shift).std() or 1.0
     return LabelledData(
         torch.from_numpy((x - shift) / scale).float(),
         torch.from_numpy(y).long(),

@@ -147,11 +147,11 @@ def picture(ax: Axes, image: Tensor, title: str = "") -> pd.DataFrame:
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image must be (1 or 3, H, W), got {tuple(image.shape)}")
-    drawn = image.detach().clamp(0, 1).permute(1, 2, 0).cpu()
-    ax.imshow(drawn.squeeze(-1) if len(image) == 1 else drawn, cmap="gray", vmin=0, vmax=1)
+    drawn = image.detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    ax.imshow(drawn[..., 0] if len(image) == 1 else drawn, cmap="gray", vmin=0, vmax=1)
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
-    return pd.DataFrame({"channel": range(len(image)), "mean": drawn.mean(dim=(0, 1)).numpy()})
+    return pd.DataFrame({"channel": range(len(image)), "mean": drawn.mean(axis=(0, 1))})
 
 
 def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:

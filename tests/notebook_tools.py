@@ -1,0 +1,103 @@
+"""What is done to notebooks by script, and what the tests know about them.
+
+    python tests/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
+    python tests/notebook_tools.py stamp OWNER/NAME     writes the public address into badges and set-up cells
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+SETUP = '''\
+# On Colab this installs the course's module; anywhere else it only imports it.
+try:
+    import vqnotes
+except ImportError:
+    import os
+
+    source = os.environ.get("VQNOTES_SOURCE", "git+https://github.com/{repo}@v{version}")
+    %pip install --quiet --no-deps {{source}}
+    import vqnotes'''
+
+
+def project(field: str) -> str:
+    """The first value of a field of pyproject.toml, read as text so that Python 3.10 can do it too."""
+    return re.search(rf'^{field} = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+
+
+def repository() -> str:
+    return project("Repository").removeprefix("https://github.com/")
+
+
+def setup_cell() -> str:
+    return SETUP.format(repo=repository(), version=project("version"))
+
+
+def badge(path: Path) -> str:
+    """The "Open in Colab" badge of one notebook."""
+    address = f"https://colab.research.google.com/github/{repository()}/blob/main/notebooks/{path.name}"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Removes what depends on the machine or on a live kernel: widget state, timings, ids of progress bars."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):  # an empty id is hidden; the text is what GitHub shows
+                output.data = nbformat.from_dict(
+                    {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": "progress"}
+                )
+
+
+def run(path: Path) -> None:
+    """Executes one notebook and replaces its file, only if every cell ran without an error or a warning."""
+    notebook = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+    ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                raise RuntimeError(f"{path.name} writes to stderr: {output.text}")
+    clean(notebook)
+    beside = path.with_suffix(".new")
+    nbformat.write(notebook, beside)
+    os.replace(beside, path)
+    print(f"{path.name}: {time.perf_counter() - start:.0f} s")
+
+
+def stamp(repo: str) -> None:
+    """Writes the public address of the repository into pyproject.toml, the README and the notebooks."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise SystemExit(f"REPO must be owner/name, got {repo!r}")
+    old = repository()
+    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS]:
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(rf"(github(?:\.com)?/){re.escape(old)}(?![\w.-])", rf"\g<1>{repo}", text)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if command == "run" and arguments:
+        for argument in arguments:
+            run(Path(argument))
+    elif command == "stamp" and len(arguments) == 1:
+        stamp(arguments[0])
+    else:
+        raise SystemExit(__doc__)

@@ -1,0 +1,109 @@
+"""Figures draw the data they return. nbval never compares pictures, so this is where they are tested."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vqnotes import metrics, plots
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def normal(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
+
+
+def test_codes_and_latents_tells_live_from_dead(ax):
+    latents, codebook = normal(50, 2), torch.tensor([[0.0, 0.0], [99.0, 99.0], [1.0, 1.0]])
+    frame = plots.codes_and_latents(ax, latents, codebook)
+    assert frame["kind"].tolist() == ["latent"] * 50 + ["live code", "dead code", "live code"]
+    drawn = {c.get_label(): np.asarray(c.get_offsets()) for c in ax.collections}
+    assert drawn["dead codes"].tolist() == [[99, 99]] and drawn["live codes"].tolist() == [[0, 0], [1, 1]]
+    assert np.allclose(drawn["latents"], latents) and np.allclose(frame[["x", "y"]][50:], codebook)
+
+
+def test_codes_and_latents_projects_onto_the_main_plane(ax):
+    latents = normal(200, 5) * torch.tensor([0.01, 3.0, 0.01, 1.0, 0.01])
+    frame = plots.codes_and_latents(ax, latents, latents[:4], sample=30)
+    assert (frame["kind"] == "latent").sum() == 30
+    assert np.abs(frame["x"][:30]).to_numpy() == pytest.approx((latents - latents.mean(0))[:30, 1].abs().numpy(), abs=0.1)
+    assert set(plots.codes_and_latents(ax, normal(20, 1), normal(3, 1))["y"]) == {0}
+
+
+def test_code_counts_are_sorted_and_whole(ax):
+    frame = plots.code_counts(ax, torch.tensor([2, 2, 2, 0]), 4)
+    assert frame["count"].tolist() == [3, 1, 0, 0] and frame["rank"].tolist() == [1, 2, 3, 4]
+    assert ax.lines[0].get_ydata().tolist() == [3, 1]
+
+
+def runs():
+    rows = [
+        {"start": start, "codes": codes, "value": base + seed}
+        for start, base in (("b", 10), ("a", 20))
+        for codes in (8, 16)
+        for seed in range(5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_curves_draw_the_mean_and_its_interval(ax):
+    table = plots.curves(ax, runs(), x="codes", y="value", by="start")
+    assert table["start"].tolist() == ["b", "b", "a", "a"] and table["mean"].tolist() == [12, 12, 22, 22]
+    assert table["low"][0], table["high"][0] == metrics.confidence_interval([10, 11, 12, 13, 14])
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[12, 12], [22, 22]]
+    assert [line.get_label() for line in ax.lines] == ["b", "a"] and len(ax.collections) == 2
+    assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
+
+
+def test_arms_draw_every_run(ax):
+    table = plots.arms(ax, runs(), y="value", by="start")
+    assert table["mean"].tolist() == [12, 22] and [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
+    assert sorted(ax.lines[0].get_xdata()) == sorted([10, 11, 12, 13, 14] * 2)
+    with pytest.raises(ValueError, match="two finite"):
+        plots.arms(ax, runs()[:1], y="value", by="start")
+
+
+def test_spectrum_marks_the_effective_dimension(ax):
+    x = normal(500, 6) * torch.tensor([3.0, 2.0, 1.0, 0.1, 0.01, 0.01])
+    frame = plots.spectrum(ax, x)
+    assert frame["share"].iloc[-1] == pytest.approx(1) and frame["share"].is_monotonic_increasing
+    assert ax.lines[1].get_xdata()[0] == metrics.effective_dimension(x) == 3
+
+
+def test_picture_shows_the_image_cut_to_its_range(ax):
+    image = torch.stack([torch.full((2, 2), v) for v in (-1.0, 0.5, 2.0)])
+    assert plots.picture(ax, image)["mean"].tolist() == [0, 0.5, 1]
+    assert np.asarray(ax.images[0].get_array()).shape == (2, 2, 3)
+    assert np.asarray(plots.picture(ax, image[:1])["mean"]).tolist() == [0]
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\)"):
+        plots.picture(ax, image[:2])
+
+
+def test_index_map_gives_every_code_its_own_colour(ax):
+    index = torch.arange(300).repeat_interleave(2).reshape(20, 30)
+    frame = plots.index_map(ax, index)
+    assert len(frame) == 300 and (frame["count"] == 2).all()
+    colours = np.asarray(ax.images[0].get_array()).reshape(-1, 3)
+    assert len(np.unique(colours.round(6), axis=0)) == 300 and np.array_equal(colours[0], colours[1])
+    assert plots.index_map(ax, torch.tensor([[5, 5], [5, 9]]))["code"].tolist() == [5, 9]
+    with pytest.raises(ValueError, match=r"\(4,\)"):
+        plots.index_map(ax, torch.arange(4))
+
+
+def test_show_closes_the_figure_and_insists_on_a_text(capsys):
+    figure, _ = plt.subplots()
+    with pytest.raises(ValueError, match="alternative text"):
+        plots.show(figure, " ")
+    plots.show(figure, "an empty plot")
+    assert not plt.fignum_exists(figure.number)

@@ -1,0 +1,78 @@
+"""The lists of dependencies agree, the module stays small, and importing it stays cheap."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def requirements():
+    """All requirements of the installed project, those of its extras included."""
+    return [Requirement(line) for line in importlib.metadata.requires("vqnotes")]
+
+
+def pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+def test_requirements_have_a_lower_bound_and_no_cap():
+    for requirement in requirements():
+        assert re.fullmatch(r">=[\d.]+", str(requirement.specifier)), str(requirement)
+
+
+def test_constraints_pin_every_requirement_within_its_bounds():
+    pins = pinned()
+    for requirement in requirements():
+        (pin,) = pins[canonicalize_name(requirement.name)].specifier
+        assert pin.operator == "==" and requirement.specifier.contains(pin.version), str(requirement)
+
+
+def test_installed_versions_are_the_pinned_ones():
+    """Only where constraints.txt was used, as `make` does; other routes install what they find."""
+    if not (ROOT / ".venv" / "ready").exists() or not sys.prefix.startswith(str(ROOT / ".venv")):
+        return
+    for name, pin in pinned().items():
+        if pin.marker is None or pin.marker.evaluate():
+            installed = importlib.metadata.version(name).split("+")[0]
+            assert pin.specifier.contains(installed), f"{name} {installed}"
+
+
+def test_environment_takes_python_from_conda_and_the_project_by_pip():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, by_pip = environment["dependencies"]
+    declared = re.search(r'requires-python = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    assert python == f"python{declared}" and pip == "pip"
+    assert by_pip == {"pip": ["-c constraints.txt", "-e .[lab,test]"]}
+
+
+def test_import_loads_nothing_heavy_but_torch():
+    code = (
+        "import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.checks\n"
+        "print([name for name in ('sklearn', 'matplotlib', 'seaborn', 'pandas', 'pooch', 'scipy') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_modules_import_only_from_those_before_them():
+    order = ["data", "quantizers", "models", "training", "metrics", "plots", "checks"]
+    assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
+    for name in order:
+        source = (ROOT / "vqnotes" / f"{name}.py").read_text(encoding="utf-8")
+        for imported in re.findall(r"^\s*from vqnotes\.(\w+) import", source, re.M):
+            assert order.index(imported) < order.index(name), f"{name} imports {imported}"
+
+
+def test_no_file_is_longer_than_300_lines():
+    for path in [*(ROOT / "vqnotes").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path.name

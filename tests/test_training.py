@@ -1,0 +1,142 @@
+"""Models have the shapes they promise; a run is repeatable, and survives an interrupt."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from vqnotes.models import conv_autoencoder, mlp_autoencoder
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.training import evaluate, fit
+
+
+def normal(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
+
+
+def small_model(seed=0, **options):
+    torch.manual_seed(seed)
+    return mlp_autoencoder(4, VectorQuantizer(8, 2, **options), width=16)
+
+
+def test_models_have_the_shapes_they_promise():
+    reconstruction, quantized = small_model()(normal(5, 4))
+    assert reconstruction.shape == (5, 4) and quantized.index.shape == (5,) and quantized.latents_q.shape == (5, 2)
+    model = conv_autoencoder(3, VectorQuantizer(8, 6), patch=4)
+    images = torch.rand(2, 3, 20, 32)
+    reconstruction, quantized = model(images)
+    assert reconstruction.shape == images.shape and quantized.index.shape == (2, 5, 8)
+    assert model.encode(images).shape == quantized.latents_q.shape == (2, 5, 8, 6)
+    assert torch.equal(model.decode(quantized.latents_q), reconstruction)
+
+
+def test_width_is_the_encoders_alone():
+    def parameters(module):
+        return sum(p.numel() for p in module.parameters())
+
+    for build in (mlp_autoencoder, conv_autoencoder):
+        narrow, wide = (build(3, VectorQuantizer(8, 2), width=w) for w in (2, 64))
+        assert parameters(narrow.encoder) < parameters(wide.encoder)
+        assert parameters(narrow.decoder) == parameters(wide.decoder)
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_the_same_seed_gives_the_same_run(update):
+    x, results = normal(300, 4), []
+    for seed in (1, 1, 2):
+        model = small_model(update=update)
+        history = fit(model, x, steps=20, seed=seed, warmup=5, progress=False)
+        results.append((history.reconstruction, model.quantizer.codebook.detach().clone()))
+    assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
+    assert results[0][0] != results[2][0]
+
+
+def test_a_run_learns_and_records_every_step():
+    model, x = small_model(), normal(500, 4)
+    seen = []
+    history = fit(
+        model, x, steps=200, seed=0, warmup=100, lr=3e-3, progress=False, callback=lambda step, _: seen.append(step)
+    )
+    assert seen == list(range(201)) and len(history) == 200 and not history.interrupted
+    assert np.isnan(history.quantizer[:100]).all() and np.isfinite(history.quantizer[100:]).all()
+    assert np.mean(history.reconstruction[:10]) > 0.9 > 0.7 > np.mean(history.reconstruction[90:100])
+
+
+def test_the_codebook_is_started_at_the_switch_from_the_latents_of_then():
+    model, x, codebooks = small_model(), normal(500, 4), {}
+
+    def remember(step, now):
+        codebooks[step] = now.quantizer.codebook.detach().clone()
+
+    fit(model, x, steps=12, seed=0, warmup=10, progress=False, callback=remember)
+    assert torch.equal(codebooks[0], codebooks[9]) and not torch.equal(codebooks[9], codebooks[10])
+    model, untouched = small_model(), small_model().quantizer.codebook.detach()
+    fit(model, x, steps=1, seed=0, init=None, progress=False, callback=remember)
+    assert torch.equal(codebooks[0], untouched)
+
+
+def test_evaluate_is_whole_and_changes_nothing():
+    model, x = small_model(update="ema").train(), normal(300, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outcome = evaluate(model, x, batch_size=64)
+    assert outcome.latents.shape == (300, 2) and outcome.index.shape == (300,) and outcome.reconstruction.shape == x.shape
+    assert not outcome.reconstruction.requires_grad and model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_interrupt_returns_the_history_so_far_and_a_usable_model():
+    model, x = small_model(update="ema").eval(), normal(300, 4)
+
+    def stop(step, _):
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    history = fit(model, x, steps=100, seed=0, progress=False, callback=stop)
+    assert history.interrupted and len(history) == len(history.quantizer) == 7 and not model.training
+    assert torch.isfinite(evaluate(model, x).reconstruction).all()
+    assert len(fit(model, x, steps=5, seed=0, progress=False)) == 5
+
+
+def test_an_interrupt_at_any_moment_leaves_a_whole_history():
+    model, x = small_model(), normal(300, 4)
+    for delay in (0.05, 0.08, 0.11, 0.14):
+        timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        history = fit(model, x, steps=100_000, seed=0, progress=False)
+        timer.join()
+        assert history.interrupted and len(history.quantizer) == len(history.reconstruction) < 100_000
+
+
+def test_progress_is_shown_on_a_terminal_and_leaves_nothing_on_stdout():
+    code = (
+        "import torch; from vqnotes import models, quantizers, training\n"
+        "model = models.mlp_autoencoder(2, quantizers.VectorQuantizer(4, 2))\n"
+        "training.fit(model, torch.rand(64, 2), steps=30, seed=0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "training" in run.stderr and "30" in run.stderr and run.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "options, shown",
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"warmup": 11}, "warmup=11"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"init": "kmeens"}, "kmeens"),
+        ({"x": torch.zeros(0, 4)}, r"\(0, 4\)"),
+        ({"x": torch.ones(9, 4)}, "variance 0"),
+        ({"x": torch.full((9, 4), torch.nan)}, "nan"),
+        ({"x": normal(7, 4)}, "7 latents are too few for 8"),
+    ],
+)
+def test_bad_input_is_refused(options, shown):
+    x = options.pop("x", normal(100, 4))
+    with pytest.raises(ValueError, match=shown):
+        fit(small_model(), x, **{"steps": 10, "seed": 0, "progress": False, **options})
