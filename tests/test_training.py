@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqnotes.models import conv_autoencoder, mlp_autoencoder
+from vqnotes.models import FromPatches, ToPatches, image_autoencoder, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import evaluate, fit
 
@@ -26,19 +26,28 @@ def small_model(seed=0, **options):
 def test_models_have_the_shapes_they_promise():
     reconstruction, quantized = small_model()(normal(5, 4))
     assert reconstruction.shape == (5, 4) and quantized.index.shape == (5,) and quantized.latents_q.shape == (5, 2)
-    model = conv_autoencoder(3, VectorQuantizer(8, 6), patch=4)
+    model = image_autoencoder(3, VectorQuantizer(8, 6), patch=4)
     images = torch.rand(2, 3, 20, 32)
     reconstruction, quantized = model(images)
     assert reconstruction.shape == images.shape and quantized.index.shape == (2, 5, 8)
     assert model.encode(images).shape == quantized.latents_q.shape == (2, 5, 8, 6)
     assert torch.equal(model.decode(quantized.latents_q), reconstruction)
+    with pytest.raises(ValueError, match=r"multiples of 4, got \(2, 3, 20, 30\)"):
+        model(torch.rand(2, 3, 20, 30))
+
+
+def test_patches_are_the_picture_cut_up_and_put_together_again():
+    images = torch.rand(2, 3, 8, 12)
+    patches = ToPatches(4)(images)
+    assert patches.shape == (2, 2, 3, 48) and torch.allclose(FromPatches(4)(patches), images, atol=1e-6)
+    assert sorted(patches[0, 1, 2].tolist()) == sorted((images[0, :, 4:, 8:] - 0.5).flatten().tolist())
 
 
 def test_width_is_the_encoders_alone():
     def parameters(module):
         return sum(p.numel() for p in module.parameters())
 
-    for build in (mlp_autoencoder, conv_autoencoder):
+    for build in (mlp_autoencoder, image_autoencoder):
         narrow, wide = (build(3, VectorQuantizer(8, 2), width=w) for w in (2, 64))
         assert parameters(narrow.encoder) < parameters(wide.encoder)
         assert parameters(narrow.decoder) == parameters(wide.decoder)

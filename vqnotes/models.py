@@ -1,5 +1,6 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqnotes.quantizers import Quantized
@@ -24,10 +25,13 @@ class VQAutoencoder(nn.Module):
 
 
 def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of the given sizes with ReLU between them: mlp(2, 64, 8) has one hidden layer of width 64."""
+    """Linear layers of the given sizes: mlp(2, 64, 8) has one hidden layer of width 64.
+
+    Leaky ReLU between them, so that a narrow net is limited by its width and not by units that died.
+    """
     layers = []
-    for before, after in zip(sizes, sizes[1:]):
-        layers += [nn.ReLU(), nn.Linear(before, after)]
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.LeakyReLU(0.1), nn.Linear(before, after)]
     return nn.Sequential(*layers[1:])
 
 
@@ -39,39 +43,55 @@ def mlp_autoencoder(dim: int, quantizer: nn.Module, *, width: int = 64, decoder_
     )
 
 
-class Permute(nn.Module):
-    """Reorders the axes: Permute(0, 2, 3, 1) turns (N, D, h, w) into channels-last (N, h, w, D)."""
+class ToPatches(nn.Module):
+    """Images (N, C, H, W) in [0, 1] to patches (N, H/size, W/size, C * size^2) around 0."""
 
-    def __init__(self, *axes: int):
+    def __init__(self, size: int):
         super().__init__()
-        self.axes = axes
+        self.size = size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(self.axes)
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2] % self.size or images.shape[-1] % self.size:
+            raise ValueError(f"height and width must be multiples of {self.size}, got {tuple(images.shape)}")
+        return F.pixel_unshuffle(images - 0.5, self.size).permute(0, 2, 3, 1)
 
 
-def conv_autoencoder(
+class FromPatches(nn.Module):
+    """The inverse of ToPatches."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.size) + 0.5
+
+
+class MixNeighbours(nn.Module):
+    """A 3 x 3 convolution over a grid of vectors, channels last: (N, h, w, before) to (N, h, w, after)."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 3, padding=1)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def image_autoencoder(
     channels: int, quantizer: nn.Module, *, patch: int = 4, width: int = 64, decoder_width: int = 64
 ) -> VQAutoencoder:
-    """Autoencoder for images (N, channels, H, W): one latent a patch, a grid (N, H/patch, W/patch, D).
+    """Autoencoder for images (N, channels, H, W) in [0, 1]: one latent a patch, a grid (N, H/patch, W/patch, D).
 
     The encoder sees one patch at a time; the decoder also looks at the eight neighbours of a latent, so that
-    patches join. H and W must be multiples of `patch`. width: channels of the encoder, its capacity.
+    patches join. H and W must be multiples of `patch`. width: hidden units of the encoder, its capacity.
     """
-    encoder = nn.Sequential(
-        nn.Conv2d(channels, width, patch, stride=patch),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 1),
-        nn.ReLU(),
-        nn.Conv2d(width, quantizer.dim, 1),
-        Permute(0, 2, 3, 1),
-    )
+    pixels = channels * patch**2
+    encoder = nn.Sequential(ToPatches(patch), mlp(pixels, width, width, quantizer.dim))
     decoder = nn.Sequential(
-        Permute(0, 3, 1, 2),
-        nn.Conv2d(quantizer.dim, decoder_width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(decoder_width, decoder_width, 1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(decoder_width, channels, patch, stride=patch),
+        MixNeighbours(quantizer.dim, decoder_width),
+        nn.LeakyReLU(0.1),
+        nn.Linear(decoder_width, pixels),
+        FromPatches(patch),
     )
     return VQAutoencoder(encoder, quantizer, decoder)
