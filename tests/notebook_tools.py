@@ -59,7 +59,7 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):  # an empty id is hidden; the text is what GitHub shows
                 output.data = nbformat.from_dict(
-                    {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": "progress"}
+                    {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": "(progress bar)"}
                 )
 
 

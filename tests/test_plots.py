@@ -1,14 +1,14 @@
 """Figures draw the data they return. nbval never compares pictures, so this is where they are tested."""
 
-import matplotlib
-
-matplotlib.use("Agg")
+import base64
+import io
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from vqnotes import metrics, plots
 
@@ -44,7 +44,7 @@ def test_codes_and_latents_projects_onto_the_main_plane(ax):
 def test_code_counts_are_sorted_and_whole(ax):
     frame = plots.code_counts(ax, torch.tensor([2, 2, 2, 0]), 4)
     assert frame["count"].tolist() == [3, 1, 0, 0] and frame["rank"].tolist() == [1, 2, 3, 4]
-    assert ax.lines[0].get_ydata().tolist() == [3, 1]
+    assert [bar.get_height() for bar in ax.patches] == [3, 1] and ax.lines[0].get_xdata().tolist() == [3, 4]
 
 
 def runs():
@@ -101,9 +101,17 @@ def test_index_map_gives_every_code_its_own_colour(ax):
         plots.index_map(ax, torch.arange(4))
 
 
-def test_show_closes_the_figure_and_insists_on_a_text(capsys):
-    figure, _ = plt.subplots()
+@pytest.mark.parametrize("picture, kind", [(True, "image/jpeg"), (False, "image/png")])
+def test_show_displays_the_figure_once_with_its_text_and_closes_it(monkeypatch, picture, kind):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options["metadata"])))
+    figure, ax = plt.subplots()
+    if picture:
+        plots.picture(ax, torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="alternative text"):
         plots.show(figure, " ")
-    plots.show(figure, "an empty plot")
+    plots.show(figure, "noise")
+    ((data, metadata),) = shown
+    assert set(data) == {kind, "text/plain"} and metadata == {kind: {"alt": "noise"}}
+    assert Image.open(io.BytesIO(base64.b64decode(data[kind]))).width > 300
     assert not plt.fignum_exists(figure.number)

@@ -3,6 +3,9 @@
 One colour for one thing in the whole course: data grey, latents blue, live codes orange, dead codes hollow crosses.
 """
 
+import base64
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,14 +29,24 @@ def use_style() -> None:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Shows the figure once, with a text for readers who cannot see it, and closes it."""
+    """Shows the figure once, with a text for readers who cannot see it, and closes it.
+
+    Figures that hold pictures are stored as JPEG, which is a tenth of the size; drawings as PNG, which is sharp.
+    """
     from IPython.display import display
 
     if not alt.strip():
         raise ValueError("a figure needs an alternative text")
+    kind = "jpeg" if any(ax.images for ax in figure.axes) else "png"
     figure.tight_layout()
-    display(figure, metadata={"image/png": {"alt": alt}})
+    stream = io.BytesIO()
+    figure.savefig(stream, format=kind, bbox_inches="tight", pil_kwargs={"quality": 88} if kind == "jpeg" else None)
     plt.close(figure)
+    data = {
+        f"image/{kind}": base64.b64encode(stream.getvalue()).decode(),
+        "text/plain": f"<figure with {len(figure.axes)} axes>",
+    }
+    display(data, metadata={f"image/{kind}": {"alt": alt}}, raw=True)
 
 
 def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int = 2000) -> pd.DataFrame:
@@ -74,14 +87,19 @@ def _to_plane(flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def code_counts(ax: Axes, index: Tensor, size: int, label: str | None = None) -> pd.DataFrame:
-    """How often each code is used, most used first, on a logarithmic axis. Returns columns rank (from 1), count."""
+    """How often each code is used, most used first, on a logarithmic axis; dead codes are crosses at the bottom.
+
+    Returns columns rank (from 1), count.
+    """
     meter = UsageMeter(size)
     meter.update(index)
     counts = meter.counts.sort(descending=True).values.numpy()
     frame = pd.DataFrame({"rank": np.arange(1, size + 1), "count": counts})
-    live = frame[frame["count"] > 0]
-    ax.step(live["rank"], live["count"], where="mid", label=label)
-    ax.set(yscale="log", xlim=(0, size + 1), xlabel="codes, most used first", ylabel="times used")
+    live, dead = frame[frame["count"] > 0], frame[frame["count"] == 0]
+    ax.bar(live["rank"], live["count"], width=1, color=LIVE, label=label)
+    some = dead["rank"][:: max(1, size // 32)]
+    ax.plot(some, np.full(len(some), 0.7), "x", color=DEAD, markersize=5)
+    ax.set(yscale="log", xlim=(0, size + 1), ylim=(0.5, None), xlabel="codes, most used first", ylabel="times used")
     return frame
 
 

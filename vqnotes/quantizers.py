@@ -67,8 +67,7 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     for start in range(0, len(flat), rows):
         z = flat[start : start + rows].to(dtype) - center
         scores = torch.addmm(half_squares, z, codes.T, alpha=-1)
-        best = scores.argmin(dim=1, keepdim=True)
-        lowest = scores.gather(1, best)
+        lowest, best = scores.min(dim=1, keepdim=True)
         second = scores.scatter_(1, best, torch.inf).amin(dim=1, keepdim=True)
         unsure = (second - lowest <= rounding * (z.norm(dim=1, keepdim=True) + codes.norm(dim=1).max()))[:, 0]
         best = best[:, 0]

@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 
 from vqnotes.models import VQAutoencoder
 
-INIT_LATENTS = 16_384  # latents given to the codebook's initialisation, at most
-INIT_INPUTS = 1_024  # inputs encoded for it, at most, unless each gives a single latent
+LATENTS_PER_CODE = 32  # given to the codebook's initialisation, where there are so many
 
 
 @dataclass
@@ -79,7 +78,8 @@ def fit(
     try:
         for step in range(steps + 1):
             if step == warmup and init is not None:
-                model.quantizer.init_codes(init, sample_latents(model, x, generator), seed)
+                count = LATENTS_PER_CODE * len(model.quantizer.codes())
+                model.quantizer.init_codes(init, sample_latents(model, x, count, generator), seed)
             if callback is not None:
                 callback(step, model)
             if step == steps:
@@ -108,14 +108,17 @@ def fit(
 
 
 @torch.no_grad()
-def sample_latents(model: VQAutoencoder, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to 16,384 latents (N, D) of random inputs, as they leave the encoder now."""
-    one = model.encode(x[:1])
-    per_input = one[..., 0].numel()
-    inputs = min(len(x), INIT_LATENTS if per_input == 1 else INIT_INPUTS)
+def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` latents (count, D), as they leave the encoder now, or all that random inputs give if they are fewer.
+
+    Of inputs that give many latents each, four times as many as needed are encoded, so that the choice is wide.
+    """
+    per_input = model.encode(x[:1])[..., 0].numel()
+    inputs = count if per_input == 1 else 4 * count // per_input + 1
     some = x[torch.randperm(len(x), generator=generator)[:inputs].to(x.device)]
-    latents = model.encode(some).reshape(-1, one.shape[-1])
-    return latents[torch.randperm(len(latents), generator=generator)[:INIT_LATENTS].to(x.device)]
+    latents = model.encode(some)
+    latents = latents.reshape(-1, latents.shape[-1])
+    return latents[torch.randperm(len(latents), generator=generator)[:count].to(x.device)]
 
 
 @torch.no_grad()
