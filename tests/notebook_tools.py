@@ -4,10 +4,12 @@
     python tests/notebook_tools.py stamp OWNER/NAME     writes the public address into badges and set-up cells
 """
 
+import base64
 import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -15,6 +17,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PICTURES = {"image/png", "image/jpeg"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -51,6 +54,13 @@ def badge(path: Path) -> str:
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
 
 
+def pictures(notebook: nbformat.NotebookNode) -> Iterator[tuple[bytes, str]]:
+    """Each stored figure, as its file's bytes and its alternative text."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        for kind in PICTURES & output.get("data", {}).keys():
+            yield base64.b64decode(output.data[kind]), output.metadata.get(kind, {}).get("alt", "")
+
+
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Removes what depends on the machine or on a live kernel: widget state, timings, ids of progress bars."""
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -78,18 +88,18 @@ def run(path: Path) -> None:
     beside = path.with_suffix(".new")
     nbformat.write(notebook, beside)
     os.replace(beside, path)
+    if path.name == NOTEBOOKS[0].name:  # the README shows its last figure
+        (ROOT / "docs" / "collapse.jpg").write_bytes(list(pictures(notebook))[-1][0])
     print(f"{path.name}: {time.perf_counter() - start:.0f} s")
 
 
-def stamp(repo: str) -> None:
-    """Writes the public address of the repository into pyproject.toml, the README and the notebooks."""
+def stamp(repo: str, root: Path = ROOT) -> None:
+    """Writes the public address of the repository into pyproject.toml, the README and the notebooks under `root`."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise SystemExit(f"REPO must be owner/name, got {repo!r}")
-    old = repository()
-    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS]:
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(rf"(github(?:\.com)?/){re.escape(old)}(?![\w.-])", rf"\g<1>{repo}", text)
-        path.write_text(text, encoding="utf-8")
+    old = re.compile(rf"(github(?:\.com)?/){re.escape(repository())}(?![\w.-]*\w)")
+    for path in [root / "pyproject.toml", root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]:
+        path.write_text(old.sub(rf"\g<1>{repo}", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,206 @@
+"""The notebooks as files: run in order, really compared, linked, small, and the same where they must be the same."""
+
+import ast
+import io
+import re
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from notebook_tools import NOTEBOOKS, PICTURES, ROOT, badge, clean, pictures, repository, setup_cell, stamp
+from PIL import Image
+
+from vqnotes import quantizers
+
+ALLOWED_TAGS = {"nbval-ignore-output"}
+MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp|work|opt|usr)/|[A-Z]:\\\\")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def prose(path):
+    return "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+def test_notebooks_are_numbered_without_gaps():
+    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(len(NOTEBOOKS))) and len(NOTEBOOKS) >= 4
+    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name) for path in NOTEBOOKS)
+
+
+@each_notebook
+def test_every_cell_was_run_in_order_without_error_or_warning(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error" and output.get("name") != "stderr", cell.source
+
+
+@each_notebook
+def test_nbval_really_compares_at_least_nine_cells_in_ten(path):
+    cells = code_cells(path)
+    ignored = [cell for cell in cells if "nbval-ignore-output" in cell.metadata.get("tags", [])]
+    assert len(ignored) <= len(cells) / 10
+    for cell in cells:
+        assert set(cell.metadata.get("tags", [])) <= ALLOWED_TAGS
+        assert "NBVAL" not in cell.source
+    for i, cell in enumerate(cells):  # nbval compares no picture: a claim must stand next to each
+        if "plots.show(" in cell.source:
+            assert any("claim(" in near.source for near in cells[max(0, i - 1) : i + 3]), cell.source
+
+
+@each_notebook
+def test_a_claim_stands_in_every_printed_tick(path):
+    ticks = [line for cell in code_cells(path) for o in cell.outputs for line in o.get("text", "").splitlines()]
+    assert sum(line.startswith("✓ ") for line in ticks) >= 6
+
+
+@each_notebook
+def test_the_file_is_clean_and_small(path):
+    raw = path.read_text(encoding="utf-8")
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert len(raw.encode()) < 600_000
+    assert "widgets" not in notebook.metadata and notebook.metadata.kernelspec.name == "python3"
+    text = raw
+    for output in (o for cell in code_cells(path) for o in cell.outputs):
+        for kind in PICTURES:
+            text = text.replace(output.get("data", {}).get(kind, "\0"), "")
+    assert not MACHINE_PATH.search(text), MACHINE_PATH.search(text)
+    cleaned = read(path)
+    clean(cleaned)
+    assert cleaned == notebook, "run it through `make run`"
+
+
+@each_notebook
+def test_cells_and_texts_have_a_readable_length(path):
+    assert 1200 <= len(prose(path).split()) <= 2500
+    for cell in code_cells(path):
+        assert len(cell.source.splitlines()) <= 30, cell.source
+        assert not re.search(r";\s*$", cell.source), "a trailing semicolon changes what nbval sees"
+        assert "to_jshtml" not in cell.source and "clear_output" not in cell.source and "%time" not in cell.source
+
+
+@each_notebook
+def test_the_opening_and_the_end_are_complete(path):
+    text = prose(path)
+    assert re.match(rf"# {path.name[:2]} · .+\?\n", text), "the title is a question"
+    for part in ("You will be able to", "What to know first:", "Time:", "Where it ends:"):
+        assert f"**{part}**" in text
+    assert text.count("Predict before you run") >= 1
+    for heading in ("What we saw", "What this does not show", "Further reading"):
+        assert f"\n## {heading}\n" in text
+
+
+@each_notebook
+def test_the_badge_opens_this_notebook(path):
+    assert prose(path).count("colab.research.google.com/github") == 1 and badge(path) in prose(path)
+
+
+@each_notebook
+def test_the_set_up_cell_is_the_same_everywhere(path):
+    assert [cell.source for cell in code_cells(path)].count(setup_cell()) == 1
+    assert code_cells(path)[0].source == setup_cell()
+    assert sum("pip install" in cell.source for cell in code_cells(path)) == 1
+
+
+@each_notebook
+def test_links_between_notebooks_resolve(path):
+    links = re.findall(r"\]\(([^)]+)\)", prose(path))
+    for link in links:
+        if not link.startswith("https://"):
+            assert (path.parent / link).is_file(), link
+    position = NOTEBOOKS.index(path)
+    end = prose(path).rsplit("---", 1)[1]
+    for neighbour in NOTEBOOKS[max(0, position - 1) : position] + NOTEBOOKS[position + 1 : position + 2]:
+        assert neighbour.name in end
+
+
+@each_notebook
+def test_figures_are_there_described_and_not_empty(path):
+    figures = list(pictures(read(path)))
+    assert len(figures) == sum(cell.source.count("plots.show(") for cell in code_cells(path)) >= 2
+    for content, alt in figures:
+        assert len(alt.split()) >= 6
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L"), dtype=float)
+        assert min(pixels.shape) > 150 and pixels.std() > 5
+
+
+@each_notebook
+def test_code_uses_the_module_and_does_not_copy_it(path):
+    if path.name.startswith("01"):
+        return  # there the quantiser is taught; the next test compares it
+    module = {
+        node.name
+        for file in (ROOT / "vqnotes").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
+    for cell in code_cells(path)[1:]:
+        names = {n.name for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert not names & module, names & module
+
+
+def definitions(path):
+    """The functions and classes that a notebook defines, as a namespace."""
+    space = {"torch": torch, "F": torch.nn.functional, "nn": torch.nn}
+    for cell in code_cells(path)[1:]:
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                exec(compile(ast.Module([node], []), path.name, "exec"), space)
+    return space
+
+
+def test_the_quantiser_taught_in_01_is_the_one_in_the_module():
+    taught = definitions(NOTEBOOKS[1])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        latents = torch.from_numpy(rng.standard_normal((50, 4))).float().requires_grad_()
+        codebook = torch.from_numpy(rng.standard_normal((16, 4))).float()
+        assert torch.equal(taught["nearest_code"](latents, codebook), quantizers.nearest_code(latents, codebook))
+        results = []
+        for quantizer in (taught["VectorQuantizer"](16, 4), quantizers.VectorQuantizer(16, 4)):
+            quantizer.load_state_dict({"codebook": codebook})
+            latents_q, index, loss = quantizer(latents)
+            gradients = torch.autograd.grad(latents_q.square().sum() + loss, [latents, quantizer.codebook])
+            results.append((latents_q, index, loss, *gradients))
+        assert all(torch.allclose(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+# ---------------------------------------------------------------- the README and the public address
+
+
+def test_the_readme_lists_every_notebook_with_its_badge():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        question = read(path).cells[0].source.splitlines()[0].split(": ", 1)[1]
+        assert badge(path) in readme and f"notebooks/{path.name}" in readme and question in readme
+    for link in re.findall(r"\]\(([^)]+)\)", readme):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_readmes_picture_is_the_last_figure_of_00():
+    assert (ROOT / "docs" / "collapse.jpg").read_bytes() == list(pictures(read(NOTEBOOKS[0])))[-1][0]
+
+
+def test_stamp_changes_the_address_everywhere(tmp_path):
+    names = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
+    (tmp_path / "notebooks").mkdir()
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path / name)
+    stamp("some-one/other.name", tmp_path)
+    for name in names:
+        before, after = ((root / name).read_text(encoding="utf-8") for root in (ROOT, tmp_path))
+        assert before.count(repository()) == after.count("some-one/other.name") >= 1 and repository() not in after
+    with pytest.raises(SystemExit, match="owner/name"):
+        stamp("nonsense", tmp_path)
