@@ -196,7 +196,21 @@ def test_a_folder_of_your_own_comes_first(server, tmp_path, monkeypatch, packed)
     assert cached(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"no gzip at all", gzip.compress(b"other"), gzip.compress(idx(IMAGES))[:-9]])
+def test_a_wrong_file_of_the_system_is_passed_over(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path)
+    (tmp_path / "x-ubyte.gz").write_bytes(b"no gzip at all")
+    (tmp_path / "y-ubyte.gz").write_bytes(gzip.compress(idx(LABELS), mtime=1))
+    check_fashion()
+    assert cached(tmp_path) == ["x-ubyte.gz"]
+
+
+DAMAGED = bytearray(gzip.compress(idx(IMAGES)))
+DAMAGED[2000:2100] = bytes(100)
+
+
+@pytest.mark.parametrize(
+    "content", [b"no gzip at all", gzip.compress(b"other"), gzip.compress(idx(IMAGES))[:-9], bytes(DAMAGED)]
+)
 def test_a_wrong_file_of_your_own_is_named_and_kept(server, tmp_path, monkeypatch, content):
     monkeypatch.setenv("VQNOTES_DATA", str(tmp_path))
     path = tmp_path / "x-ubyte.gz"

@@ -41,10 +41,20 @@ def test_codes_and_latents_projects_onto_the_main_plane(ax):
     assert set(plots.codes_and_latents(ax, normal(20, 1), normal(3, 1))["y"]) == {0}
 
 
+def test_latents_by_label_gives_each_label_its_colour(ax):
+    latents, y = normal(40, 2), torch.arange(40) % 3
+    frame = plots.latents_by_label(ax, latents, y, sample=30)
+    (drawn,) = ax.collections
+    assert np.allclose(drawn.get_offsets(), latents[:30]) and frame["label"].tolist() == y[:30].tolist()
+    colours = [tuple(colour) for colour in drawn.get_facecolor()]
+    assert len(set(colours)) == 3 and colours[0] == colours[3] != colours[1]
+    assert np.ptp(plots.latents_by_label(ax, normal(40, 1) * torch.ones(40, 6), y)["y"]) < 1e-6
+
+
 def test_code_counts_are_sorted_and_whole(ax):
     frame = plots.code_counts(ax, torch.tensor([2, 2, 2, 0]), 4)
     assert frame["count"].tolist() == [3, 1, 0, 0] and frame["rank"].tolist() == [1, 2, 3, 4]
-    assert [bar.get_height() for bar in ax.patches] == [3, 1] and ax.lines[0].get_xdata().tolist() == [3, 4]
+    assert ax.collections[0].get_datalim(ax.transData).ymax == 3 and ax.lines[0].get_xdata().tolist() == [3, 4]
 
 
 def runs():

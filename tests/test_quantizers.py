@@ -47,6 +47,17 @@ def test_nearest_code_gives_ties_to_the_lowest_index():
     assert (nearest_code(normal(50, 16, seed=1), torch.ones(9, 16)) == 0).all()
 
 
+def test_nearest_code_is_exact_under_autocast():
+    latents, codebook = normal(500, 16), normal(300, 16, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+
+
+def test_nearest_code_survives_values_whose_squares_overflow():
+    latents, codebook = 1e20 * normal(50, 4), 1e20 * normal(30, 4, seed=1)
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+
+
 def test_nearest_code_is_not_misled_by_one_code_far_away():
     codebook = torch.cat([normal(255, 8), torch.full((1, 8), 1e5)])
     latents = normal(2000, 8, seed=1)

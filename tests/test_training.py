@@ -88,6 +88,16 @@ def test_the_codebook_is_started_at_the_switch_from_the_latents_of_then():
     assert torch.equal(codebooks[0], untouched)
 
 
+def test_the_batches_do_not_depend_on_when_or_how_the_codebook_starts():
+    x, seen = normal(500, 4), []
+    for init, warmup in (("uniform", 0), ("kmeans", 0), ("kmeans", 3)):
+        model, batches = small_model(), []
+        model.encoder.register_forward_hook(lambda _, inputs, __: batches.append(inputs[0].clone()))
+        fit(model, x, steps=6, seed=0, warmup=warmup, init=init, batch_size=32, progress=False)
+        seen.append(torch.stack([batch for batch in batches if len(batch) == 32]))
+    assert len(seen[0]) == 6 and torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+
+
 def test_evaluate_is_whole_and_changes_nothing():
     model, x = small_model(update="ema").train(), normal(300, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -142,6 +152,7 @@ def test_progress_is_shown_on_a_terminal_and_leaves_nothing_on_stdout():
         ({"x": torch.zeros(0, 4)}, r"\(0, 4\)"),
         ({"x": torch.ones(9, 4)}, "variance 0"),
         ({"x": torch.full((9, 4), torch.nan)}, "nan"),
+        ({"x": torch.arange(36).reshape(9, 4)}, "int64"),
         ({"x": normal(7, 4)}, "7 latents are too few for 8"),
     ],
 )

@@ -79,7 +79,7 @@ def mode_entropy(codebook: Tensor, latents: Tensor, y: Tensor) -> float:
     check_codebook(codebook)
     labels = _check_labels(latents, y)
     nearest = nearest_code(codebook, latents.reshape(-1, latents.shape[-1]))
-    return _entropy(torch.bincount(labels[nearest]))
+    return _entropy(torch.bincount(labels[nearest.cpu()]))
 
 
 def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
@@ -149,8 +149,8 @@ def water_filling(variances, bits: float) -> WaterFilling:
     """Reverse water-filling: the least squared error of independent Gaussians at `bits` bits in all.
 
     The water level t solves sum_i max(0, log2(variance_i / t) / 2) = bits; the distortion is
-    sum_i min(t, variance_i) (Cover and Thomas, theorem 10.3.3). With K codes, bits = log2 K. A bound for long
-    blocks: a quantiser of single vectors stays above it.
+    sum_i min(t, variance_i) (Cover and Thomas, theorem 10.3.3). With K codes, bits = log2 K. No quantiser of such
+    Gaussian vectors does better; other distributions with these variances can.
     variances: (D,), not negative. Raises ValueError for negative or no variances, or negative bits.
     """
     values = np.asarray(variances, dtype=np.float64)
@@ -195,7 +195,8 @@ def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
     """Quantisation error of the codebook over that of offline k-means with as many codes, on the same latents.
 
     About 1: the codebook is as good as these latents allow, what is wrong is elsewhere. Far above 1: the codebook
-    is at fault. infinity if k-means reaches error 0 and the codebook does not.
+    is at fault. infinity if k-means reaches error 0 and the codebook does not. k-means runs once, from `seed`, and
+    is not perfect: the gap varies a little with the seed and can be below 1.
     Raises ValueError for fewer latents than codes.
     """
     centroids, _ = kmeans(latents, len(codebook), seed)

@@ -1,6 +1,6 @@
 """Figures: one function a figure type. Each draws on the `ax` it is given and returns what it drew as a DataFrame.
 
-One colour for one thing in the whole course: data grey, latents blue, live codes orange, dead codes hollow crosses.
+Where they show latents and codes: data grey, latents blue, live codes orange, dead codes crosses.
 """
 
 import base64
@@ -63,8 +63,7 @@ def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int =
     flat, codes = latents.detach().reshape(-1, latents.shape[-1]).cpu(), codebook.detach().cpu()
     live = torch.zeros(len(codes), dtype=torch.bool)
     live[nearest_code(flat, codes)] = True
-    if flat.shape[1] != 2:
-        flat, codes = _to_plane(flat, codes)
+    flat, codes = _to_plane(flat, codes)
     kinds = ["latent"] * len(flat[:sample]) + ["live code" if one else "dead code" for one in live]
     points = torch.cat([flat[:sample], codes]).double().numpy()
     frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "kind": kinds})
@@ -80,13 +79,32 @@ def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int =
     return frame
 
 
-def _to_plane(flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in coordinates of the first two principal components of `flat`; one-dimensional input gets a second, 0."""
+def latents_by_label(ax: Axes, latents: Tensor, y: Tensor, sample: int = 2000) -> pd.DataFrame:
+    """Latents in the plane of `codes_and_latents`, one colour a label. Draws at most `sample`, the first.
+
+    Returns columns x, y, label.
+    """
+    check_latents(latents)
+    flat = latents.detach().reshape(-1, latents.shape[-1]).cpu()
+    (plane,) = _to_plane(flat)
+    labels = torch.as_tensor(y).flatten().cpu()[:sample]
+    frame = pd.DataFrame({"x": plane[:sample, 0], "y": plane[:sample, 1], "label": labels})
+    ax.scatter(frame["x"], frame["y"], s=4, c=[PALETTE[label % len(PALETTE)] for label in frame["label"]])
+    ax.set(xticks=[], yticks=[])
+    ax.set_aspect("equal", adjustable="datalim")
+    return frame
+
+
+def _to_plane(flat: Tensor, *others: Tensor) -> list[Tensor]:
+    """All in coordinates of the first two principal components of `flat`; two dimensions stay as they are."""
+    parts = [part.double() for part in (flat, *others)]
+    if flat.shape[1] == 2:
+        return parts
     if flat.shape[1] == 1:
-        return tuple(torch.cat([part, torch.zeros_like(part)], dim=1) for part in (flat, codes))
-    center = flat.mean(dim=0)
-    axes = torch.linalg.svd((flat - center).double(), full_matrices=False).Vh[:2].T
-    return (flat - center).double() @ axes, (codes - center).double() @ axes
+        return [torch.cat([part, torch.zeros_like(part)], dim=1) for part in parts]
+    center = parts[0].mean(dim=0)
+    axes = torch.linalg.svd(parts[0] - center, full_matrices=False).Vh[:2].T
+    return [(part - center) @ axes for part in parts]
 
 
 def code_counts(ax: Axes, index: Tensor, size: int, label: str | None = None) -> pd.DataFrame:
@@ -99,20 +117,20 @@ def code_counts(ax: Axes, index: Tensor, size: int, label: str | None = None) ->
     counts = meter.counts.sort(descending=True).values.numpy()
     frame = pd.DataFrame({"rank": np.arange(1, size + 1), "count": counts})
     live, dead = frame[frame["count"] > 0], frame[frame["count"] == 0]
-    ax.bar(live["rank"], live["count"], width=1, color=LIVE, label=label)
+    ax.fill_between(live["rank"], live["count"], step="mid", color=LIVE, linewidth=0.5, label=label)
     some = dead["rank"][:: max(1, size // 32)]
     ax.plot(some, np.full(len(some), 0.7), "x", color=DEAD, markersize=5)
     ax.set(yscale="log", xlim=(0, size + 1), ylim=(0.5, None), xlabel="codes, most used first", ylabel="times used")
     return frame
 
 
-def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str) -> pd.DataFrame:
+def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) -> pd.DataFrame:
     """Mean of y over runs at each x, one line for each value of `by`, with its bootstrap 95 % interval as a band.
 
-    runs: one row a run and x. Returns columns `by`, x, mean, low, high.
+    runs: one row a run and x. Returns columns `by` (if there is one), x, mean, low, high.
     """
-    table = summary(runs, [by, x], y)
-    for color, (name, part) in zip(PALETTE, table.groupby(by, sort=False)):
+    table = summary(runs, [by, x] if by else [x], y)
+    for color, (name, part) in zip(PALETTE, table.groupby(by, sort=False) if by else [(None, table)]):
         ax.plot(part[x], part["mean"], marker="o", markersize=4, color=color, label=name)
         ax.fill_between(part[x], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
     ax.set(xlabel=x, ylabel=y)

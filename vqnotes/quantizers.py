@@ -51,6 +51,7 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     difference of large numbers loses the small distance it should give, so both sides are first shifted to the
     centre of the codebook; and where the best two codes are closer than rounding can tell apart, that latent is
     measured again by plain differences in float64. Works in chunks of latents: memory does not grow with N * K.
+    Half precision counts in float32, also under autocast; on a GPU, TF32 products must be off (PyTorch's default).
     """
     check_codebook(codebook)
     check_latents(latents, codebook.shape[1])
@@ -59,19 +60,21 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     codes = codebook.to(dtype) - center
     half_squares = codes.square().sum(dim=1) / 2
     size, dim = codes.shape
-    rounding = 4 * (dim + 2) * torch.finfo(dtype).eps * codes.norm(dim=1).max()
+    longest = codes.norm(dim=1).max()
+    rounding = 4 * (dim + 2) * torch.finfo(dtype).eps * longest
 
     flat = latents.reshape(-1, dim)
     index = torch.empty(len(flat), dtype=torch.int64, device=flat.device)
     rows = max(1, SCORES_PER_CHUNK // size)
     for start in range(0, len(flat), rows):
         z = flat[start : start + rows].to(dtype) - center
-        scores = torch.addmm(half_squares, z, codes.T, alpha=-1)
+        with torch.autocast(flat.device.type, enabled=False):
+            scores = torch.addmm(half_squares, z, codes.T, alpha=-1)
         lowest, best = scores.min(dim=1, keepdim=True)
         second = scores.scatter_(1, best, torch.inf).amin(dim=1, keepdim=True)
-        unsure = (second - lowest <= rounding * (z.norm(dim=1, keepdim=True) + codes.norm(dim=1).max()))[:, 0]
-        best = best[:, 0]
-        if size > 1 and unsure.any():
+        sure = (second - lowest > rounding * (z.norm(dim=1, keepdim=True) + longest))[:, 0]
+        best, unsure = best[:, 0], ~sure  # overflow gives NaN, which is not sure
+        if unsure.any():
             best[unsure] = _nearest_by_differences(flat[start : start + rows][unsure], codebook)
         index[start : start + rows] = best
     return index.reshape(latents.shape[:-1])
@@ -167,9 +170,11 @@ class VectorQuantizer(nn.Module):
     def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
         """Starts the codebook anew.
 
-        how: "uniform" U(-1/K, 1/K); "normal" N(0, 1); "data" K different latents drawn at random;
+        how: "uniform" U(-1/K, 1/K); "normal" N(0, 1); "data" K rows of the latents drawn without replacement;
         "kmeans" the centroids of k-means on the latents (scikit-learn; k-means++ start).
-        latents: (..., D), needed by the last two. Raises ValueError for another `how` or fewer latents than codes.
+        latents: (..., D), needed by the last two. With EMA, "kmeans" also starts each code's share at that of its
+        cluster; the others start it at 0, so the first latents that choose a code determine it entirely.
+        Raises ValueError for another `how` or fewer latents than codes.
         """
         if how not in INITS:
             raise ValueError(f"how must be one of {INITS}, got {how!r}")

@@ -60,17 +60,18 @@ def fit(
     seed: of the batches and of the initialisation; the model's own weights are the caller's.
     callback: called as callback(step, model) before each step and once after the last.
     An interrupt (Ctrl-C, the stop button) ends the run: the history so far is returned, the model stays usable.
-    Raises ValueError for x without variance, steps < 1, batch_size < 1, lr <= 0 or warmup outside 0 .. steps.
+    Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, lr <= 0 or warmup outside 0 .. steps.
     """
-    variance = x.var(correction=0) if x.numel() else torch.tensor(0.0)  # of all entries
+    variance = x.var(correction=0) if x.numel() and x.is_floating_point() else torch.tensor(0.0)  # of all entries
     if not (torch.isfinite(variance) and variance > 0):
-        raise ValueError(f"x must be finite and vary: shape {tuple(x.shape)}, variance {variance.item()}")
+        shown = f"{x.dtype} {tuple(x.shape)}, variance {variance.item()}"
+        raise ValueError(f"x must be floating point, finite, and vary: got {shown}")
     if steps < 1 or batch_size < 1 or not lr > 0 or not 0 <= warmup <= steps:
         raise ValueError(
             f"need steps >= 1, 0 <= warmup <= steps, batch_size >= 1 and lr > 0; "
             f"got steps={steps}, warmup={warmup}, batch_size={batch_size}, lr={lr}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    batches, sample = (torch.Generator().manual_seed(seed) for _ in range(2))  # batches do not depend on `init`
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
     history, was_training = History(), model.training
     model.train()
@@ -79,12 +80,12 @@ def fit(
         for step in range(steps + 1):
             if step == warmup and init is not None:
                 count = LATENTS_PER_CODE * len(model.quantizer.codes())
-                model.quantizer.init_codes(init, sample_latents(model, x, count, generator), seed)
+                model.quantizer.init_codes(init, sample_latents(model, x, count, sample), seed)
             if callback is not None:
                 callback(step, model)
             if step == steps:
                 break
-            batch = x[torch.randint(len(x), (batch_size,), generator=generator).to(x.device)]
+            batch = x[torch.randint(len(x), (batch_size,), generator=batches).to(x.device)]
             if step < warmup:
                 reconstruction, quantizer_loss = model.decode(model.encode(batch)), torch.tensor(torch.nan)
                 error = loss = F.mse_loss(reconstruction, batch) / variance
