@@ -67,9 +67,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
         for output in cell.get("outputs", []):
-            if WIDGET in output.get("data", {}):  # an empty id is hidden; the text is what GitHub shows
+            if WIDGET in output.get("data", {}):  # without a live kernel nothing should show
                 output.data = nbformat.from_dict(
-                    {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": "(progress bar)"}
+                    {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": ""}
                 )
 
 

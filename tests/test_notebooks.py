@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from notebook_tools import NOTEBOOKS, PICTURES, ROOT, badge, clean, pictures, repository, setup_cell, stamp
+from nbval.plugin import get_sanitize_patterns
 from PIL import Image
 
 from vqnotes import quantizers
@@ -57,6 +58,14 @@ def test_nbval_really_compares_at_least_nine_cells_in_ten(path):
     for i, cell in enumerate(cells):  # nbval compares no picture: a claim must stand next to each
         if "plots.show(" in cell.source:
             assert any("claim(" in near.source for near in cells[max(0, i - 1) : i + 3]), cell.source
+
+
+def test_nbval_loads_every_rule_of_sanitize_cfg():
+    text = (ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8")
+    rules = get_sanitize_patterns(text)
+    assert len(rules) == text.count("regex:") == 1
+    bar = "training:  12%|█▏        | 12/100 [00:01<00:09,  9.8it/s]"
+    assert re.sub(*rules[0], bar) == "" and re.sub(*rules[0], "12% of 3") == "12% of 3"
 
 
 @each_notebook
