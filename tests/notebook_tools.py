@@ -1,7 +1,7 @@
 """What is done to notebooks by script, and what the tests know about them.
 
-    python tests/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
-    python tests/notebook_tools.py stamp OWNER/NAME     writes the public address into badges and set-up cells
+python tests/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
+python tests/notebook_tools.py stamp OWNER/NAME     writes the public address into badges and set-up cells
 """
 
 import base64
@@ -23,7 +23,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-SETUP = '''\
+SETUP = """\
 # On Colab this installs the course's module; anywhere else it only imports it.
 try:
     import vqnotes
@@ -32,7 +32,7 @@ except ImportError:
 
     source = os.environ.get("VQNOTES_SOURCE", "git+https://github.com/{repo}@v{version}")
     %pip install --quiet --no-deps {{source}}
-    import vqnotes'''
+    import vqnotes"""
 
 
 def project(field: str) -> str:
@@ -78,7 +78,11 @@ def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": path.parent}},
     ).execute()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

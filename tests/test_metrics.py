@@ -5,14 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import normal
 
 from vqnotes import metrics
 from vqnotes.data import gaussian_modes
-
-
-def normal(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
-
 
 # ---------------------------------------------------------------- usage
 
@@ -167,7 +163,9 @@ def test_quantization_error_of_one_code_at_the_mean_is_1():
     x = 3 + 2 * normal(5000, 4)
     assert metrics.quantization_error(x, x.mean(0, keepdim=True)) == pytest.approx(1, rel=1e-4)
     assert metrics.quantization_error(x, x[:5000]) == 0
-    assert metrics.quantization_error(10 * x, 10 * x[:50]) == pytest.approx(metrics.quantization_error(x, x[:50]), rel=1e-4)
+    assert metrics.quantization_error(10 * x, 10 * x[:50]) == pytest.approx(
+        metrics.quantization_error(x, x[:50]), rel=1e-4
+    )
     assert metrics.quantization_error(torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0]]), relative=False) == 5
     with pytest.raises(ValueError, match="equal"):
         metrics.quantization_error(torch.ones(5, 2), torch.zeros(1, 2))

@@ -9,8 +9,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from notebook_tools import NOTEBOOKS, PICTURES, ROOT, badge, clean, pictures, repository, setup_cell, stamp
 from nbval.plugin import get_sanitize_patterns
+from notebook_tools import NOTEBOOKS, PICTURES, ROOT, badge, clean, pictures, repository, setup_cell, stamp
 from PIL import Image
 
 from vqnotes import quantizers

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import normal
 from PIL import Image
 
 from vqnotes import metrics, plots
@@ -18,10 +19,6 @@ def ax():
     figure, ax = plt.subplots()
     yield ax
     plt.close(figure)
-
-
-def normal(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
 
 
 def test_codes_and_latents_tells_live_from_dead(ax):
@@ -37,7 +34,9 @@ def test_codes_and_latents_projects_onto_the_main_plane(ax):
     latents = normal(200, 5) * torch.tensor([0.01, 3.0, 0.01, 1.0, 0.01])
     frame = plots.codes_and_latents(ax, latents, latents[:4], sample=30)
     assert (frame["kind"] == "latent").sum() == 30
-    assert np.abs(frame["x"][:30]).to_numpy() == pytest.approx((latents - latents.mean(0))[:30, 1].abs().numpy(), abs=0.1)
+    assert np.abs(frame["x"][:30]).to_numpy() == pytest.approx(
+        (latents - latents.mean(0))[:30, 1].abs().numpy(), abs=0.1
+    )
     assert set(plots.codes_and_latents(ax, normal(20, 1), normal(3, 1))["y"]) == {0}
 
 

@@ -1,114 +1,12 @@
-"""The nearest code is exact; the quantiser's losses, gradients and moving averages are what the formulas say."""
-
-import threading
-import time
+"""The quantiser's losses, gradients, moving averages and initialisations are what the formulas say."""
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from helpers import brute_force, normal
 from vector_quantize_pytorch import VectorQuantize
 
-from vqnotes.quantizers import INITS, VectorQuantizer, kmeans, nearest_code
-
-
-def brute_force(latents, codebook):
-    z, e = latents.double(), codebook.double()
-    return (z[:, None] - e[None]).square().sum(-1).argmin(1)
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
-
-
-# ---------------------------------------------------------------- nearest_code
-
-
-@pytest.mark.parametrize("offset, spread", [(0, 1), (1000, 1), (1, 1e-3), (-1e4, 1e-1)])
-@pytest.mark.parametrize("dim, size", [(64, 512), (2, 256), (1, 7)])
-def test_nearest_code_agrees_with_float64_brute_force(offset, spread, dim, size):
-    latents = offset + spread * normal(2000, dim)
-    codebook = offset + spread * normal(size, dim, seed=1)
-    assert (nearest_code(latents, codebook) == brute_force(latents, codebook)).double().mean() >= 0.9999
-
-
-@pytest.mark.parametrize("offset, spread", [(1000, 1), (1, 1e-3)])
-def test_the_textbook_expansion_fails_where_nearest_code_does_not(offset, spread):
-    latents, codebook = offset + spread * normal(2000, 64), offset + spread * normal(512, 64, seed=1)
-    squared = latents.square().sum(1)[:, None] + codebook.square().sum(1) - 2 * latents @ codebook.T
-    assert (squared.argmin(1) != brute_force(latents, codebook)).double().mean() > 0.5
-
-
-def test_nearest_code_gives_ties_to_the_lowest_index():
-    codebook = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    assert nearest_code(torch.tensor([[0.0, 3.0], [2.0, 0.0], [-2.0, 0.0]]), codebook).tolist() == [0, 0, 1]
-    base = normal(100, 16)
-    assert nearest_code(normal(3000, 16, seed=1), base.repeat(5, 1)).max() < 100
-    assert (nearest_code(normal(50, 16, seed=1), torch.ones(9, 16)) == 0).all()
-
-
-def test_nearest_code_is_exact_under_autocast():
-    latents, codebook = normal(500, 16), normal(300, 16, seed=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
-
-
-def test_nearest_code_survives_values_whose_squares_overflow():
-    latents, codebook = 1e20 * normal(50, 4), 1e20 * normal(30, 4, seed=1)
-    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
-
-
-def test_nearest_code_is_not_misled_by_one_code_far_away():
-    codebook = torch.cat([normal(255, 8), torch.full((1, 8), 1e5)])
-    latents = normal(2000, 8, seed=1)
-    assert (nearest_code(latents, codebook) == brute_force(latents, codebook)).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_nearest_code_takes_any_float_dtype_and_leading_axes(dtype):
-    latents, codebook = normal(3, 5, 7, 8, dtype=dtype), normal(400, 8, seed=1, dtype=dtype)
-    index = nearest_code(latents, codebook)
-    assert index.shape == (3, 5, 7) and index.dtype == torch.int64
-    assert torch.equal(index.flatten(), brute_force(latents.reshape(-1, 8), codebook))
-    assert nearest_code(latents[0, 0, 0], codebook).shape == ()
-
-
-def test_nearest_code_needs_little_memory():
-    latents, codebook = normal(65_536, 64), normal(8_192, 64, seed=1)
-    nearest_code(latents[:2048], codebook)  # the libraries' own buffers, once
-    process, peak, done = psutil.Process(), [0], threading.Event()
-
-    def watch():
-        while not done.is_set():
-            peak[0] = max(peak[0], process.memory_info().rss)
-            time.sleep(0.001)
-
-    before = process.memory_info().rss
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    index = nearest_code(latents, codebook)
-    done.set()
-    watcher.join()
-    assert peak[0] - before - index.nbytes < 64 * 2**20
-
-
-@pytest.mark.parametrize(
-    "latents, codebook, shown",
-    [
-        (torch.full((4, 3), torch.nan), torch.zeros(2, 3), "12 NaN"),
-        (torch.full((4, 3), torch.inf), torch.zeros(2, 3), "infinite"),
-        (torch.zeros(0, 3), torch.zeros(2, 3), r"\(0, 3\)"),
-        (torch.zeros(4, 5), torch.zeros(2, 3), r"\(4, 5\)"),
-        (torch.zeros(4, 3, dtype=torch.int64), torch.zeros(2, 3), "int64"),
-        (torch.zeros(4, 3), torch.zeros(3), r"\(3,\)"),
-        (torch.zeros(4, 3), torch.zeros(0, 3), r"\(0, 3\)"),
-        (torch.zeros(4, 3), torch.full((2, 3), torch.nan), "NaN"),
-    ],
-)
-def test_nearest_code_refuses_bad_input_and_shows_it(latents, codebook, shown):
-    with pytest.raises(ValueError, match=shown):
-        nearest_code(latents, codebook)
-
+from vqnotes.quantizers import INITS, VectorQuantizer, kmeans
 
 # ---------------------------------------------------------------- losses and gradients, worked by hand
 

@@ -8,14 +8,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers import normal
 
 from vqnotes.models import FromPatches, ToPatches, image_autoencoder, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import evaluate, fit
-
-
-def normal(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
 
 
 def small_model(seed=0, **options):
@@ -92,7 +89,7 @@ def test_the_batches_do_not_depend_on_when_or_how_the_codebook_starts():
     x, seen = normal(500, 4), []
     for init, warmup in (("uniform", 0), ("kmeans", 0), ("kmeans", 3)):
         model, batches = small_model(), []
-        model.encoder.register_forward_hook(lambda _, inputs, __: batches.append(inputs[0].clone()))
+        model.encoder.register_forward_hook(lambda _, inputs, __, to=batches: to.append(inputs[0].clone()))
         fit(model, x, steps=6, seed=0, warmup=warmup, init=init, batch_size=32, progress=False)
         seen.append(torch.stack([batch for batch in batches if len(batch) == 32]))
     assert len(seen[0]) == 6 and torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
@@ -102,7 +99,8 @@ def test_evaluate_is_whole_and_changes_nothing():
     model, x = small_model(update="ema").train(), normal(300, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     outcome = evaluate(model, x, batch_size=64)
-    assert outcome.latents.shape == (300, 2) and outcome.index.shape == (300,) and outcome.reconstruction.shape == x.shape
+    assert outcome.latents.shape == (300, 2) and outcome.index.shape == (300,)
+    assert outcome.reconstruction.shape == x.shape
     assert not outcome.reconstruction.requires_grad and model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

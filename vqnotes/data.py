@@ -35,30 +35,33 @@ class RemoteFile(NamedTuple):
 
 
 FASHION_MNIST = {
-    ("train", "x"): RemoteFile(
-        "train-images-idx3-ubyte.gz",
-        _FASHION_URL + "train-images-idx3-ubyte.gz",
-        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    ),
-    ("train", "y"): RemoteFile(
-        "train-labels-idx1-ubyte.gz",
-        _FASHION_URL + "train-labels-idx1-ubyte.gz",
-        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    ),
-    ("test", "x"): RemoteFile(
-        "t10k-images-idx3-ubyte.gz",
-        _FASHION_URL + "t10k-images-idx3-ubyte.gz",
-        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    ),
-    ("test", "y"): RemoteFile(
-        "t10k-labels-idx1-ubyte.gz",
-        _FASHION_URL + "t10k-labels-idx1-ubyte.gz",
-        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
+    key: RemoteFile(name, _FASHION_URL + name, published, unpacked)
+    for key, name, published, unpacked in [
+        (
+            ("train", "x"),
+            "train-images-idx3-ubyte.gz",
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        (
+            ("train", "y"),
+            "train-labels-idx1-ubyte.gz",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+        (
+            ("test", "x"),
+            "t10k-images-idx3-ubyte.gz",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        (
+            ("test", "y"),
+            "t10k-labels-idx1-ubyte.gz",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ]
 }
 CIFAR10 = RemoteFile(
     "cifar-10-binary.tar.gz",
@@ -120,9 +123,7 @@ def digits() -> LabelledData:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return LabelledData(
-        torch.from_numpy(bunch.images).float()[:, None] / 16, torch.from_numpy(bunch.target).long()
-    )
+    return LabelledData(torch.from_numpy(bunch.images).float()[:, None] / 16, torch.from_numpy(bunch.target).long())
 
 
 def random_crops(images: Tensor, count: int, size: int, seed: int = 0) -> Tensor:
@@ -136,9 +137,7 @@ def random_crops(images: Tensor, count: int, size: int, seed: int = 0) -> Tensor
     which = rng.integers(len(images), size=count)
     top = rng.integers(images.shape[-2] - size + 1, size=count)
     left = rng.integers(images.shape[-1] - size + 1, size=count)
-    return torch.stack(
-        [images[i, :, t : t + size, s : s + size] for i, t, s in zip(which, top, left, strict=True)]
-    )
+    return torch.stack([images[i, :, t : t + size, s : s + size] for i, t, s in zip(which, top, left, strict=True)])
 
 
 # ---------------------------------------------------------------- larger sets: found locally or downloaded
@@ -180,9 +179,7 @@ def _check_split(split: str, limit: int | None) -> None:
 
 
 def _labelled(images: np.ndarray, labels: np.ndarray) -> LabelledData:
-    return LabelledData(
-        torch.from_numpy(images.astype(np.float32) / 255), torch.from_numpy(labels.astype(np.int64))
-    )
+    return LabelledData(torch.from_numpy(images.astype(np.float32) / 255), torch.from_numpy(labels.astype(np.int64)))
 
 
 def _parse_idx(raw: bytes, dims: int) -> np.ndarray:

@@ -234,9 +234,7 @@ def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[flo
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"need at least two finite values, got {values}")
-    result = bootstrap(
-        (values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile", rng=seed
-    )
+    result = bootstrap((values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile", rng=seed)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 

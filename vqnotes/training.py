@@ -60,7 +60,8 @@ def fit(
     seed: of the batches and of the initialisation; the model's own weights are the caller's.
     callback: called as callback(step, model) before each step and once after the last.
     An interrupt (Ctrl-C, the stop button) ends the run: the history so far is returned, the model stays usable.
-    Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, lr <= 0 or warmup outside 0 .. steps.
+    Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, lr <= 0 or
+    warmup outside 0 .. steps.
     """
     variance = x.var(correction=0) if x.numel() and x.is_floating_point() else torch.tensor(0.0)  # of all entries
     if not (torch.isfinite(variance) and variance > 0):

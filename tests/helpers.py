@@ -1,0 +1,15 @@
+"""What several test files need."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers, the same on every machine."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
+
+
+def brute_force(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code, by all differences in float64."""
+    return (latents.double()[:, None] - codebook.double()[None]).square().sum(-1).argmin(1)
