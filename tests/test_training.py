@@ -120,12 +120,16 @@ def test_an_interrupt_returns_the_history_so_far_and_a_usable_model():
 
 def test_an_interrupt_at_any_moment_leaves_a_whole_history():
     model, x = small_model(), normal(300, 4)
-    for delay in (0.05, 0.08, 0.11, 0.14):
+    for delay in (0.01, 0.03, 0.06, 0.1):
         timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
-        timer.start()
-        history = fit(model, x, steps=100_000, seed=0, progress=False)
+
+        def start(step, _, timer=timer):
+            if step == 1:
+                timer.start()
+
+        history = fit(model, x, steps=1_000_000, seed=0, progress=False, callback=start)
         timer.join()
-        assert history.interrupted and len(history.quantizer) == len(history.reconstruction) < 100_000
+        assert history.interrupted and 0 < len(history.quantizer) == len(history.reconstruction) < 1_000_000
 
 
 def test_progress_is_shown_on_a_terminal_and_leaves_nothing_on_stdout():
