@@ -204,12 +204,13 @@ def test_a_wrong_file_of_the_system_is_passed_over(server, tmp_path, monkeypatch
     assert cached(tmp_path) == ["x-ubyte.gz"]
 
 
-DAMAGED = bytearray(gzip.compress(idx(IMAGES)))
-DAMAGED[2000:2100] = bytes(100)
+PACKED = gzip.compress(idx(IMAGES), mtime=0)
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip at all", gzip.compress(b"other"), gzip.compress(idx(IMAGES))[:-9], bytes(DAMAGED)]
+    "content",
+    [b"no gzip at all", gzip.compress(b"other", mtime=0), PACKED[:-9], PACKED[:2000] + bytes(100) + PACKED[2100:]],
+    ids=["not packed", "other content", "truncated", "damaged"],
 )
 def test_a_wrong_file_of_your_own_is_named_and_kept(server, tmp_path, monkeypatch, content):
     monkeypatch.setenv("VQNOTES_DATA", str(tmp_path))
