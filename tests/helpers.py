@@ -1,5 +1,8 @@
 """What several test files need."""
 
+import subprocess
+import sys
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,3 +16,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 def brute_force(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code, by all differences in float64."""
     return (latents.double()[:, None] - codebook.double()[None]).square().sum(-1).argmin(1)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    """Runs the code in a fresh interpreter and keeps what it prints; an error there is an error here."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

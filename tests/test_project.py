@@ -2,11 +2,11 @@
 
 import importlib.metadata
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+from helpers import run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -61,7 +61,7 @@ def test_import_loads_nothing_heavy_but_torch():
         "heavy = {'sklearn', 'matplotlib', 'seaborn', 'pandas', 'pooch', 'scipy'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = run_python(code)
     assert run.stdout.strip() == "[]"
 
 

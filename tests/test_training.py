@@ -1,14 +1,12 @@
 """Models have the shapes they promise; a run is repeatable, and survives an interrupt."""
 
 import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
-from helpers import normal
+from helpers import normal, run_python
 
 from vqnotes.models import FromPatches, ToPatches, image_autoencoder, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
@@ -138,7 +136,7 @@ def test_progress_is_shown_on_a_terminal_and_leaves_nothing_on_stdout():
         "model = models.mlp_autoencoder(2, quantizers.VectorQuantizer(4, 2))\n"
         "training.fit(model, torch.rand(64, 2), steps=30, seed=0)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = run_python(code)
     assert "training" in run.stderr and "30" in run.stderr and run.stdout == ""
 
 

@@ -202,7 +202,7 @@ def _unpacked(file: RemoteFile) -> bytes:
             return _checked_content(system, file)
         except ValueError:
             pass  # not ours to repair: download instead
-    return gzip.decompress(_published_bytes(file))
+    return gzip.decompress(_download(file).read_bytes())
 
 
 def _checked_content(path: Path, file: RemoteFile) -> bytes:

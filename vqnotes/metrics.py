@@ -107,6 +107,18 @@ def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
 # ---------------------------------------------------------------- how many dimensions are filled
 
 
+def principal_variances(x: Tensor) -> np.ndarray:
+    """Variances (D,) along the principal components of x (..., D), largest first; all 0 for constant x."""
+    check_latents(x)
+    flat = x.detach().reshape(-1, x.shape[-1]).double()
+    if len(flat) < 2:
+        raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
+    if (flat == flat[0]).all():
+        return np.zeros(flat.shape[1])
+    centered = (flat - flat.mean(dim=0)).cpu().numpy()
+    return np.linalg.eigvalsh(centered.T @ centered / len(centered))[::-1].clip(min=0)
+
+
 def effective_dimension(x: Tensor, share: float = 0.99) -> int:
     """Smallest number of principal components that hold `share` of the variance (DCVQ; 2605.06870), 1 .. D.
 
@@ -114,7 +126,7 @@ def effective_dimension(x: Tensor, share: float = 0.99) -> int:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
-    variances = _variances(x)
+    variances = principal_variances(x)
     if variances.sum() == 0:
         return 0
     held = np.cumsum(variances) / variances.sum()
@@ -126,13 +138,13 @@ def effective_rank(x: Tensor) -> float:
 
     0 for constant x.
     """
-    deviations = np.sqrt(_variances(x))
+    deviations = np.sqrt(principal_variances(x))
     return float(np.exp(_entropy(deviations))) if deviations.sum() > 0 else 0.0
 
 
 def participation_ratio(x: Tensor) -> float:
     """(sum of variances)^2 / sum of squared variances over principal components, in [1, D]; 0 for constant x."""
-    variances = _variances(x)
+    variances = principal_variances(x)
     return float(variances.sum() ** 2 / (variances**2).sum()) if variances.sum() > 0 else 0.0
 
 
@@ -185,7 +197,7 @@ def quantization_error(latents: Tensor, codebook: Tensor, relative: bool = True)
     error = (flat.double() - chosen.double()).square().sum(dim=1).mean().item()
     if not relative:
         return error
-    variance = _variances(flat).sum()
+    variance = principal_variances(flat).sum()
     if variance == 0:
         raise ValueError(f"all latents are equal, shape {tuple(latents.shape)}: no variance to compare with")
     return float(error / variance)
@@ -243,18 +255,6 @@ def _entropy(weights) -> float:
     shares = np.asarray(weights, dtype=np.float64)
     shares = shares[shares > 0] / shares.sum()
     return float(-(shares * np.log(shares)).sum())
-
-
-def _variances(x: Tensor) -> np.ndarray:
-    """Variances along the principal components of x (..., D), largest first."""
-    check_latents(x)
-    flat = x.detach().reshape(-1, x.shape[-1]).double()
-    if len(flat) < 2:
-        raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
-    if (flat == flat[0]).all():
-        return np.zeros(flat.shape[1])
-    centered = (flat - flat.mean(dim=0)).cpu().numpy()
-    return np.linalg.eigvalsh(centered.T @ centered / len(centered))[::-1].clip(min=0)
 
 
 def _check_labels(latents: Tensor, y: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vqnotes.metrics import UsageMeter, confidence_interval, effective_dimension
+from vqnotes.metrics import UsageMeter, confidence_interval, effective_dimension, principal_variances
 from vqnotes.quantizers import check_codebook, check_latents, nearest_code
 
 PALETTE = sns.color_palette("colorblind")
@@ -65,7 +65,7 @@ def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int =
     live[nearest_code(flat, codes)] = True
     flat, codes = _to_plane(flat, codes)
     kinds = ["latent"] * len(flat[:sample]) + ["live code" if one else "dead code" for one in live]
-    points = torch.cat([flat[:sample], codes]).double().numpy()
+    points = torch.cat([flat[:sample], codes]).numpy()
     frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "kind": kinds})
     looks = {
         "latent": {"s": 4, "color": LATENT, "alpha": 0.35, "linewidths": 0},
@@ -168,9 +168,8 @@ def spectrum(ax: Axes, x: Tensor, label: str | None = None) -> pd.DataFrame:
 
     Returns columns components (from 1), share.
     """
-    flat = x.detach().reshape(-1, x.shape[-1]).double()
-    variances = torch.linalg.svdvals(flat - flat.mean(dim=0)).square()
-    held = (variances.cumsum(0) / variances.sum()).cpu().numpy()
+    variances = principal_variances(x)
+    held = variances.cumsum() / variances.sum()
     frame = pd.DataFrame({"components": np.arange(1, len(held) + 1), "share": held})
     (line,) = ax.plot(frame["components"], frame["share"], marker="o", markersize=4, label=label)
     needed = effective_dimension(x)

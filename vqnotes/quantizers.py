@@ -188,9 +188,7 @@ class VectorQuantizer(nn.Module):
             if latents is None:
                 raise ValueError(f"{how!r} needs latents")
             check_latents(latents, self.dim)
-            flat = latents.reshape(-1, self.dim)
-            if len(flat) < self.codebook_size:
-                raise ValueError(f"{len(flat)} latents are too few for {self.codebook_size} codes")
+            flat = _enough(latents, self.codebook_size)
             if how == "data":
                 codes = flat[torch.from_numpy(rng.choice(len(flat), self.codebook_size, replace=False))]
             else:
@@ -198,6 +196,14 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(torch.as_tensor(codes))
         if self.update == "ema":
             self.share.copy_(torch.as_tensor(share))
+
+
+def _enough(latents: Tensor, codebook_size: int) -> Tensor:
+    """The latents as rows (N, D); ValueError if there are fewer than codes."""
+    flat = latents.reshape(-1, latents.shape[-1])
+    if len(flat) < codebook_size:
+        raise ValueError(f"{len(flat)} latents are too few for {codebook_size} codes")
+    return flat
 
 
 def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -208,9 +214,7 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     from sklearn.cluster import KMeans
 
     check_latents(latents)
-    flat = latents.detach().reshape(-1, latents.shape[-1])
-    if len(flat) < codebook_size:
-        raise ValueError(f"{len(flat)} latents are too few for {codebook_size} codes")
+    flat = _enough(latents.detach(), codebook_size)
     points = flat.to("cpu", torch.promote_types(flat.dtype, torch.float32)).numpy()
     fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
     share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
