@@ -21,12 +21,7 @@ class Quantized(NamedTuple):
 
 def check_latents(latents: Tensor, dim: int | None = None) -> None:
     """Raises ValueError unless latents are (..., dim), floating point, not empty, and finite."""
-    if latents.ndim == 0 or latents.numel() == 0:
-        raise ValueError(f"latents are empty: shape {tuple(latents.shape)}")
-    if not latents.is_floating_point():
-        raise ValueError(f"latents must be floating point, got {latents.dtype}")
-    if dim is not None and latents.shape[-1] != dim:
-        raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
+    _check_latents_form(latents, dim)
     if not torch.isfinite(latents).all():
         bad = int((~torch.isfinite(latents)).sum())
         raise ValueError(f"latents hold {bad} NaN or infinite values, shape {tuple(latents.shape)}")
@@ -34,13 +29,25 @@ def check_latents(latents: Tensor, dim: int | None = None) -> None:
 
 def check_codebook(codebook: Tensor) -> None:
     """Raises ValueError unless the codebook is (K, D), floating point, not empty, and finite."""
-    if codebook.ndim != 2 or codebook.numel() == 0 or not codebook.is_floating_point():
-        raise ValueError(f"codebook must be floating point (K, D), got {codebook.dtype} {tuple(codebook.shape)}")
+    _check_codebook_form(codebook)
     if not torch.isfinite(codebook).all():
         raise ValueError(f"codebook holds NaN or infinite values, shape {tuple(codebook.shape)}")
 
 
-@torch.no_grad()
+def _check_latents_form(latents: Tensor, dim: int | None) -> None:
+    if latents.ndim == 0 or latents.numel() == 0:
+        raise ValueError(f"latents are empty: shape {tuple(latents.shape)}")
+    if not latents.is_floating_point():
+        raise ValueError(f"latents must be floating point, got {latents.dtype}")
+    if dim is not None and latents.shape[-1] != dim:
+        raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
+
+
+def _check_codebook_form(codebook: Tensor) -> None:
+    if codebook.ndim != 2 or codebook.numel() == 0 or not codebook.is_floating_point():
+        raise ValueError(f"codebook must be floating point (K, D), got {codebook.dtype} {tuple(codebook.shape)}")
+
+
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code at the smallest Euclidean distance from each latent; of equal ones, the lowest.
 
@@ -52,35 +59,67 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     centre of the codebook; and where the best two codes are closer than rounding can tell apart, that latent is
     measured again by plain differences in float64. Works in chunks of latents: memory does not grow with N * K.
     Half precision counts in float32, also under autocast; on a GPU, TF32 products must be off (PyTorch's default).
+    Under `torch.vmap` its runs are searched together.
     """
-    check_codebook(codebook)
-    check_latents(latents, codebook.shape[1])
-    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebook.dtype), torch.float32)
-    center = codebook.to(dtype).mean(dim=0)
-    codes = codebook.to(dtype) - center
-    half_squares = codes.square().sum(dim=1) / 2
-    size, dim = codes.shape
-    longest = codes.norm(dim=1).max()
+    _check_codebook_form(codebook)
+    _check_latents_form(latents, codebook.shape[1])
+    return _NearestCode.apply(latents, codebook)
+
+
+class _NearestCode(torch.autograd.Function):
+    """The search as one operation without gradient, so that `torch.vmap` can be told how R of them are done."""
+
+    @staticmethod
+    def forward(latents: Tensor, codebook: Tensor) -> Tensor:
+        return _nearest_in_each(latents[None], codebook[None])[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info, in_dims: tuple, latents: Tensor, codebook: Tensor) -> tuple[Tensor, int]:
+        each = [
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip((latents, codebook), in_dims)
+        ]
+        return _nearest_in_each(*each), 0
+
+
+@torch.no_grad()
+def _nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
+    """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
+    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebooks.dtype), torch.float32)
+    center = codebooks.to(dtype).mean(dim=1, keepdim=True)
+    codes = codebooks.to(dtype) - center
+    half_squares = codes.square().sum(dim=2)[:, None] / 2
+    runs, size, dim = codes.shape
+    longest = codes.norm(dim=2).amax(dim=1)[:, None, None]
     rounding = 4 * (dim + 2) * torch.finfo(dtype).eps * longest
 
-    flat = latents.reshape(-1, dim)
-    index = torch.empty(len(flat), dtype=torch.int64, device=flat.device)
-    rows = max(1, SCORES_PER_CHUNK // size)
-    for start in range(0, len(flat), rows):
-        z = flat[start : start + rows].to(dtype) - center
+    flat = latents.reshape(runs, -1, dim)
+    index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
+    rows = min(max(1, SCORES_PER_CHUNK // (runs * size)), flat.shape[1])
+    buffer = torch.empty(runs, rows, size, dtype=dtype, device=flat.device)
+    for start in range(0, flat.shape[1], rows):
+        part = flat[:, start : start + rows]
+        z = part.to(dtype) - center
         with torch.autocast(flat.device.type, enabled=False):
-            scores = torch.addmm(half_squares, z, codes.T, alpha=-1)
-        lowest, best = scores.min(dim=1, keepdim=True)
-        second = scores.scatter_(1, best, torch.inf).amin(dim=1, keepdim=True)
-        sure = (second - lowest > rounding * (z.norm(dim=1, keepdim=True) + longest))[:, 0]
-        best, unsure = best[:, 0], ~sure  # overflow gives NaN, which is not sure
-        if unsure.any():
-            best[unsure] = _nearest_by_differences(flat[start : start + rows][unsure], codebook)
-        index[start : start + rows] = best
+            scores = torch.baddbmm(half_squares, z, codes.mT, alpha=-1, out=buffer[:, : z.shape[1]])
+        lowest, best = scores.min(dim=2, keepdim=True)
+        second = scores.scatter_(2, best, torch.inf).amin(dim=2, keepdim=True)
+        sure = (second - lowest > rounding * (z.norm(dim=2, keepdim=True) + longest))[..., 0]
+        best, unsure = best[..., 0], ~sure  # what is NaN, infinite or overflows is never sure
+        for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
+            again = unsure[run]
+            best[run, again] = _nearest_by_differences(part[run, again], codebooks[run])
+        index[:, start : start + rows] = best
     return index.reshape(latents.shape[:-1])
 
 
 def _nearest_by_differences(latents: Tensor, codebook: Tensor) -> Tensor:
+    check_latents(latents)
+    check_codebook(codebook)
     mode = "donot_use_mm_for_euclid_dist"
     return torch.cdist(latents.double(), codebook.double(), compute_mode=mode).argmin(dim=1)
 
@@ -123,7 +162,6 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
-        check_latents(latents, self.dim)
         codes = self.codes()
         index = self.assign(latents, codes)
         chosen = F.embedding(index, codes)
@@ -160,8 +198,8 @@ class VectorQuantizer(nn.Module):
             return
         flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1)
         weight = torch.full_like(index, 1 / len(index), dtype=self.codebook.dtype)
-        hits = torch.zeros_like(self.share).index_add_(0, index, weight)
-        sums = torch.zeros_like(self.codebook).index_add_(0, index, flat * weight[:, None])
+        hits = torch.zeros_like(self.share).scatter_add_(0, index, weight)
+        sums = torch.zeros_like(self.codebook).scatter_add_(0, index[:, None].expand_as(flat), flat * weight[:, None])
         self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
         step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
         self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
@@ -215,7 +253,7 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
 
     check_latents(latents)
     flat = _enough(latents.detach(), codebook_size)
-    points = flat.to("cpu", torch.promote_types(flat.dtype, torch.float32)).numpy()
+    points = flat.to("cpu", torch.float64).numpy()  # k-means++ is twice as fast than in float32, which it casts up
     fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
     share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
     place = {"dtype": latents.dtype, "device": latents.device}
