@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import normal, run_python
 
-from vqnotes.models import FromPatches, ToPatches, image_autoencoder, mlp_autoencoder
+from vqnotes.models import FromPatches, ToPatches, evaluate, image_autoencoder, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.training import evaluate, fit
+from vqnotes.training import fit
 
 
 def small_model(seed=0, **options):

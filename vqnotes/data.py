@@ -98,6 +98,33 @@ def gaussian_modes(modes: int = 10, per_mode: int = 1000, dim: int = 2, seed: in
             half *= 1.1
     y = rng.permutation(np.repeat(np.arange(modes), per_mode))
     x = centers[y] + rng.standard_normal((len(y), dim))
+    return _standardised(x, y, centers)
+
+
+def rings(rings: int = 10, per_ring: int = 1000, dim: int = 8, seed: int = 0) -> LabelledData:
+    """Equally likely circles in random planes through random centres, a second family beside `gaussian_modes`.
+
+    Every class is a curve instead of a blob: it needs several codes, and a curved map to be told from the others.
+    All circles have radius 1, centres are normal with standard deviation 1 in each direction, and points lie off
+    their circle by normal noise of standard deviation 0.05 in each direction. In few dimensions circles can cross.
+    Then everything is shifted and scaled as one, so that the entries of x have mean 0 and standard deviation 1.
+
+    Returns x (rings * per_ring, dim) float32 in random order, y the ring of each row, centers (rings, dim).
+    Raises ValueError unless rings and per_ring are positive and dim is at least 2.
+    """
+    if min(rings, per_ring) < 1 or dim < 2:
+        raise ValueError(f"rings and per_ring must be positive and dim at least 2, got {rings}, {per_ring}, {dim}")
+    rng = np.random.default_rng(seed)
+    centers = rng.standard_normal((rings, dim))
+    planes = np.linalg.qr(rng.standard_normal((rings, dim, 2))).Q  # two orthonormal columns each
+    y = rng.permutation(np.repeat(np.arange(rings), per_ring))
+    angle = rng.uniform(0, 2 * np.pi, size=len(y))
+    on_circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)[:, :, None]
+    x = centers[y] + (planes[y] @ on_circle)[:, :, 0] + 0.05 * rng.standard_normal((len(y), dim))
+    return _standardised(x, y, centers)
+
+
+def _standardised(x: np.ndarray, y: np.ndarray, centers: np.ndarray) -> LabelledData:
     shift = x.mean(axis=0)
     scale = (x - shift).std() or 1.0
     return LabelledData(

@@ -1,9 +1,20 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqnotes.quantizers import Quantized
+
+
+class Outcome(NamedTuple):
+    """A model's answer on a whole data set: latents (N, ..., D), index (N, ...), reconstruction like the input."""
+
+    latents: Tensor
+    index: Tensor
+    reconstruction: Tensor
 
 
 class VQAutoencoder(nn.Module):
@@ -53,7 +64,7 @@ class ToPatches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2] % self.size or images.shape[-1] % self.size:
             raise ValueError(f"height and width must be multiples of {self.size}, got {tuple(images.shape)}")
-        return F.pixel_unshuffle(images - 0.5, self.size).permute(0, 2, 3, 1)
+        return F.pixel_unshuffle(images - 0.5, self.size).permute(0, 2, 3, 1).contiguous()
 
 
 class FromPatches(nn.Module):
@@ -75,7 +86,7 @@ class MixNeighbours(nn.Module):
         self.conv = nn.Conv2d(before, after, 3, padding=1)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
 
 
 def image_autoencoder(
@@ -95,3 +106,36 @@ def image_autoencoder(
         FromPatches(patch),
     )
     return VQAutoencoder(encoder, quantizer, decoder)
+
+
+# ---------------------------------------------------------------- a model's latents and answers
+
+
+@torch.no_grad()
+def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` latents (count, D), as they leave the encoder now, or all that random inputs give if they are fewer.
+
+    Of inputs that give many latents each, four times as many as needed are encoded, so that the choice is wide.
+    """
+    per_input = model.encode(x[:1])[..., 0].numel()
+    inputs = count if per_input == 1 else 4 * count // per_input + 1
+    some = x[torch.randperm(len(x), generator=generator)[:inputs].to(x.device)]
+    latents = model.encode(some)
+    latents = latents.reshape(-1, latents.shape[-1])
+    return latents[torch.randperm(len(latents), generator=generator)[:count].to(x.device)]
+
+
+@torch.no_grad()
+def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
+    """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        parts = []
+        for batch in x.split(batch_size):
+            latents = model.encode(batch)
+            quantized = model.quantizer(latents)
+            parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
+    finally:
+        model.train(was_training)
+    return Outcome(*(torch.cat(part) for part in zip(*parts)))

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vqnotes.metrics import UsageMeter, confidence_interval, effective_dimension, principal_variances
+from vqnotes.experiments import summary
+from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances
 from vqnotes.quantizers import check_codebook, check_latents, nearest_code
 
 PALETTE = sns.color_palette("colorblind")
@@ -152,15 +153,35 @@ def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
     return table
 
 
-def summary(runs: pd.DataFrame, by: list[str], y: str) -> pd.DataFrame:
-    """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
+def tornado(ax: Axes, effects: pd.DataFrame, by: str, level: str) -> pd.DataFrame:
+    """Effects of one change at a time as bars from 0 with their intervals, the largest on top, two a row at most.
 
-    Raises ValueError for a group of fewer than two runs.
+    effects: one row a change: what is changed (column `by`), to which level, and mean, low, high of its effect.
+    Returns the rows drawn, in the order of the drawing from the top: columns `by`, level, mean, low, high.
     """
-    rows = []
-    for names, values in runs.groupby(by, sort=False)[y]:
-        rows.append((*names, values.mean(), *confidence_interval(values)))
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high"])
+    order = effects.assign(size=effects["mean"].abs()).groupby(by)["size"].max().sort_values(ascending=False).index
+    frames = []
+    for row, name in enumerate(order):
+        part = effects[effects[by] == name].sort_values("mean")
+        shifts = [0.0] if len(part) == 1 else np.linspace(-0.2, 0.2, len(part))
+        for shift, (_, bar) in zip(shifts, part.iterrows()):
+            color = PALETTE[0 if bar["mean"] > 0 else 1]
+            ax.barh(row + shift, bar["mean"], height=0.36, color=color, alpha=0.8)
+            ax.plot([bar["low"], bar["high"]], [row + shift] * 2, color="black", linewidth=1.2)
+            side = 1 if bar["mean"] > 0 else -1
+            ax.annotate(
+                bar[level],
+                (max(bar["high"], 0) if side > 0 else min(bar["low"], 0), row + shift),
+                xytext=(4 * side, 0),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                va="center",
+                fontsize=8,
+            )
+        frames.append(part)
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
+    return pd.concat(frames)[[by, level, "mean", "low", "high"]].reset_index(drop=True)
 
 
 def spectrum(ax: Axes, x: Tensor, label: str | None = None) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from tqdm.auto import tqdm
 
-from vqnotes.models import VQAutoencoder
+from vqnotes.models import VQAutoencoder, sample_latents
 
 LATENTS_PER_CODE = 32  # given to the codebook's initialisation, where there are so many
 
@@ -29,14 +28,6 @@ class History:
 
     def __len__(self) -> int:
         return len(self.reconstruction)
-
-
-class Outcome(NamedTuple):
-    """A model's answer on a whole data set: latents (N, ..., D), index (N, ...), reconstruction like the input."""
-
-    latents: Tensor
-    index: Tensor
-    reconstruction: Tensor
 
 
 # ---------------------------------------------------------------- one run, many runs
@@ -78,9 +69,7 @@ def fit(
 
     def update(index: Tensor, quantize: bool) -> Tensor:
         error, quantizer_loss = objective(x[index[0]], quantize)
-        optimizer.zero_grad(set_to_none=True)
-        (error + quantizer_loss if quantize else error).backward()
-        optimizer.step()
+        _descend(optimizer, error + quantizer_loss if quantize else error)
         return torch.stack([error, quantizer_loss]).detach()[:, None]
 
     def watch(step: int) -> None:
@@ -123,12 +112,13 @@ def fit_many(
         raise ValueError(f"need at least one seed, and all different, got {seeds}")
     xs = [x] * len(seeds) if isinstance(x, Tensor) else list(x)
     if len(xs) != len(seeds) or any(one.shape != xs[0].shape for one in xs):
-        raise ValueError(f"need one x for each of {len(seeds)} seeds, of one shape: {[tuple(one.shape) for one in xs]}")
+        shapes = [tuple(one.shape) for one in xs]
+        raise ValueError(f"need one x for each of {len(seeds)} seeds, all of one shape, got {shapes}")
     models = [_built(build, seed) for seed in seeds]
     objectives = [_Objective(model, one) for model, one in zip(models, xs)]
     _check_alike(objectives, seeds)
 
-    # One leading axis R for everything; each model's own tensors become windows on its row, so it is always up to date.
+    # Everything gets a leading axis R; the tensors of each model become views of its row, so it is always up to date.
     parameters, buffers = stack_module_state(objectives)
     own = [dict(objective.named_parameters()) | dict(objective.named_buffers()) for objective in objectives]
     for run, tensors in enumerate(own):
@@ -147,9 +137,7 @@ def fit_many(
         for name, parameter in parameters.items():
             parameter.requires_grad_(own[0][name].requires_grad)
         errors, quantizer_losses = objective_of_each(parameters, buffers, inputs[first + index], quantize)
-        optimizer.zero_grad(set_to_none=True)
-        (errors + quantizer_losses if quantize else errors).sum().backward()
-        optimizer.step()
+        _descend(optimizer, (errors + quantizer_losses if quantize else errors).sum())
         return torch.stack([errors, quantizer_losses]).detach()
 
     def watch(step: int) -> None:
@@ -159,8 +147,8 @@ def fit_many(
     try:
         histories = _train(plan, models, xs, seeds, update, watch)
     except ValueError as error:
-        lost = [seed for seed, model in zip(seeds, models) if not all(p.isfinite().all() for p in model.parameters())]
-        raise ValueError(f"{error} (diverged: seeds {lost})") if lost else error
+        lost = [seed for seed, tensors in zip(seeds, own) if not all(t.isfinite().all() for t in tensors.values())]
+        raise ValueError(f"{error}; values that are not finite are in the models of seeds {lost}") from error
     finally:
         for tensor in (tensor for tensors in own for tensor in tensors.values()):
             tensor.data = tensor.data.clone()
@@ -188,8 +176,9 @@ class _Plan:
         rates = self.lr > 0 and self.codebook_lr > 0
         if self.steps < 1 or self.batch_size < 1 or not rates or not 0 <= self.warmup <= self.steps:
             raise ValueError(
-                f"need steps >= 1, 0 <= warmup <= steps, batch_size >= 1 and learning rates > 0; got steps={self.steps}, "
-                f"warmup={self.warmup}, batch_size={self.batch_size}, lr={self.lr}, codebook_lr={self.codebook_lr}"
+                f"need steps >= 1, 0 <= warmup <= steps, batch_size >= 1 and learning rates > 0; got "
+                f"steps={self.steps}, warmup={self.warmup}, batch_size={self.batch_size}, lr={self.lr}, "
+                f"codebook_lr={self.codebook_lr}"
             )
 
     def optimizer(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
@@ -266,6 +255,13 @@ def _train(
     return histories
 
 
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    if loss.requires_grad:  # not if all that has a gradient stands still
+        loss.backward()
+        optimizer.step()
+
+
 def _built(build: Callable[[int], VQAutoencoder], seed: int) -> VQAutoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -282,36 +278,3 @@ def _check_alike(modules: list[nn.Module], seeds: list[int]) -> None:
                 f"build must return models of the same shapes: {differs.removeprefix('model.')} is "
                 f"{layouts[0].get(differs)} for seed {seeds[0]} and {layout.get(differs)} for seed {seed}"
             )
-
-
-# ---------------------------------------------------------------- a model's latents and answers
-
-
-@torch.no_grad()
-def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` latents (count, D), as they leave the encoder now, or all that random inputs give if they are fewer.
-
-    Of inputs that give many latents each, four times as many as needed are encoded, so that the choice is wide.
-    """
-    per_input = model.encode(x[:1])[..., 0].numel()
-    inputs = count if per_input == 1 else 4 * count // per_input + 1
-    some = x[torch.randperm(len(x), generator=generator)[:inputs].to(x.device)]
-    latents = model.encode(some)
-    latents = latents.reshape(-1, latents.shape[-1])
-    return latents[torch.randperm(len(latents), generator=generator)[:count].to(x.device)]
-
-
-@torch.no_grad()
-def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
-    """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        parts = []
-        for batch in x.split(batch_size):
-            latents = model.encode(batch)
-            quantized = model.quantizer(latents)
-            parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
-    finally:
-        model.train(was_training)
-    return Outcome(*(torch.cat(part) for part in zip(*parts)))

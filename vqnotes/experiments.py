@@ -1,0 +1,208 @@
+"""Experiments: sweeps over settings and seeds, means with intervals, and how much each cause explains."""
+
+import itertools
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from vqnotes.metrics import confidence_interval
+
+Setting = Mapping[str, object]
+
+# ---------------------------------------------------------------- many settings, many seeds
+
+
+def grid(**levels: Iterable) -> list[dict]:
+    """All combinations of the given levels: grid(a=[1, 2], b=[3]) is [{"a": 1, "b": 3}, {"a": 2, "b": 3}].
+
+    Raises ValueError if there are no factors or one of them has no level.
+    """
+    levels = {name: list(values) for name, values in levels.items()}
+    if not levels or not all(levels.values()):
+        raise ValueError(f"every factor needs at least one level, got {levels}")
+    return [dict(zip(levels, combination)) for combination in itertools.product(*levels.values())]
+
+
+def sweep(
+    run: Callable[..., Sequence[Mapping]],
+    settings: Iterable[Setting],
+    *,
+    seeds: Iterable[int],
+    executor: Executor | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Runs every setting with every seed and returns a tidy table: one row a run, in the order of the settings.
+
+    run: called as run(seeds, **setting); returns one dict of measures a seed, as `fit_many` makes easy.
+    settings: dicts of keyword arguments, from `grid` or by hand.
+    executor: any `concurrent.futures.Executor`; one call a setting is submitted to it. None runs them here. A
+    process pool needs `run` to be importable; Dask's `client.get_executor()` does not.
+
+    Columns: the setting's names, seed, the measures. What fails does not take the rest with it: a setting that
+    raises is tried again seed by seed, the table holds all that finished, a warning names what did not, and so does
+    table.attrs["failed"], a list of (setting, seeds, reason). An interrupt ends the sweep in the same way.
+    Raises ValueError without settings, without seeds or for a seed given twice; RuntimeError if no run finished.
+    """
+    settings, seeds = [dict(setting) for setting in settings], [int(seed) for seed in seeds]
+    if not settings or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"need settings, and seeds that differ, got {len(settings)} settings and seeds {seeds}")
+    finished, failed = {}, {place: (seeds, "interrupted") for place in range(len(settings))}
+    started = _here(run, settings, seeds) if executor is None else _submitted(run, settings, seeds, executor)
+    bar = tqdm(total=len(settings), desc="settings", leave=False, disable=not progress)
+    try:
+        with bar, closing(started):
+            for place, result in started:
+                try:
+                    finished[place], lost, reason = result()
+                except Exception as error:  # the worker died, or what it was sent or gave cannot travel
+                    lost, reason = seeds, repr(error)
+                failed[place] = (lost, reason)
+                bar.update()
+    except KeyboardInterrupt:
+        pass
+    rows = [{**settings[place], **row} for place in sorted(finished) for row in finished[place]]
+    losses = [(settings[place], lost, reason) for place, (lost, reason) in failed.items() if lost]
+    if losses:
+        names = "\n".join(f"  {setting}, seeds {lost}: {reason}" for setting, lost, reason in losses)
+        if not rows:
+            raise RuntimeError(f"no run finished:\n{names}")
+        warnings.warn(f"{sum(len(lost) for _, lost, _ in losses)} runs did not finish:\n{names}", stacklevel=2)
+    table = pd.DataFrame(rows)
+    table.attrs["failed"] = losses
+    return table
+
+
+def _one_setting(run: Callable, setting: Setting, seeds: list[int]) -> tuple[list[dict], list[int], str]:
+    """The rows of one setting, the seeds that failed, and why."""
+    try:
+        measured = list(run(seeds, **setting))
+        if len(measured) != len(seeds):
+            raise ValueError(f"run returned {len(measured)} results for {len(seeds)} seeds")
+        return [{"seed": seed, **row} for seed, row in zip(seeds, measured)], [], ""
+    except Exception as error:
+        if len(seeds) == 1:
+            return [], seeds, repr(error)
+    alone = [_one_setting(run, setting, [seed]) for seed in seeds]
+    rows, lost = [row for some, _, _ in alone for row in some], [seed for _, some, _ in alone for seed in some]
+    return rows, lost, next((reason for *_, reason in alone if reason), "")
+
+
+def _here(run: Callable, settings: list, seeds: list[int]) -> Iterator[tuple[int, Callable]]:
+    """In this process. An interrupt that a run took as its own end, as `fit` does, still ends the sweep."""
+    interrupted = []
+
+    def note(*_) -> None:
+        interrupted.append(True)
+        raise KeyboardInterrupt
+
+    def result(setting: Setting) -> tuple[list[dict], list[int], str]:
+        answer = _one_setting(run, setting, seeds)
+        if interrupted:
+            raise KeyboardInterrupt
+        return answer
+
+    main = threading.current_thread() is threading.main_thread()  # the only one that gets signals
+    before = signal.signal(signal.SIGINT, note) if main else None
+    try:
+        for place, setting in enumerate(settings):
+            yield place, lambda setting=setting: result(setting)
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _submitted(run: Callable, settings: list, seeds: list[int], executor: Executor) -> Iterator[tuple[int, Callable]]:
+    futures = {}
+    try:
+        for place, setting in enumerate(settings):
+            try:
+                future = executor.submit(_one_setting, run, setting, seeds)
+            except Exception as error:  # the pool has broken already
+                future = Future()
+                future.set_exception(error)
+            futures[future] = place
+        for future in as_completed(futures):
+            yield futures[future], future.result
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+# ---------------------------------------------------------------- what a table of runs says
+
+
+def summary(runs: pd.DataFrame, by: list[str], y: str) -> pd.DataFrame:
+    """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
+
+    Raises ValueError for a group of fewer than two runs.
+    """
+    rows = []
+    for names, values in runs.groupby(by, sort=False)[y]:
+        rows.append((*names, values.mean(), *confidence_interval(values)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high"])
+
+
+def differences(runs: pd.DataFrame, by: str, to: object, y: str) -> pd.DataFrame:
+    """How much y changes, seed by seed, from the arm `to` to each other arm: mean and bootstrap 95 % interval.
+
+    runs: one row a run, with a column "seed"; arms are the values of column `by`. Comparing equal seeds takes out
+    what the seeds share, such as data and initial weights. Columns: `by`, mean, low, high.
+    Raises ValueError if there is no arm `to`, or if an arm has other seeds.
+    """
+    if to not in set(runs[by]):
+        raise ValueError(f"no arm {to!r} among {runs[by].unique().tolist()}")
+    table = runs.pivot(index="seed", columns=by, values=y)[runs[by].unique()]
+    if table.isna().to_numpy().any():
+        raise ValueError(f"every arm needs every seed:\n{table.notna().sum()}")
+    change = table.drop(columns=to).sub(table[to], axis=0).melt(var_name=by, value_name=y)
+    return summary(change, [by], y)
+
+
+def eta_squared(runs: pd.DataFrame, y: str, causes: Sequence[str]) -> pd.DataFrame:
+    """Shares of the variance of y that two crossed causes explain, each alone and by their interaction.
+
+    Two-way analysis of variance: eta^2 = SS_effect / SS_total. Rows: the two causes, "interaction" and "seeds",
+    what is left between the runs of a cell; the four add up to 1. Shares above 0 are expected by chance: with C
+    cells and n runs in all, (C - 1) / (n - 1) for the first three together.
+    runs: one row a run, with a column "seed" and the same seeds in every cell. causes: two column names.
+    Columns: cause, share, low, high, the bootstrap 95 % interval. Seeds are drawn with replacement and kept
+    together over all cells, because the cells share data and initial weights.
+    Raises ValueError for cells that miss a seed or hold it twice, fewer than two seeds or levels, values that are
+    not finite, or values that do not vary.
+    """
+    from scipy.stats import bootstrap
+
+    levels = [list(runs[cause].unique()) for cause in causes]
+    if len(levels) != 2 or min(map(len, levels)) < 2 or runs["seed"].nunique() < 2:
+        raise ValueError(f"need two causes of at least two levels and two seeds, got {dict(zip(causes, levels))}")
+    if runs.duplicated(["seed", *causes]).any():
+        raise ValueError(f"a seed occurs twice in one cell of {list(causes)}")
+    table = runs.pivot(index="seed", columns=list(causes), values=y)
+    table = table.reindex(columns=pd.MultiIndex.from_product(levels))
+    if not np.isfinite(table.to_numpy(dtype=float)).all() or table.to_numpy().std() == 0:
+        raise ValueError(f"{y} must be finite, vary, and be there for each seed in each cell:\n{table.describe()}")
+    cells = [table[cell].to_numpy() for cell in table.columns]
+    shape = tuple(map(len, levels))
+
+    def shares(*cells: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Cells, each (..., seeds), to the four shares (4, ...)."""
+        means = np.stack([cell.mean(axis) for cell in cells]).reshape(*shape, *cells[0].shape[:-1])
+        grand = means.mean((0, 1))
+        first, second = means.mean(1) - grand, means.mean(0) - grand
+        between = ((means - grand) ** 2).mean((0, 1))
+        total = np.stack([(cell - grand[..., None]) ** 2 for cell in cells]).mean((0, axis))
+        alone = np.stack([(first**2).mean(0), (second**2).mean(0)])
+        return np.stack([*alone, between - alone.sum(0), total - between]) / total
+
+    found = bootstrap(cells, shares, n_resamples=2000, paired=True, method="percentile", axis=-1, rng=0)
+    low, high = found.confidence_interval
+    return pd.DataFrame(
+        {"cause": [*causes, "interaction", "seeds"], "share": shares(*cells), "low": low, "high": high}
+    )
