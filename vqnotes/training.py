@@ -115,6 +115,8 @@ def fit_many(
         shapes = [tuple(one.shape) for one in xs]
         raise ValueError(f"need one x for each of {len(seeds)} seeds, all of one shape, got {shapes}")
     models = [_built(build, seed) for seed in seeds]
+    if len(set(map(id, models))) < len(models):
+        raise ValueError("build must make a new model for each seed, it returned the same one twice")
     objectives = [_Objective(model, one) for model, one in zip(models, xs)]
     _check_alike(objectives, seeds)
 
@@ -148,7 +150,9 @@ def fit_many(
         histories = _train(plan, models, xs, seeds, update, watch)
     except ValueError as error:
         lost = [seed for seed, tensors in zip(seeds, own) if not all(t.isfinite().all() for t in tensors.values())]
-        raise ValueError(f"{error}; values that are not finite are in the models of seeds {lost}") from error
+        if not lost:
+            raise
+        raise ValueError(f"{error} (seeds that diverged: {lost})") from error
     finally:
         for tensor in (tensor for tensors in own for tensor in tensors.values()):
             tensor.data = tensor.data.clone()
