@@ -39,6 +39,28 @@ def test_gaussian_modes_repeat_with_the_seed_and_fit_any_number():
         data.gaussian_modes(modes=0)
 
 
+def test_rings_are_as_described():
+    rings = data.rings(rings=6, per_ring=500, dim=5, seed=3)
+    assert rings.x.shape == (3000, 5) and rings.x.dtype == torch.float32 and rings.centers.shape == (6, 5)
+    assert rings.y.bincount().tolist() == [500] * 6 and not torch.equal(rings.y, rings.y.sort().values)
+    assert rings.x.mean().item() == pytest.approx(0, abs=1e-4) and rings.x.std().item() == pytest.approx(1, abs=1e-3)
+    radii = []
+    for ring, center in enumerate(rings.centers):
+        residual = rings.x[rings.y == ring] - center
+        radius = residual.norm(dim=1)
+        variances = torch.linalg.svdvals(residual).square() / len(residual) / radius.square().mean()
+        assert radius.std() / radius.mean() < 0.08 and variances[:2].numpy() == pytest.approx(0.5, abs=0.07)
+        assert variances[2:].max() < 0.004  # a circle is flat
+        radii.append(radius.mean().item())
+    assert radii == pytest.approx([radii[0]] * 6, rel=0.02)
+    assert torch.equal(rings.x, data.rings(rings=6, per_ring=500, dim=5, seed=3).x)
+    assert not torch.equal(rings.x, data.rings(rings=6, per_ring=500, dim=5, seed=4).x)
+    with pytest.raises(ValueError, match="dim at least 2, got 3, 5, 1"):
+        data.rings(rings=3, per_ring=5, dim=1)
+    with pytest.raises(ValueError, match="got 0, 5, 2"):
+        data.rings(rings=0, per_ring=5, dim=2)
+
+
 def test_images_inside_scikit_learn():
     photographs = data.photographs()
     assert photographs.shape == (2, 3, 427, 640) and photographs.dtype == torch.float32

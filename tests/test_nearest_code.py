@@ -69,6 +69,28 @@ def test_nearest_code_takes_any_float_dtype_and_leading_axes(dtype):
     assert nearest_code(latents[0, 0, 0], codebook).shape == ()
 
 
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, 0), (None, 0), (0, None)])
+def test_nearest_code_under_vmap_is_the_same_run_by_run(in_dims, monkeypatch):
+    monkeypatch.setattr(quantizers, "SCORES_PER_CHUNK", 3 * 20 * 32)  # several chunks, the last one shorter
+    many, codebooks = normal(3, 10, 7, 8), torch.stack([normal(20, 8, seed=seed) + 100 * seed for seed in range(3)])
+    codebooks[2, 5] = codebooks[2, 4]  # a tie, and runs far from each other
+    many = many + 100 * torch.arange(3)[:, None, None, None]
+    latents = many[0] if in_dims[0] is None else many.movedim(0, in_dims[0])
+    codebook = codebooks[1] if in_dims[1] is None else codebooks
+    found = torch.vmap(nearest_code, in_dims)(latents, codebook)
+    for run in range(3):
+        own = many[0] if in_dims[0] is None else many[run]
+        assert torch.equal(found[run], nearest_code(own, codebooks[1 if in_dims[1] is None else run]))
+    assert found.shape == (3, 10, 7) and found.dtype == torch.int64
+
+
+def test_nearest_code_under_vmap_refuses_one_bad_run():
+    latents, codebooks = normal(3, 10, 8), normal(3, 20, 8, seed=1)
+    latents[1, 4] = torch.nan
+    with pytest.raises(ValueError, match="8 NaN"):
+        torch.vmap(nearest_code)(latents, codebooks)
+
+
 def test_nearest_code_needs_little_memory():
     latents, codebook = normal(65_536, 64), normal(8_192, 64, seed=1)
     nearest_code(latents[:2048], codebook)  # the libraries' own buffers, once

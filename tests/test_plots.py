@@ -83,6 +83,29 @@ def test_arms_draw_every_run(ax):
         plots.arms(ax, runs()[:1], y="value", by="start")
 
 
+def test_tornado_draws_every_effect_from_zero_the_largest_on_top(ax):
+    effects = pd.DataFrame(
+        [
+            ("beta", "low", -3.0),
+            ("K", "16", 40.0),
+            ("beta", "high", 5.0),
+            ("K", "256", -50.0),
+            ("order", "sorted", 1.0),
+        ],
+        columns=["knob", "level", "mean"],
+    )
+    effects = effects.assign(low=effects["mean"] - 1, high=effects["mean"] + 1)
+    drawn = plots.tornado(ax, effects, by="knob", level="level")
+    assert drawn["level"].tolist() == ["256", "16", "low", "high", "sorted"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["K", "beta", "order"]
+    assert [bar.get_width() for bar in ax.patches] == drawn["mean"].tolist() and ax.patches[0].get_x() == 0
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
+    assert np.round(middles).tolist() == [0, 0, 1, 1, 2] and len(set(middles)) == 5
+    assert [list(line.get_xdata()) for line in ax.lines[:-1]] == drawn[["low", "high"]].to_numpy().tolist()
+    assert [text.get_text() for text in ax.texts] == drawn["level"].tolist()
+    assert ax.yaxis_inverted()
+
+
 def test_spectrum_marks_the_effective_dimension(ax):
     x = normal(500, 6) * torch.tensor([3.0, 2.0, 1.0, 0.1, 0.01, 0.01])
     frame = plots.spectrum(ax, x)
