@@ -1,5 +1,6 @@
 # make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
+# make bench  measures fit_many against fit
 # Each target does all of its own set-up in .venv.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test run stamp clean
+.PHONY: lab test run bench stamp clean
 
 lab: $(ready)
 	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
@@ -17,6 +18,9 @@ test: $(ready)
 
 run: $(ready)
 	.venv/bin/python tests/notebook_tools.py run $(NOTEBOOKS)
+
+bench: $(ready)
+	.venv/bin/python tests/bench.py $(ARGS)
 
 stamp: $(ready)
 	.venv/bin/python tests/notebook_tools.py stamp $(REPO)

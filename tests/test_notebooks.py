@@ -147,18 +147,22 @@ def test_figures_are_there_described_and_not_empty(path):
         assert min(pixels.shape) > 150 and pixels.std() > 5
 
 
+def defined(body):
+    """Public names of the functions and classes of a module, and of the methods of its classes."""
+    nodes = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names = {node.name for node in nodes if not node.name.startswith("_")}
+    return names.union(*(defined(node.body) for node in nodes if isinstance(node, ast.ClassDef)))
+
+
 @each_notebook
 def test_code_uses_the_module_and_does_not_copy_it(path):
     if path.name.startswith("01"):
         return  # there the quantiser is taught; the next test compares it
-    module = {
-        node.name
-        for file in (ROOT / "vqnotes").glob("*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-    }
+    module = set()
+    for file in (ROOT / "vqnotes").glob("*.py"):
+        module |= defined(ast.parse(file.read_text(encoding="utf-8")).body)
     for cell in code_cells(path)[1:]:
-        names = {n.name for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        names = defined(ast.parse(cell.source).body)
         assert not names & module, names & module
 
 
