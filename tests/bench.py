@@ -23,11 +23,12 @@ def vectors(codes: int, **options):
     return lambda seed: mlp_autoencoder(16, VectorQuantizer(codes, 8, **options))
 
 
-CASES = {  # build, data, options of the training
+CASES = {  # build, data, options of the training; batches are of 256 where nothing else is said
+    "vectors, 64 codes, batches of 128": (vectors(64), MODES, {"init": "uniform", "batch_size": 128}),
     "vectors, 64 codes": (vectors(64), MODES, {"init": "uniform"}),
     "vectors, 64 EMA codes": (vectors(64, update="ema"), MODES, {"init": "uniform"}),
     "vectors, 256 codes": (vectors(256), MODES, {"init": "uniform"}),
-    "vectors, 64 codes, warm-up, k-means": (vectors(64), MODES, {"warmup": 150}),
+    "vectors, 64 codes, k-means at the switch": (vectors(64), MODES, {"warmup": 100}),
     "images, 64 codes": (
         lambda seed: image_autoencoder(3, VectorQuantizer(64, 8)),
         CROPS,
@@ -45,8 +46,8 @@ def seconds(work) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     rows = []
     for name, (build, x, own) in tqdm(CASES.items()):

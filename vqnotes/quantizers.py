@@ -1,5 +1,6 @@
 """Vector quantisers: the nearest code, and a quantiser whose five stages can be changed one at a time."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -125,8 +126,9 @@ def _nearest_by_differences(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 class VectorQuantizer(nn.Module):
-    """Vector quantiser of VQ-VAE (arXiv:1711.00937), in five stages that subclasses change one at a time.
+    """Vector quantiser of VQ-VAE (arXiv:1711.00937), in stages that subclasses change one at a time.
 
+        prepare(latents)             what is compared with the codes: here the latents as they are
         codes()                      the codebook as used now, (K, D)
         assign(latents, codes)       which code for each latent
         estimate(latents, chosen)    value forward, gradient back: straight-through
@@ -146,13 +148,10 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         if codebook_size < 1 or dim < 1:
             raise ValueError(f"codebook_size and dim must be positive, got {codebook_size} and {dim}")
-        if not beta >= 0:
-            raise ValueError(f"beta must be at least 0, got {beta}")
         if update not in ("gradient", "ema"):
             raise ValueError(f"update must be 'gradient' or 'ema', got {update!r}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.codebook_size, self.dim, self.beta, self.update, self.decay = codebook_size, dim, beta, update, decay
+        self.codebook_size, self.dim, self.update = codebook_size, dim, update
+        self.beta, self.decay = not_negative("beta", beta), share_of("decay", decay)
         codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if update == "gradient":
             self.codebook = nn.Parameter(codebook)
@@ -162,13 +161,16 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
-        codes = self.codes()
+        latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = F.embedding(index, codes)
         quantized = Quantized(self.estimate(latents, chosen), index, self.loss(latents, chosen))
         if self.training:
             self.after_step(latents.detach(), index)
         return quantized
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        return latents
 
     def codes(self) -> Tensor:
         return self.codebook
@@ -226,14 +228,33 @@ class VectorQuantizer(nn.Module):
             if latents is None:
                 raise ValueError(f"{how!r} needs latents")
             check_latents(latents, self.dim)
-            flat = _enough(latents, self.codebook_size)
+            flat = _enough(self.prepare(latents), self.codebook_size)
             if how == "data":
                 codes = flat[torch.from_numpy(rng.choice(len(flat), self.codebook_size, replace=False))]
             else:
                 codes, share = kmeans(flat, self.codebook_size, seed)
-        self.codebook.copy_(torch.as_tensor(codes))
+        self.place_codes(torch.as_tensor(codes), torch.as_tensor(share))
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        """Puts the codes at the given places (K, D); share (K,), of the latents that each has, counts for EMA."""
+        self.codebook.copy_(codes)
         if self.update == "ema":
-            self.share.copy_(torch.as_tensor(share))
+            self.share.copy_(share)
+
+
+def not_negative(name: str, value: float) -> float:
+    """The value; ValueError if it is below 0 or NaN."""
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
+
+
+def share_of(name: str, value: float) -> float:
+    """The value; ValueError if it is not in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    return value
 
 
 def _enough(latents: Tensor, codebook_size: int) -> Tensor:
@@ -250,11 +271,14 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     Raises ValueError for unusable latents or fewer latents than codes.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     check_latents(latents)
     flat = _enough(latents.detach(), codebook_size)
     points = flat.to("cpu", torch.float64).numpy()  # k-means++ is twice as fast than in float32, which it casts up
-    fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct latents than codes: some codes coincide
+        fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
     share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
     place = {"dtype": latents.dtype, "device": latents.device}
     return torch.from_numpy(fitted.cluster_centers_).to(**place), torch.from_numpy(share).to(**place)

@@ -227,35 +227,36 @@ def _train(
     length, device = len(xs[0]), xs[0].device
     in_order = torch.arange(plan.batch_size).expand(len(models), -1)
     bar = tqdm(total=plan.steps, desc="training", leave=False, disable=not plan.progress)
-    try:
-        for model in models:
-            model.train()
-        for step in range(plan.steps + 1):
-            if step == plan.warmup and plan.init is not None:
-                for model, x, seed, sample in zip(models, xs, seeds, samples):
-                    count = LATENTS_PER_CODE * len(model.quantizer.codes())
-                    model.quantizer.init_codes(plan.init, sample_latents(model, x, count, sample), seed)
-            watch(step)
-            if step == plan.steps:
-                break
-            if plan.shuffle:
-                index = torch.stack([torch.randint(length, (plan.batch_size,), generator=own) for own in batches])
-            else:
-                index = (in_order + step * plan.batch_size) % length
-            figures = update(index.to(device), step >= plan.warmup).tolist()
-            for history, error, quantizer_loss in zip(histories, *figures):
-                history.quantizer.append(quantizer_loss)
-                history.reconstruction.append(error)
-            bar.update()
-    except KeyboardInterrupt:
-        whole = min(len(history) for history in histories)
-        for history in histories:
-            history.interrupted = True
-            del history.quantizer[whole:], history.reconstruction[whole:]
-    finally:
-        bar.close()
-        for model, was_training in zip(models, were_training):
-            model.train(was_training)
+    with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seeds[0])  # for quantisers that draw noise
+        try:
+            for model in models:
+                model.train()
+            for step in range(plan.steps + 1):
+                if step == plan.warmup and plan.init is not None:
+                    for model, x, seed, sample in zip(models, xs, seeds, samples):
+                        count = LATENTS_PER_CODE * len(model.quantizer.codes())
+                        model.quantizer.init_codes(plan.init, sample_latents(model, x, count, sample), seed)
+                watch(step)
+                if step == plan.steps:
+                    break
+                if plan.shuffle:
+                    index = torch.stack([torch.randint(length, (plan.batch_size,), generator=own) for own in batches])
+                else:
+                    index = (in_order + step * plan.batch_size) % length
+                figures = update(index.to(device), step >= plan.warmup).tolist()
+                for history, error, quantizer_loss in zip(histories, *figures):
+                    history.quantizer.append(quantizer_loss)
+                    history.reconstruction.append(error)
+                bar.update()
+        except KeyboardInterrupt:
+            whole = min(len(history) for history in histories)
+            for history in histories:
+                history.interrupted = True
+                del history.quantizer[whole:], history.reconstruction[whole:]
+        finally:
+            for model, was_training in zip(models, were_training):
+                model.train(was_training)
     return histories
 
 

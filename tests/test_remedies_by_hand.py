@@ -1,0 +1,253 @@
+"""Remedies against their formulas worked by hand, and against the pitfalls that are known from other code."""
+
+import math
+
+import pytest
+import torch
+from helpers import normal
+from pytest import approx
+
+from vqnotes.models import mlp_autoencoder
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies import (
+    AffineCodes,
+    CosineCodes,
+    DiVeQ,
+    EntropyLoss,
+    OrthogonalCodes,
+    RotationTrick,
+    SimVQ,
+    entropy_gap,
+)
+from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
+from vqnotes.structured import FSQ, LFQ, ResidualVQ
+from vqnotes.training import fit
+
+
+def with_codes(quantizer, codes):
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.as_tensor(codes))
+    return quantizer
+
+
+# ---------------------------------------------------------------- formulas
+
+
+def test_rotation_turns_and_scales_the_gradient():
+    # z = (1, 0) is turned by a right angle and doubled: q = (0, 2). What arrives as g leaves as 2 R^T g.
+    quantizer = with_codes(RotationTrick(1, 2, beta=0), [[0.0, 2.0]])
+    z = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    latents_q = quantizer(z).latents_q
+    (latents_q * torch.tensor([[3.0, 7.0]])).sum().backward()
+    assert latents_q.tolist() == [[0, 2]] and z.grad.flatten().tolist() == approx([14, -6], abs=1e-5)
+
+
+def test_diveq_moves_latent_and_code_along_the_line_between_them():
+    quantizer = with_codes(DiVeQ(1, 2, variance=0), [[3.0, 4.0]]).train()
+    z = torch.zeros(1, 2, requires_grad=True)
+    quantized = quantizer(z)
+    (quantized.latents_q * torch.tensor([[5.0, 10.0]])).sum().backward()
+    along = (5 * 0.6 + 10 * 0.8) * torch.tensor([0.6, 0.8])  # u (u.g), u = (0.6, 0.8)
+    assert quantized.latents_q.tolist() == [[3, 4]] and quantized.loss == 0
+    assert quantizer.codebook.grad[0].tolist() == approx(along.tolist())
+    assert z.grad[0].tolist() == approx((torch.tensor([5.0, 10.0]) - along).tolist())
+
+
+def test_diveq_noise_is_relative_to_the_distance_and_absent_in_evaluation():
+    quantizer = with_codes(DiVeQ(1, 3, variance=0.01), [[0.0, 0.0, 0.0]])
+    latents = torch.tensor([[10.0, 0.0, 0.0]]).repeat(20_000, 1)
+    torch.manual_seed(0)
+    off = quantizer.train()(latents).latents_q.detach()
+    sideways = off[:, 1:].std().item()
+    assert 0.9 < sideways < 1.1  # 10 * sqrt(0.01)
+    assert torch.allclose((latents - off).norm(dim=1), torch.tensor(10.0), rtol=1e-5)
+    assert torch.equal(quantizer.eval()(latents[:5]).latents_q, torch.zeros(5, 3))
+
+
+def test_entropy_gap_of_known_choices():
+    sure = 1000 * torch.eye(4)
+    assert entropy_gap(sure).item() == approx(-math.log(4), abs=1e-5)  # each sure of its own code: the best
+    assert entropy_gap(torch.zeros(9, 4)).item() == approx(0, abs=1e-6)  # all undecided
+    assert entropy_gap(sure[:1].repeat(9, 1)).item() == approx(0, abs=1e-6)  # all sure of the same
+    mixed = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])  # (1/4, 3/4) and (3/4, 1/4)
+    of_each = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert entropy_gap(mixed).item() == approx(of_each - math.log(2), rel=1e-5)
+
+
+def test_entropy_loss_means_the_same_at_any_scale():
+    latents, codes = normal(50, 4), normal(8, 4, seed=1)
+    extra = []
+    for scale in (1, 8):
+        z, quantizer = scale * latents, with_codes(EntropyLoss(8, 4, entropy_weight=1.0), scale * codes)
+        chosen = quantizer.codebook[quantizer.assign(z, quantizer.codebook)]
+        extra.append((quantizer.loss(z, chosen) - VectorQuantizer.loss(quantizer, z, chosen)).item())
+    assert -math.log(8) < extra[0] < -0.1 and extra[0] == approx(extra[1], abs=1e-4)
+
+
+def test_orthogonality_is_zero_for_orthogonal_codes_and_largest_for_equal_ones():
+    for codes, expected in ((torch.eye(4), 0), (torch.ones(4, 4), 1 - 1 / 4)):
+        quantizer = with_codes(OrthogonalCodes(4, 4, orthogonal_weight=10.0), codes)
+        assert quantizer.loss(codes, codes).item() == approx(10 * expected, abs=1e-6)
+
+
+def test_affine_codes_follow_the_latents_without_being_chosen():
+    quantizer, latents = AffineCodes(16, 3, affine_decay=0.5), 5 + 3 * normal(500, 3)
+    assert torch.allclose(quantizer.codes(), quantizer.codebook, atol=1e-6)  # starts as a plain codebook
+    for _ in range(30):
+        quantizer.train()(latents)
+    codes = quantizer.codes()
+    assert torch.allclose(codes.mean(0), latents.mean(0), atol=1e-3)
+    assert torch.allclose(codes.var(0, correction=0), latents.var(0, correction=0), rtol=1e-2)
+
+
+def test_simvq_moves_codes_that_nobody_chose():
+    quantizer = SimVQ(16, 3)
+    before = quantizer.codes().detach().clone()
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+    quantizer(normal(1, 3)).loss.backward()
+    optimizer.step()
+    assert ((quantizer.codes() - before).abs().sum(1) > 0).all() and quantizer.codebook.requires_grad is False
+
+
+def test_restart_replaces_what_is_used_too_rarely_by_latents_of_the_batch():
+    quantizer = with_codes(RandomRestart(4, 2, threshold=1.0, memory=0.5), [[0.0, 0], [1, 1], [99, 99], [77, 77]])
+    latents = torch.tensor([[0.0, 0], [0.1, 0], [1, 1], [0.9, 1]])
+    for expected in ([4 * 3 / 8, 4 * 3 / 8, 4 / 8, 4 / 8],):  # averages of 1 and 2, 2, 0, 0 latents
+        quantizer.train()(latents)
+        assert (4 * quantizer.use).tolist() == expected
+    assert quantizer.codebook.tolist() == [[0, 0], [1, 1], latents[0].tolist(), latents[2].tolist()]
+
+
+def test_expiry_gives_a_replaced_code_time_and_its_limit_fits_any_batch():
+    assert CodeExpiry(4, 2, threshold=0.1, memory=0.9).limit(8) == CodeExpiry(4, 2, memory=0.9).limit(800) == 0.1 / 4
+    quantizer = with_codes(CodeExpiry(4, 2, threshold=0.6, memory=0.5), [[0.0, 0], [9, 9], [99, 99], [77, 77]])
+    quantizer.train()(torch.zeros(8, 2))
+    assert quantizer.use.tolist() == [5 / 8, 1 / 4, 1 / 4, 1 / 4]
+
+
+def test_least_recently_used_counts_steps_since_the_last_hit():
+    quantizer = with_codes(LeastRecentlyUsed(3, 1, patience=2), [[0.0], [5.0], [50.0]])
+    first, second = torch.tensor([[0.0], [5.0]]), torch.tensor([[0.0], [0.5]])
+    quantizer.train()(first)
+    assert quantizer.idle.tolist() == [0, 0, 1] and quantizer.codebook[2] == 50
+    quantizer(second)
+    assert quantizer.idle.tolist() == [0, 1, 0] and quantizer.codebook.flatten().tolist() == [0, 5, 0]
+    quantizer(second)
+    assert quantizer.codebook[1] == 0.0 and quantizer.codebook[0] == 0
+
+
+@pytest.mark.parametrize("anchor, anchors", [("closest", (0.1, 4.1, 4.5)), ("random", (0.1, 0.2, 4.5))])
+def test_online_clustering_is_its_formula(anchor, anchors):
+    quantizer = with_codes(OnlineClustering(3, 1, memory=0.9, anchor=anchor), [[0.0], [4.0], [9.0]])
+    quantizer.train()(torch.tensor([[0.1], [0.2], [4.5], [4.1]]))
+    use = [0.1 * 0.5, 0.1 * 0.5, 0.0]
+    pull = [math.exp(-10 * 3 * u / 0.1 - 1e-3) for u in use]
+    expected = [e + a * (anchor - e) for e, a, anchor in zip((0, 4, 9), pull, anchors)]
+    assert quantizer.use.tolist() == approx(use) and quantizer.codebook.flatten().tolist() == approx(expected)
+
+
+def test_residual_codes_are_all_sums_in_the_order_of_the_index():
+    quantizer = ResidualVQ(6, 2, stages=(2, 3))
+    with_codes(quantizer.stages[0], [[0.0, 0], [10, 10]])
+    with_codes(quantizer.stages[1], [[0.0, 0], [1, 0], [0, 1]])
+    assert quantizer.codes().tolist() == [[0, 0], [10, 10], [1, 0], [11, 10], [0, 1], [10, 11]]
+    quantized = quantizer(torch.tensor([[10.9, 10.1], [0.1, 0.8]]))
+    assert quantized.index.tolist() == [3, 4] and quantized.latents_q.tolist() == [[11, 10], [0, 1]]
+
+
+# ---------------------------------------------------------------- pitfalls
+
+
+def test_rotation_survives_opposite_and_zero_vectors():
+    quantizer = with_codes(RotationTrick(2, 2, beta=0), [[-1.0, 0.0], [0.0, 0.0]])
+    for start, code in (([1.0, 0.0], 0), ([-1.0, 1e-9], 0), ([0.0, 0.0], 1)):
+        z = torch.tensor([start], requires_grad=True)
+        chosen = quantizer.codebook[code : code + 1]
+        (quantizer.estimate(z, chosen) * torch.tensor([[3.0, 7.0]])).sum().backward()
+        assert torch.isfinite(z.grad).all() and z.grad.norm() == approx(math.hypot(3, 7), rel=1e-5)
+
+
+def test_fsq_indices_are_exact_in_half_precision():
+    quantizer = FSQ(1000, 4, levels=(8, 5, 5, 5))
+    grid = quantizer.codes()
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(quantizer.assign(grid.to(dtype), grid), torch.arange(1000))
+
+
+def test_the_threshold_of_expiry_fits_any_batch_that_of_restart_does_not():
+    """Codes that all are used alike: nothing is dead, whatever the batch."""
+    codes = torch.arange(64.0)[:, None]
+    for per_code in (1, 16):
+        batch = codes.repeat(per_code, 1)
+        quiet = with_codes(CodeExpiry(64, 1), codes).train()
+        quiet(batch)
+        assert torch.equal(quiet.codebook, codes)
+    storm = with_codes(RandomRestart(64, 1, threshold=2.0), codes).train()
+    storm(codes)
+    assert (storm.use * 64 < 2).all()  # every code is below the threshold, so every code is replaced at every step
+
+
+def test_a_replaced_code_is_not_carried_away_by_the_optimisers_memory():
+    """Adam still remembers the gradients of the code that was there before: a few learning rates at most."""
+    lr, seen = 1e-3, []
+
+    class Watched(LeastRecentlyUsed):
+        def replace(self, stale, latents):
+            super().replace(stale, latents)
+            seen.append((stale.clone(), self.codebook.detach().clone()))
+
+    torch.manual_seed(0)
+    model = mlp_autoencoder(4, Watched(32, 4, patience=2), width=16)
+    fit(model, normal(500, 4), steps=60, seed=0, lr=lr, batch_size=16, progress=False)
+    shifts = [(after - before)[stale].norm(dim=1) for (stale, before), (_, after) in zip(seen[:-1], seen[1:])]
+    assert sum(map(len, shifts)) > 50 and torch.cat(shifts).max() < 10 * lr
+
+
+def test_replacement_forgets_the_average_of_the_code_before():
+    quantizer = CodeExpiry(2, 1, update="ema", threshold=0.6, memory=0.5)
+    quantizer.place_codes(torch.tensor([[0.0], [50.0]]), torch.tensor([0.5, 0.5]))
+    quantizer.train()(torch.zeros(4, 1))
+    assert quantizer.codebook[1] == 0 and quantizer.share[1] == 0
+    quantizer.codebook[1] = 3.0
+    quantizer(torch.tensor([[0.0], [3.5]]))
+    assert quantizer.codebook[1].item() == approx(3.5)  # its first latents determine it
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "make, shown",
+    [
+        (lambda: SimVQ(8, 2, update="ema"), "SimVQ needs update='gradient'"),
+        (lambda: AffineCodes(8, 2, affine_decay=1.0), "affine_decay must be in .* got 1.0"),
+        (lambda: AffineCodes(8, 2, update="ema"), "AffineCodes needs"),
+        (lambda: DiVeQ(8, 2, variance=-1), "variance must be at least 0, got -1"),
+        (lambda: DiVeQ(8, 2, update="ema"), "DiVeQ needs"),
+        (lambda: OrthogonalCodes(8, 2, orthogonal_weight=-1), "orthogonal_weight .* -1"),
+        (lambda: EntropyLoss(8, 2, entropy_weight=math.nan), "entropy_weight .* nan"),
+        (lambda: EntropyLoss(8, 2, temperature=0), "temperature must be above 0, got 0"),
+        (lambda: RandomRestart(8, 2, threshold=-1), "threshold .* -1"),
+        (lambda: CodeExpiry(8, 2, memory=1), r"memory must be in \[0, 1\), got 1"),
+        (lambda: LeastRecentlyUsed(8, 2, patience=0), "patience .* got 0"),
+        (lambda: OnlineClustering(8, 2, memory=-0.1), "memory .* -0.1"),
+        (lambda: OnlineClustering(8, 2, anchor="far"), "anchor must be .* 'far'"),
+        (lambda: type("Both", (CodeExpiry, SimVQ), {})(8, 2), "Both: codes that are computed"),
+        (lambda: FSQ(64, 2, levels=(8, 7)), r"levels \[8, 7\] make 56 codes of 2 dimensions, not 64 of 2"),
+        (lambda: FSQ(64, 3, levels=(8, 8)), "64 codes of 2 dimensions, not 64 of 3"),
+        (lambda: FSQ(4, 2, levels=(2, 2)), r"at least 3, got \[2, 2\]"),
+        (lambda: LFQ(60, 6), r"6 dimensions has 2\^6 codes, not 60"),
+        (lambda: LFQ(64, 6, inverse_temperature=0), "inverse_temperature above 0"),
+        (lambda: ResidualVQ(64, 2, stages=(8, 4)), r"stages \[8, 4\] make 32 codes, not 64"),
+        (lambda: ResidualVQ(1, 2, stages=()), r"stages \[\]"),
+        (lambda: CosineCodes(8, 2)(torch.zeros(3, 5)), r"\(3, 5\)"),
+        (lambda: FSQ(9, 2, levels=(3, 3))(torch.zeros(3, 5)), r"\(3, 5\)"),
+        (lambda: LFQ(4, 2)(torch.full((3, 2), torch.nan)), "NaN"),
+        (lambda: RandomRestart(8, 2).init_codes("kmeans", normal(4, 2)), "4 latents are too few for 8"),
+        (lambda: ResidualVQ(16, 2, stages=(4, 4)).init_codes("best", normal(40, 2)), "best"),
+        (lambda: VectorQuantizer(8, 2, beta=-1), "beta must be at least 0, got -1"),
+    ],
+)
+def test_bad_input_is_refused(make, shown):
+    with pytest.raises(ValueError, match=shown):
+        make()

@@ -1,0 +1,209 @@
+"""Remedies for collapse, each a small subclass that changes one stage of `VectorQuantizer`.
+
+They combine by inheritance, since each passes on to the next what it does not change:
+
+    class Both(CodeExpiry, RotationTrick): ...
+
+What is no quantiser is not here: a better start is `init_codes`, a warm-up is an option of `training.fit`, moving
+averages are `update="ema"`, and a larger encoder is an option of the models. Codes that start anew when they die are
+in `vqnotes.replacement`, codebooks without search or in several stages in `vqnotes.structured`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqnotes.quantizers import VectorQuantizer, not_negative, share_of
+
+# ---------------------------------------------------------------- codes(): the codebook is made of something else
+
+
+class SimVQ(VectorQuantizer):
+    """SimVQ (arXiv:2411.02038): codes are C W^T with C fixed and W (D, D) learnt, so that all codes move together.
+
+    C starts as N(0, 1/D) and W as the identity; `init_codes` puts C elsewhere and W back to the identity.
+    Raises ValueError for update="ema": codes that are computed cannot be averaged.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, **options):
+        super().__init__(codebook_size, dim, **options)
+        _need_gradient(self)
+        del self.codebook
+        self.register_buffer("codebook", torch.randn(codebook_size, dim) * dim**-0.5)
+        self.transform = nn.Parameter(torch.eye(dim))
+
+    def codes(self) -> Tensor:
+        return self.codebook @ self.transform.T
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        super().place_codes(codes, share)
+        self.transform.copy_(torch.eye(self.dim))
+
+
+class AffineCodes(VectorQuantizer):
+    """Affine reparametrisation (arXiv:2305.08842, section 5): the codebook keeps the mean and spread of the latents.
+
+        codes = mean_z + std_z / std_c * (c - mean_c)
+
+    in each direction, c the learnt codes with their mean and standard deviation, mean_z and std_z those of the
+    latents as moving averages. decay: share of the old average kept a step, in [0, 1).
+    Raises ValueError for update="ema", which follows the latents by itself, and for decay out of range.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, affine_decay: float = 0.99, **options):
+        super().__init__(codebook_size, dim, **options)
+        _need_gradient(self)
+        self.affine_decay = share_of("affine_decay", affine_decay)
+        self.register_buffer("mean", self.codebook.detach().mean(0))
+        self.register_buffer("variance", self.codebook.detach().var(0, correction=0))
+
+    def codes(self) -> Tensor:
+        variance, mean = torch.var_mean(self.codebook.detach(), dim=0, correction=0)
+        scale = (self.variance.clamp_min(1e-5) / variance.clamp_min(1e-5)).sqrt()
+        return self.mean + scale * (self.codebook - mean)
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        super().place_codes(codes, share)
+        self.mean.copy_(self.codebook.mean(0))
+        self.variance.copy_(self.codebook.var(0, correction=0))
+
+    @torch.no_grad()
+    def after_step(self, latents: Tensor, index: Tensor) -> None:
+        super().after_step(latents, index)
+        variance, mean = torch.var_mean(latents.reshape(-1, self.dim).to(self.mean.dtype), dim=0, correction=0)
+        for average, now in ((self.mean, mean), (self.variance, variance)):
+            average.mul_(self.affine_decay).add_(now, alpha=1 - self.affine_decay)
+
+
+# ---------------------------------------------------------------- prepare() and assign(): another kind of nearness
+
+
+class CosineCodes(VectorQuantizer):
+    """Codes and latents of length 1, as in ViT-VQGAN (arXiv:2110.04627, section 3.1): nearest means largest cosine.
+
+    ||z/|z| - e/|e| ||^2 = 2 - 2 cos(z, e). The paper joins it with few latent dimensions: make the model with a
+    small `dim`. A latent of length 0 has no direction and stays 0.
+    """
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        return F.normalize(latents, dim=-1)
+
+    def codes(self) -> Tensor:
+        return F.normalize(self.codebook.clone(), dim=-1)  # the clone, since a step may write into the codebook
+
+
+# ---------------------------------------------------------------- estimate(): another gradient
+
+
+class RotationTrick(VectorQuantizer):
+    """Rotation trick (arXiv:2410.06424, section 4.2): the gradient is turned and scaled as the latent was.
+
+    Forward the code q; backward as if q were |q|/|z| R z, R the rotation that turns z onto q, held constant. With
+    u, v the directions of z and q and w that of u + v: R z = z - 2 w (w.z) + 2 v (u.z).
+    Where z or q has length 0, or they point in opposite directions, no rotation is defined: straight-through there.
+    The trick depends on the origin: shift latents and codes together, and the gradients change.
+    """
+
+    def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        z, q = latents.detach(), chosen.detach()
+        long_z, long_q = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+        u, v = F.normalize(z, dim=-1), F.normalize(q, dim=-1)
+        defined = ((u + v).norm(dim=-1, keepdim=True) > 1e-3) & (long_z > 0) & (long_q > 0)
+        w = F.normalize(u + v, dim=-1)
+        turned = latents - 2 * w * (w * latents).sum(-1, keepdim=True) + 2 * v * (u * latents).sum(-1, keepdim=True)
+        turned = turned * (long_q / long_z.clamp_min(torch.finfo(z.dtype).tiny))
+        moved = torch.where(defined, turned, latents)
+        return q + (moved - moved.detach())
+
+
+class DiVeQ(VectorQuantizer):
+    """DiVeQ (arXiv:2509.26469): z + |q - z| * unit(q - z + noise), the direction held constant.
+
+    The distance |q - z| carries gradient to latent and code alike, so no other loss is needed. In training the
+    value is off the code by noise, drawn with the given variance in each direction relative to |q - z|^2; in
+    evaluation it is the code. variance: at least 0; with 0 the value is the code in training too.
+    Under `fit_many` the noise of a run depends on the runs beside it.
+    Raises ValueError for a negative variance, or update="ema".
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, variance: float = 1e-3, **options):
+        super().__init__(codebook_size, dim, **options)
+        _need_gradient(self)
+        if not variance >= 0:
+            raise ValueError(f"variance must be at least 0, got {variance}")
+        self.variance = variance
+
+    def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        if not self.training:
+            return chosen
+        gap = chosen - latents
+        distance = gap.norm(dim=-1, keepdim=True)
+        noise = torch.randn_like(gap) * distance * self.variance**0.5
+        direction = F.normalize((gap + noise).detach(), dim=-1)
+        value = (latents + distance * direction).detach() if self.variance else chosen.detach()
+        moved = latents + distance * direction
+        return value + (moved - moved.detach())
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        return latents.new_zeros(())
+
+
+# ---------------------------------------------------------------- loss(): something more to make small
+
+
+class OrthogonalCodes(VectorQuantizer):
+    """Orthogonality loss (arXiv:2112.00384, eq. 2): codes should point in different directions.
+
+    loss + weight * (sum_ij cos(e_i, e_j)^2 / K^2 - 1 / K); the bracket is 0 for orthogonal codes, at most 1 - 1/K.
+    Raises ValueError for a negative weight, or update="ema", which no loss can move.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, orthogonal_weight: float = 10.0, **options):
+        super().__init__(codebook_size, dim, **options)
+        _need_gradient(self)
+        self.orthogonal_weight = not_negative("orthogonal_weight", orthogonal_weight)
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        directions = F.normalize(self.codes(), dim=1)
+        alike = (directions @ directions.T).square().sum() / self.codebook_size**2 - 1 / self.codebook_size
+        return super().loss(latents, chosen) + self.orthogonal_weight * alike
+
+
+class EntropyLoss(VectorQuantizer):
+    """Entropy loss, as in MaskGIT's tokenisers and LFQ (arXiv:2310.05737, eq. 5): sure choices, all codes in use.
+
+    loss + weight * (mean of H(p(.|z)) - H(mean of p(.|z))), p(k|z) proportional to exp(-||z - e_k||^2 / T), with
+    T = temperature * (mean squared distance to the nearest code), so that it means the same at any scale.
+    The bracket, in nats, is at least -log K. It sends gradients to latents and, with update="gradient", to all codes.
+    Raises ValueError for a negative weight or a temperature not above 0.
+    """
+
+    def __init__(
+        self, codebook_size: int, dim: int, *, entropy_weight: float = 0.1, temperature: float = 1.0, **options
+    ):
+        super().__init__(codebook_size, dim, **options)
+        self.entropy_weight = not_negative("entropy_weight", entropy_weight)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        scale = self.temperature * (latents - chosen).detach().square().sum(-1).mean().clamp_min(1e-12)
+        codes, flat = self.codes(), latents.reshape(-1, self.dim)
+        scores = (flat @ codes.T - codes.square().sum(1) / 2) * (2 / scale)  # -||z - e||^2 / T, but for z alone
+        return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(scores)
+
+
+def entropy_gap(scores: Tensor) -> Tensor:
+    """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K)."""
+    share = scores.softmax(dim=-1)
+    of_each = -(share * scores.log_softmax(dim=-1)).sum(-1).mean()
+    mean = share.mean(0)
+    return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+def _need_gradient(quantizer: VectorQuantizer) -> None:
+    if quantizer.update != "gradient":
+        raise ValueError(f"{type(quantizer).__name__} needs update='gradient', got {quantizer.update!r}")
