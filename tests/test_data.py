@@ -68,6 +68,10 @@ def test_images_inside_scikit_learn():
     digits = data.digits()
     assert digits.x.shape == (1797, 1, 8, 8) and digits.y.unique().tolist() == list(range(10))
     assert digits.x.min() == 0 and digits.x.max() == 1
+    vectors = data.digit_vectors()
+    assert vectors.x.shape == (1797, 64) and torch.equal(vectors.y, digits.y)
+    assert vectors.x.mean().item() == pytest.approx(0, abs=1e-5) and vectors.x.std().item() == pytest.approx(1)
+    assert torch.allclose(vectors.x * digits.x.std() + digits.x.mean(), digits.x.flatten(1), atol=1e-6)
 
 
 def test_random_crops_come_from_the_images():

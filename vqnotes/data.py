@@ -153,6 +153,12 @@ def digits() -> LabelledData:
     return LabelledData(torch.from_numpy(bunch.images).float()[:, None] / 16, torch.from_numpy(bunch.target).long())
 
 
+def digit_vectors() -> LabelledData:
+    """The digits as vectors: x (1797, 64), shifted and scaled as one to mean 0 and standard deviation 1."""
+    x, y, _ = digits()
+    return LabelledData((x.flatten(1) - x.mean()) / x.std(), y)
+
+
 def random_crops(images: Tensor, count: int, size: int, seed: int = 0) -> Tensor:
     """`count` square crops at random places of random images: (N, C, H, W) to (count, C, size, size).
 
