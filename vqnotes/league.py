@@ -26,7 +26,6 @@ LONG = Path(__file__).with_name("league.csv")
 class Remedy:
     """What is changed against the plain quantiser: its class and options, the start, the share of warm-up steps."""
 
-    stage: str
     kind: Callable = VectorQuantizer
     options: dict = field(default_factory=dict)
     dim: int = 8
@@ -42,28 +41,28 @@ class ExpiryRotation(CodeExpiry, RotationTrick):
 QUICK = {"memory": 0.9}  # runs of a few hundred steps cannot wait for an average over a hundred
 
 REMEDIES = {
-    "plain": Remedy("none"),
-    "data start": Remedy("start", init="data"),
-    "k-means start": Remedy("start", init="kmeans"),
-    "warm-up, k-means": Remedy("start", init="kmeans", warmup=0.5),
-    "larger encoder": Remedy("encoder", wider=4),
-    "cosine, 4 dimensions": Remedy("prepare", CosineCodes, dim=4),
-    "SimVQ": Remedy("codes", SimVQ, init=None),
-    "affine": Remedy("codes", AffineCodes),
-    "rotation trick": Remedy("estimate", RotationTrick),
-    "DiVeQ": Remedy("estimate", DiVeQ),
-    "orthogonality": Remedy("loss", OrthogonalCodes),
-    "entropy": Remedy("loss", EntropyLoss),
-    "EMA": Remedy("after step", options={"update": "ema"}),
-    "random restart": Remedy("after step", RandomRestart, QUICK),
-    "expiry": Remedy("after step", CodeExpiry, QUICK),
-    "LRU": Remedy("after step", LeastRecentlyUsed),
-    "CVQ": Remedy("after step", OnlineClustering, QUICK),
-    "FSQ": Remedy("structure", FSQ, {"levels": (4, 4, 4)}, dim=3),
-    "LFQ": Remedy("structure", LFQ, dim=6),
-    "residual": Remedy("structure", ResidualVQ, {"stages": (8, 8)}),
-    "expiry + rotation": Remedy("two", ExpiryRotation, QUICK),
-    "warm-up + expiry": Remedy("two", CodeExpiry, QUICK, init="kmeans", warmup=0.5),
+    "plain": Remedy(),
+    "data start": Remedy(init="data"),
+    "k-means start": Remedy(init="kmeans"),
+    "warm-up, k-means": Remedy(init="kmeans", warmup=0.5),
+    "larger encoder": Remedy(wider=4),
+    "cosine, 4 dimensions": Remedy(CosineCodes, dim=4),
+    "SimVQ": Remedy(SimVQ, init=None),
+    "affine": Remedy(AffineCodes),
+    "rotation trick": Remedy(RotationTrick),
+    "DiVeQ": Remedy(DiVeQ),
+    "orthogonality": Remedy(OrthogonalCodes),
+    "entropy": Remedy(EntropyLoss),
+    "EMA": Remedy(options={"update": "ema"}),
+    "random restart": Remedy(RandomRestart, QUICK),
+    "expiry": Remedy(CodeExpiry, QUICK),
+    "LRU": Remedy(LeastRecentlyUsed),
+    "CVQ": Remedy(OnlineClustering, QUICK),
+    "FSQ": Remedy(FSQ, {"levels": (4, 4, 4)}, dim=3),
+    "LFQ": Remedy(LFQ, dim=6),
+    "residual": Remedy(ResidualVQ, {"stages": (8, 8)}),
+    "expiry + rotation": Remedy(ExpiryRotation, QUICK),
+    "warm-up + expiry": Remedy(CodeExpiry, QUICK, init="kmeans", warmup=0.5),
 }
 
 

@@ -179,8 +179,7 @@ class VectorQuantizer(nn.Module):
         return nearest_code(latents, codes)
 
     def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        # The value is exactly `chosen`: the bracket is zero. The gradient goes to `latents` unchanged.
-        return chosen.detach() + (latents - latents.detach())
+        return straight_through(chosen, latents)
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         commitment = F.mse_loss(latents, chosen.detach())
@@ -199,9 +198,10 @@ class VectorQuantizer(nn.Module):
         if self.update != "ema":
             return
         flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1)
-        weight = torch.full_like(index, 1 / len(index), dtype=self.codebook.dtype)
-        hits = torch.zeros_like(self.share).scatter_add_(0, index, weight)
-        sums = torch.zeros_like(self.codebook).scatter_add_(0, index[:, None].expand_as(flat), flat * weight[:, None])
+        hits = shares(index, self.share)
+        sums = torch.zeros_like(self.codebook).scatter_add_(
+            0, index[:, None].expand_as(flat), flat * (1 / len(index))
+        )
         self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
         step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
         self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
@@ -241,6 +241,17 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(codes)
         if self.update == "ema":
             self.share.copy_(share)
+
+
+def straight_through(value: Tensor, moved: Tensor) -> Tensor:
+    """Exactly `value`, since the bracket is zero; its gradient goes to `moved` unchanged, and not to `value`."""
+    return value.detach() + (moved - moved.detach())
+
+
+def shares(index: Tensor, like: Tensor) -> Tensor:
+    """The share of all indices (...,) that each code has, shaped as `like` (K,)."""
+    flat = index.reshape(-1)
+    return torch.zeros_like(like).scatter_add_(0, flat, torch.full_like(flat, 1 / len(flat), dtype=like.dtype))
 
 
 def not_negative(name: str, value: float) -> float:

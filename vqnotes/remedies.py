@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqnotes.quantizers import VectorQuantizer, not_negative, share_of
+from vqnotes.quantizers import VectorQuantizer, not_negative, share_of, straight_through
 
 # ---------------------------------------------------------------- codes(): the codebook is made of something else
 
@@ -115,7 +115,7 @@ class RotationTrick(VectorQuantizer):
         turned = latents - 2 * w * (w * latents).sum(-1, keepdim=True) + 2 * v * (u * latents).sum(-1, keepdim=True)
         turned = turned * (long_q / long_z.clamp_min(torch.finfo(z.dtype).tiny))
         moved = torch.where(defined, turned, latents)
-        return q + (moved - moved.detach())
+        return straight_through(q, moved)
 
 
 class DiVeQ(VectorQuantizer):
@@ -142,9 +142,8 @@ class DiVeQ(VectorQuantizer):
         distance = gap.norm(dim=-1, keepdim=True)
         noise = torch.randn_like(gap) * distance * self.variance**0.5
         direction = F.normalize((gap + noise).detach(), dim=-1)
-        value = (latents + distance * direction).detach() if self.variance else chosen.detach()
         moved = latents + distance * direction
-        return value + (moved - moved.detach())
+        return moved if self.variance else straight_through(chosen, moved)  # without noise exactly the code
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         return latents.new_zeros(())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqnotes.quantizers import VectorQuantizer, nearest_code, not_negative, share_of
+from vqnotes.quantizers import VectorQuantizer, nearest_code, not_negative, share_of, shares
 from vqnotes.remedies import AffineCodes, SimVQ
 
 
@@ -52,7 +52,7 @@ class RandomRestart(_Replacing):
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         super().after_step(latents, index)
         flat = latents.reshape(-1, self.dim)
-        self.use.mul_(self.memory).add_(_shares(index, self.use), alpha=1 - self.memory)
+        self.use.mul_(self.memory).add_(shares(index, self.use), alpha=1 - self.memory)
         self.replace(self.use < self.limit(len(flat)), flat)
 
     def limit(self, batch: int) -> float:
@@ -99,7 +99,7 @@ class LeastRecentlyUsed(_Replacing):
     @torch.no_grad()
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         super().after_step(latents, index)
-        self.idle.copy_(torch.where(_shares(index, self.idle) > 0, 0, self.idle + 1))
+        self.idle.copy_(torch.where(shares(index, self.idle) > 0, 0, self.idle + 1))
         stale = self.idle >= self.patience
         self.replace(stale, latents.reshape(-1, self.dim))
         self.idle.copy_(torch.where(stale, 0, self.idle))
@@ -127,16 +127,10 @@ class OnlineClustering(_Replacing):
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         super().after_step(latents, index)
         flat = latents.reshape(-1, self.dim).to(self.codebook.dtype)
-        self.use.mul_(self.memory).add_(_shares(index, self.use), alpha=1 - self.memory)
+        self.use.mul_(self.memory).add_(shares(index, self.use), alpha=1 - self.memory)
         pull = torch.exp(-10 * self.codebook_size * self.use / (1 - self.memory) - 1e-3)
         if self.anchor == "closest":
             place = nearest_code(self.codebook, flat)
         else:
             place = torch.arange(self.codebook_size, device=flat.device) * len(flat) // self.codebook_size
         self.codebook.add_(pull[:, None] * (F.embedding(place, flat) - self.codebook))
-
-
-def _shares(index: Tensor, like: Tensor) -> Tensor:
-    """The share of all indices (...,) that each code has, shaped as `like` (K,)."""
-    flat = index.reshape(-1)
-    return torch.zeros_like(like).scatter_add_(0, flat, torch.full_like(flat, 1 / len(flat), dtype=like.dtype))

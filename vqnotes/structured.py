@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vqnotes.quantizers import Quantized, VectorQuantizer, nearest_code
+from vqnotes.quantizers import Quantized, VectorQuantizer, nearest_code, not_negative, straight_through
 from vqnotes.remedies import entropy_gap
 
 
 class _FixedCodes(VectorQuantizer):
     """A codebook that never moves. `init_codes` leaves it as it is."""
 
-    def __init__(self, codes: Tensor):
-        super().__init__(*codes.shape)
+    def __init__(self, codes: Tensor, **options):
+        super().__init__(*codes.shape, **options)
         del self.codebook
         self.register_buffer("codebook", codes)
 
@@ -89,12 +89,12 @@ class LFQ(_FixedCodes):
     ):
         if dim < 1 or codebook_size != 2**dim:
             raise ValueError(f"LFQ of {dim} dimensions has 2^{dim} codes, not {codebook_size}")
-        if not (entropy_weight >= 0 and beta >= 0 and inverse_temperature > 0):
-            shown = f"{entropy_weight}, {beta} and {inverse_temperature}"
-            raise ValueError(f"weights must be at least 0 and inverse_temperature above 0, got {shown}")
+        if not inverse_temperature > 0:
+            raise ValueError(f"LFQ needs inverse_temperature above 0, got {inverse_temperature}")
         bits = 2 ** torch.arange(dim - 1, -1, -1)
-        super().__init__((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float())
-        self.entropy_weight, self.inverse_temperature, self.beta = entropy_weight, inverse_temperature, beta
+        super().__init__((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float(), beta=beta)
+        self.entropy_weight = not_negative("entropy_weight", entropy_weight)
+        self.inverse_temperature = inverse_temperature
         self.register_buffer("bits", bits)
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ class ResidualVQ(nn.Module):
             index, basis = index + parts[-1].index * basis, basis * stage.codebook_size
             left = left - parts[-1].latents_q.detach()
         losses = torch.stack([part.loss for part in parts])
-        chosen = sum(part.latents_q.detach() for part in parts)
-        return Quantized(chosen + (latents - latents.detach()), index, losses.mean())
+        chosen = sum(part.latents_q for part in parts)
+        return Quantized(straight_through(chosen, latents), index, losses.mean())
 
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
