@@ -5,6 +5,7 @@ Where they show latents and codes: data grey, latents blue, live codes orange, d
 
 import base64
 import io
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from vqnotes.experiments import summary
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances
 from vqnotes.quantizers import check_codebook, check_latents, nearest_code
+from vqnotes.verdicts import Diagnosis
 
 PALETTE = sns.color_palette("colorblind")
 LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
@@ -230,3 +232,42 @@ def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
     return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})
+
+
+def diagnosis(axes: Sequence[Axes], found: Diagnosis) -> pd.DataFrame:
+    """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
+
+    axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
+    Raises ValueError for another number of axes.
+    """
+    axes = np.ravel(axes)
+    if len(axes) != 4:
+        raise ValueError(f"need four axes, got {len(axes)}")
+    where, uses, losses, dimensions = axes
+    latents, codes, counts = found.drawing
+    codes_and_latents(where, latents, codes)
+    where.set_aspect("equal", adjustable="datalim")
+    code_counts(uses, torch.arange(len(codes)).repeat_interleave(counts), len(codes))
+    evidence = found.evidence.items()
+    rows = [(name, one.value, one.reference) for name, one in evidence if name.startswith(("error", "loss"))]
+    for shift, column, label, color in ((-0.2, 1, "yours", LIVE), (0.2, 2, "reference", DATA)):
+        losses.barh(np.arange(len(rows)) + shift, [row[column] for row in rows], 0.38, label=label, color=color)
+    losses.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xscale="log", xlabel="share left over")
+    losses.invert_yaxis()
+    for points, name, color in (
+        (latents, "latents", LATENT),
+        (codes[nearest_code(latents, codes)], "codes used", LIVE),
+    ):
+        variances = principal_variances(points)
+        shares = variances.cumsum() / max(variances.sum(), np.finfo(float).tiny)
+        dimensions.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3, label=name, color=color)
+    dimensions.set(xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.05))
+    if "dimensions filled" in found.evidence:
+        filled = found.evidence["dimensions filled"]
+        rows.append(("dimensions filled", filled.value, filled.reference))
+        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="paid for by the bits")
+    for ax, title in zip(axes, ("codes among latents", "uses of each code", "losses", "dimensions")):
+        ax.set_title(title)
+    for ax in (losses, dimensions):
+        ax.legend(fontsize=8)
+    return pd.DataFrame(rows, columns=["name", "yours", "reference"])

@@ -279,6 +279,7 @@ def _enough(latents: Tensor, codebook_size: int) -> Tensor:
 def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """k-means by scikit-learn: the centroids (K, D) and the share (K,) of the latents (..., D) in each cluster.
 
+    Above 1,024 codes it starts from random latents and makes 10 steps, since k-means++ takes time K^2.
     Raises ValueError for unusable latents or fewer latents than codes.
     """
     from sklearn.cluster import KMeans
@@ -289,7 +290,8 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     points = flat.to("cpu", torch.float64).numpy()  # k-means++ is twice as fast than in float32, which it casts up
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct latents than codes: some codes coincide
-        fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
+        start, steps = ("random", 10) if codebook_size > 1024 else ("k-means++", 50)
+        fitted = KMeans(codebook_size, init=start, n_init=1, max_iter=steps, random_state=seed).fit(points)
     share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
     place = {"dtype": latents.dtype, "device": latents.device}
     return torch.from_numpy(fitted.cluster_centers_).to(**place), torch.from_numpy(share).to(**place)

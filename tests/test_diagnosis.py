@@ -1,0 +1,215 @@
+"""Diagnosis: the figures by hand, every verdict from latents made for it, and what people pass by mistake."""
+
+import math
+import os
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import normal
+
+from vqnotes import data
+from vqnotes.diagnosis import THRESHOLDS, decide, diagnose
+from vqnotes.figures import PER_CODE, measure, shared_dimensions
+from vqnotes.quantizers import kmeans
+from vqnotes.verdicts import VERDICTS
+
+
+@pytest.fixture(scope="module")
+def modes():
+    return data.gaussian_modes(modes=32, per_mode=150, dim=16, seed=7)
+
+
+def placed(latents, codes=64):
+    return kmeans(latents, codes)[0]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_figures_worked_by_hand():
+    latents = torch.tensor([[-2.0], [-2.0], [-2.0], [2.0]]).repeat(64, 1)
+    f = measure(latents, torch.tensor([[-2.0], [1.0], [9.0]]))
+    assert (f.latents, f.codes, f.sample, f.distinct) == (256, 3, 256, 3)
+    assert f.usage == pytest.approx(2 / 3) and f.counts.tolist() == [192, 64, 0]
+    assert f.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert f.ceiling == pytest.approx(1 - (2 / 3) ** 256)
+    assert f.spread == pytest.approx(3.0)  # 16 * 3/4 * 1/4
+    assert f.error == pytest.approx(0.25 / 3, abs=0.03) and f.best < 1e-12  # a quarter is off by 1
+    assert f.loss is None and f.separability is None
+
+
+def test_dimensions_that_share_the_bits():
+    assert shared_dimensions([4.0, 4.0, 4.0], 6) == pytest.approx(3)
+    assert shared_dimensions([4.0, 1e-9], 2) == pytest.approx(1)
+    assert shared_dimensions([4.0, 4.0], 0) == 0 == shared_dimensions([0.0, 0.0], 3)
+    bits = np.array([1.5, 0.5])  # of variances 16 and 4 at 2 bits: the level is 2
+    expected = math.exp(-(bits / 2 * np.log(bits / 2)).sum())
+    assert shared_dimensions([16.0, 4.0], 2) == pytest.approx(expected)
+
+
+def test_latents_that_are_the_inputs_lose_nothing(modes):
+    f = measure(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
+    assert f.loss == pytest.approx(f.loss_inputs, rel=0.05) and f.neighbours == pytest.approx(
+        f.neighbours_inputs, rel=0.05
+    )
+    assert f.separability == f.separability_inputs == pytest.approx(1, abs=0.01)
+    assert 0.9 < f.gap < 1.2 and f.encoder_codes == 64
+
+
+def test_figures_do_not_change_with_origin_and_scale(modes):
+    codes = placed(modes.x, 16)
+    here = measure(modes.x, codes, inputs=modes.x)
+    there = measure(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3)
+    for name in ("usage", "error", "best", "gap", "dimensions", "paid", "loss", "loss_inputs", "neighbours"):
+        assert getattr(there, name) == pytest.approx(getattr(here, name), rel=0.02), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_float_type_and_numpy(modes, dtype):
+    latents, codes = modes.x.to(dtype), placed(modes.x, 16).to(dtype)
+    expected = measure(modes.x, placed(modes.x, 16)).gap
+    assert measure(latents, codes).gap == pytest.approx(expected, rel=0.1)
+    if dtype != torch.bfloat16:
+        assert measure(latents.numpy(), codes.numpy()).gap == measure(latents, codes).gap
+
+
+def test_maps_and_their_patches():
+    images = normal(50, 3, 8, 12, seed=1)
+    patches = images.reshape(50, 3, 2, 4, 3, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)  # grid of 2 x 3
+    latents = patches[:, :5].reshape(50, 2, 3, 5)
+    codes = placed(latents, 16)
+    last = measure(latents, codes, inputs=images)
+    first = measure(latents.movedim(-1, 1), codes, inputs=images)
+    rows = measure(latents.reshape(-1, 5), codes, inputs=patches)
+    for f in (first, rows):
+        assert (f.loss, f.gap, f.neighbours) == pytest.approx((last.loss, last.gap, last.neighbours))
+    gray = measure(latents, codes, inputs=images[:, 0])
+    assert gray.loss is not None
+    sequences = measure(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2))
+    assert sequences.neighbours > 0.9  # unrelated
+
+
+def test_labels_of_latents_or_of_inputs(modes):
+    codes = placed(modes.x, 16)
+    pairs = modes.x.reshape(2400, 2, 16)
+    assert measure(pairs, codes, labels=modes.y).separability > 0.95
+    assert measure(pairs, codes, labels=modes.y[::2], inputs=pairs).separability_inputs > 0.7
+    assert measure(pairs, codes, labels=torch.arange(2400)).separability is None  # classes of one
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def sick(kind, modes):
+    """Latents, codebook and inputs that have what the verdict says."""
+    x, noise = modes.x, normal(4800, 16, seed=3)
+    flat = x[:, :1] + 0.01 * noise[:, :1]
+    angle = modes.y * (2 * math.pi / 32)
+    circle = torch.stack([angle.cos(), angle.sin()], dim=1) + 0.02 * noise[:, :2]
+    return {
+        "healthy": (x, placed(x), x),
+        "token collapse": (x, x[modes.y == 0][:64], x),
+        "embedding collapse": (flat, placed(flat), x),
+        "token and embedding collapse": (flat, 0.01 * noise[:64, :1], x),
+        "dimensional collapse": (circle, placed(circle), x),
+        "rate limit": (x, placed(x, 4), x),
+        "cannot tell": (x, placed(x), None),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", VERDICTS)
+def test_every_verdict(kind, modes):
+    latents, codebook, inputs = sick(kind, modes)
+    for seed in range(3):
+        found = diagnose(latents, codebook, inputs=inputs, seed=seed)
+        assert found.verdict == kind, str(found)
+    text, html = str(found), found._repr_html_()
+    assert text.startswith(f"Diagnosis: {kind}\n") and f"Diagnosis: {kind}" in html and html.count("<tr>") > 5
+    assert found.reason in text and (kind == "healthy") == (not found.advice)
+    for name, evidence in found.evidence.items():
+        assert name in text and math.isfinite(evidence.value) and math.isfinite(evidence.reference)
+    for advice in found.advice:
+        assert advice.remedy in text and int(advice.notebook) in (2, 3, 4, 5, 8, 9) and advice.stage
+
+
+def test_labels_alone_show_a_sound_encoder_but_no_sick_one(modes):
+    assert diagnose(modes.x, placed(modes.x), labels=modes.y).verdict == "healthy"
+    latents = modes.x[:, :1]
+    assert diagnose(latents, placed(latents), labels=modes.y).verdict == "cannot tell"
+    assert diagnose(latents, placed(latents), labels=modes.y, inputs=modes.x).verdict == "embedding collapse"
+
+
+def test_twelve_codes_of_1024_are_token_collapse_even_with_few_latents(modes):
+    found = diagnose(modes.x[:600], torch.cat([placed(modes.x, 12), 50 + normal(1012, 16)]), inputs=modes.x[:600])
+    assert found.verdict == "token collapse" and found.evidence["codes in use"].value == pytest.approx(12 / 1024)
+
+
+def test_clones_and_storms_are_named_when_all_codes_are_busy(modes):
+    homes = placed(modes.x, 8)
+    clones = homes.repeat(8, 1) + 0.001 * normal(64, 16)
+    found = diagnose(modes.x, clones, inputs=modes.x)
+    assert found.verdict == "token collapse" and "clones" in found.advice[0].remedy
+    assert diagnose(modes.x, homes.repeat(8, 1), inputs=modes.x).evidence["different codes"].value == 8
+
+
+def test_too_few_latents_cannot_clear_a_codebook():
+    latents = normal(100, 8)
+    found = diagnose(latents, placed(latents), inputs=latents)
+    assert found.verdict == "cannot tell" and "100 latents" in found.reason
+    assert any(f"{PER_CODE} for each code" in advice.remedy for advice in found.advice)
+    assert diagnose(latents[:1], latents[:4]).verdict == diagnose(latents[:9], latents[:4]).verdict == "cannot tell"
+
+
+def test_strange_codebooks_and_latents_get_a_verdict(modes):
+    constant = torch.ones(500, 4)
+    for codebook in (normal(16, 4), constant[:16]):
+        assert diagnose(constant, codebook, inputs=modes.x[:500]).verdict == "embedding collapse"
+    assert "all latents are equal" in diagnose(constant, normal(16, 4)).reason
+    assert diagnose(modes.x, modes.x.mean(0, keepdim=True), inputs=modes.x).verdict == "rate limit"
+    assert diagnose(modes.x, modes.x[:1].repeat(64, 1), inputs=modes.x).verdict == "token collapse"
+    assert diagnose(modes.x, 1e6 + placed(modes.x), inputs=modes.x).verdict == "token collapse"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"latents": torch.full((100, 16), torch.nan)}, "NaN"),
+        ({"latents": torch.zeros(0, 16)}, "empty"),
+        ({"latents": normal(100, 15)}, "15 dimensions, codes have 16"),
+        ({"latents": torch.ones(100, 16, dtype=torch.int64)}, "int64"),
+        ({"codebook": torch.full((64, 16), torch.inf)}, "codebook holds NaN or infinite"),
+        ({"codebook": torch.zeros(0, 16)}, r"\(0, 16\)"),
+        ({"codebook": normal(16)}, r"\(16,\)"),
+        ({"labels": torch.zeros(99, dtype=torch.int64)}, "100 latents"),
+        ({"labels": torch.zeros(100)}, "whole number"),
+        ({"inputs": normal(99, 5)}, r"\(99, 5\)"),
+        ({"inputs": torch.ones(100, 5)}, "do not vary"),
+        ({"inputs": torch.full((100, 5), torch.nan)}, "NaN"),
+        ({"inputs": normal(100, 3, 7, 7), "latents": normal(100, 2, 2, 16)}, r"\(100, 3, 7, 7\)"),
+    ],
+)
+def test_bad_input_is_refused_with_what_is_wrong(change, message):
+    given = {"latents": normal(100, 16), "codebook": normal(64, 16)} | change
+    with pytest.raises(ValueError, match=message):
+        diagnose(**given)
+
+
+def test_the_rule_reads_its_thresholds(modes):
+    f = measure(modes.x, placed(modes.x), inputs=modes.x)
+    assert decide(f)[0] == "healthy"
+    assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
+    assert decide(f, THRESHOLDS | {"loss": 0.5, "neighbours": 2})[0] == "embedding collapse"
+    assert decide(f, THRESHOLDS | {"dimensions": 3})[0] == "dimensional collapse"
+    assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
+
+
+def test_many_latents_and_codes_in_bounded_memory():
+    latents, codes = normal(100_000, 8), normal(2500, 8, seed=1)
+    process = psutil.Process(os.getpid())
+    before = process.memory_info().rss
+    found = diagnose(latents, codes)
+    peak = process.memory_info().rss - before
+    assert found.verdict == "cannot tell" and peak < 100_000 * 2500  # a quarter of the distances in float32
+    assert any("40,000 of 100,000" in note for note in found.notes)

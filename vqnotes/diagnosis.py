@@ -1,0 +1,176 @@
+"""Which collapse is it? A verdict on a codebook and its latents, by references and not by bare thresholds.
+
+`figures.measure` takes the figures, `decide` is the rule, `diagnose` does both and explains.
+"""
+
+import math
+
+from vqnotes.figures import PER_CODE, Figures, measure, parted
+from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
+
+# Set on one half of the models in validation.csv by `validation.thresholds`, and judged on the other half.
+THRESHOLDS = {
+    "gap": 1.5,  # a codebook is at fault if its error is more than so many times that of k-means ...
+    "excess": 0.025,  # ... and the difference is more than this share of the latents' variance
+    "loss": 1.45,  # an encoder is at fault if its latents' codes lose so many times what the inputs' codes lose ...
+    "neighbours": 0.75,  # ... and a latent's neighbours tell less than this share of what an input's neighbours tell
+    "labels": 0.75,  # or if labels are read off the latents less than so well as off the inputs
+    "dimensions": 0.35,  # dimensions are missing if codes fill less than this share of those that the bits pay for
+    "rate": 0.22,  # the rate is the limit if k-means itself leaves more than this share of the variance
+}
+
+
+def codebook_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
+    """Whether k-means on the same latents does much better; None if they are too few to say."""
+    if f.gap is None:
+        return None
+    if f.gap > thresholds["gap"] and f.error - f.best > thresholds["excess"]:
+        return True
+    cleared = f.gap_high <= thresholds["gap"] or f.error - f.best_low <= thresholds["excess"]
+    return False if cleared or f.sample >= PER_CODE * f.codes else None
+
+
+def encoder_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
+    """Whether latents hold much less of inputs or labels than could be; None if nothing is there to compare with."""
+    if f.spread == 0:
+        return True if f.latents > 1 else None
+    answers = []
+    if f.loss is not None and max(f.loss_inputs, f.neighbours_inputs) < 0.95:
+        lost = f.loss > thresholds["loss"] * f.loss_inputs
+        answers.append(lost and neighbours_kept(f) < thresholds["neighbours"])
+    kept = labels_kept(f)
+    if kept is not None and (f.separability_inputs is not None or kept > 0.9):
+        answers.append(kept < thresholds["labels"])
+    return any(answers) if answers else None
+
+
+def neighbours_kept(f: Figures) -> float:
+    """What a latent's neighbours tell of an input, as a share of what the input's own tell: log / log, at most 1."""
+    return min(1.0, math.log(f.neighbours) / math.log(f.neighbours_inputs))
+
+
+def labels_kept(f: Figures) -> float | None:
+    """Separability above chance, relative to that of the inputs (or to 1 without inputs)."""
+    if f.separability is None:
+        return None
+    best = 1.0 if f.separability_inputs is None else f.separability_inputs
+    return (f.separability - f.chance) / (best - f.chance) if best - f.chance > 0.1 else None
+
+
+def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
+    """The verdict on these figures, and the reason in a sentence."""
+    tokens, embeddings = codebook_at_fault(f, thresholds), encoder_at_fault(f, thresholds)
+    codes = f"codes leave {_times(f.gap)} the error of k-means on the same latents" if f.gap is not None else ""
+    if f.spread == 0:
+        coincide = "all latents are equal"
+    elif f.loss is not None:
+        coincide = (
+            f"of the inputs, codes of the latents lose {_times(f.loss / f.loss_inputs)} what codes of the inputs lose"
+        )
+    else:
+        coincide = "labels cannot be read off the latents as off the inputs"
+    if f.codes == 1:
+        return "rate limit", "A single code carries 0 bits."
+    if embeddings and tokens:
+        return "token and embedding collapse", f"The {codes}; and {coincide}."
+    if embeddings:
+        return "embedding collapse", f"Different inputs have latents that coincide: {coincide}."
+    if tokens:
+        return "token collapse", f"The codebook is at fault: its {codes}."
+    if tokens is None:
+        return "cannot tell", f"{f.sample:,} latents are too few to judge {f.codes:,} codes."
+    if embeddings is None:
+        return "cannot tell", "The codebook is about as good as k-means; nothing was given to judge the encoder by."
+    if f.paid is not None and f.loss is not None and f.dimensions < thresholds["dimensions"] * f.paid:
+        return (
+            "dimensional collapse",
+            f"Codes share their bits over {f.dimensions:.1f} dimensions; the inputs would pay for {f.paid:.1f}.",
+        )
+    left = (f.best_low + f.best) / 2
+    if left > thresholds["rate"]:
+        return "rate limit", f"Nothing is broken, but the best {f.codes:,} codes leave {left:.0%} of the variance."
+    return "healthy", f"The {codes}, and the latents keep what the inputs offer."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3g} times"
+
+
+def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Diagnosis:
+    """Which collapse is it, by which evidence, and what to try.
+
+    latents: (..., D), or maps (N, D, H, W); if both axes fit, the last one counts. codebook: (K, D). Tensors or NumPy
+    arrays of any float type, on any device. For a quantiser that normalises or projects, give both as they are when
+    they are compared; `probing.diagnose_model` finds them by itself.
+    inputs: what was encoded, one for each latent; or images, sequences (N, C, ...) or (N, ...) whose sides are
+    multiples of the latents' grid: then a latent is compared with the patch at its place.
+    labels: a whole number for each latent, or for each input.
+    Without inputs and labels the encoder cannot be judged: a sound codebook then gets "cannot tell".
+
+    The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
+    code, at least 8,192 and at most 262,144, in two halves: k-means is fitted to one, and judged on both. Memory
+    is bounded by the sample, beside the latents themselves.
+    Raises ValueError for what is empty, NaN, infinite, of mismatched shapes, or inputs that do not vary.
+    """
+    f = measure(latents, codebook, labels=labels, inputs=inputs, seed=seed)
+    flat, codes, _ = parted(latents, codebook)
+    verdict, reason = decide(f)
+    tokens, embeddings = codebook_at_fault(f), encoder_at_fault(f)
+    needs = ([INPUTS] if embeddings is None else []) + ([MORE_LATENTS] if tokens is None else [])
+    busy = f.usage > 0.8 * f.ceiling
+    return Diagnosis(
+        verdict,
+        reason,
+        _evidence(f, tokens, embeddings),
+        advice_for(verdict, size=f.codes, busy=busy, needs=needs if verdict != "rate limit" else []),
+        _notes(f, tokens, embeddings),
+        Drawing(flat[:2000].float(), codes.float(), f.counts),
+    )
+
+
+def _evidence(f: Figures, tokens: bool | None, embeddings: bool | None) -> dict[str, Evidence]:
+    """All figures that were measured, each with its reference and what it speaks for."""
+    at_codes = {True: "token collapse", False: "a sound codebook", None: "too few latents"}[tokens]
+    at_encoder = {True: "embedding collapse", False: "a sound encoder", None: ""}[embeddings]
+    few = f.usage < 0.5 * f.ceiling
+    found = {
+        "codes in use": Evidence(
+            f.usage, f.ceiling, f"at most, with {f.latents:,} latents", "dead codes" if few else ""
+        ),
+        "codes in effect": Evidence(f.perplexity, f.codes, "codes (perplexity)", ""),
+    }
+    if f.distinct < f.codes:
+        found["different codes"] = Evidence(f.distinct, f.codes, "codes", "clones")
+    if f.gap is not None:
+        by = f"k-means, {f.reference_codes:,} codes"
+        found["error / variance"] = Evidence(f.error, f.best, by, at_codes)
+        found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes)
+        paid = "paid for by the " + ("latents" if f.loss is None else "inputs")
+        few = f.loss is not None and f.dimensions < THRESHOLDS["dimensions"] * f.paid
+        found["dimensions filled"] = Evidence(f.dimensions, f.paid, paid, "dimensional collapse" if few else "")
+    if f.loss is not None:
+        by = f"{f.encoder_codes} codes on the inputs"
+        found["loss by codes"] = Evidence(f.loss, f.loss_inputs, by, at_encoder)
+        found["loss by neighbours"] = Evidence(f.neighbours, f.neighbours_inputs, "among the inputs", at_encoder)
+    if f.separability is not None:
+        with_inputs = f.separability_inputs is not None
+        best, by = (f.separability_inputs, "from the inputs") if with_inputs else (f.chance, "by guessing")
+        found["labels read off"] = Evidence(f.separability, best, by, at_encoder if with_inputs else "")
+    if f.best is not None:
+        left = (f.best_low + f.best) / 2
+        limit = "rate limit" if left > THRESHOLDS["rate"] else ""
+        found["left by k-means"] = Evidence(left, THRESHOLDS["rate"], "and more is a rate limit", limit)
+    return found
+
+
+def _notes(f: Figures, tokens: bool | None, embeddings: bool | None) -> list[str]:
+    notes = []
+    if tokens is None and f.codes > 1:
+        notes.append(f"the codebook is not judged: {f.latents:,} latents for {f.codes:,} codes")
+    if embeddings is None:
+        notes.append("the encoder is not judged: without inputs, or labels and inputs, latents have no reference")
+    if f.sample < f.latents:
+        notes.append(f"references are measured on {f.sample:,} of {f.latents:,} latents")
+    if f.error is not None:
+        notes.append(f"error / variance is {f.error:.3g} with a standard error of {f.error_deviation:.1g}")
+    return notes

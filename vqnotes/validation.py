@@ -1,0 +1,243 @@
+"""How often is `diagnose` right? Models made sick on purpose, each confirmed to be so, and the verdicts on them.
+
+python -m vqnotes.validation   trains them and writes the table that `models_made` reads
+
+What a model has follows from how it was made, and is confirmed by interventions that `diagnose` knows nothing of. Two
+copies of the model train their decoder on, with the encoder held: one keeps its codes, the other has new ones, by
+k-means on its own latents. If new codes help, the codebook was at fault. If the error stays far above that of as many
+codes placed straight on the inputs, the encoder was.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vqnotes import data, diagnosis, experiments, models, training
+from vqnotes.figures import Figures, measure
+from vqnotes.quantizers import VectorQuantizer, kmeans, nearest_code
+from vqnotes.remedies import RotationTrick, SimVQ
+from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed
+
+TABLE = Path(__file__).with_name("validation.csv")
+SEEDS = {"set": range(3), "judged": range(2000, 2003)}  # thresholds are set on one half and judged on the other
+STEPS, DECODER_STEPS, MOST_POINTS = 300, 150, 8192
+FIGURES = [one.name for one in fields(Figures) if one.name != "counts"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to make a model: what it then has, and what was done. halves: which of the two halves it belongs to."""
+
+    label: str
+    kind: Callable = VectorQuantizer
+    options: dict = field(default_factory=dict)
+    width: int = 64
+    dim: int = 8
+    init: str = "kmeans"
+    warmup: float = 0.5
+    halves: tuple = ("set", "judged")
+    families: tuple = ("modes", "rings", "digits", "photographs")
+
+
+EMA, SET, JUDGED = {"update": "ema"}, ("set",), ("judged",)
+CASES = {
+    "plain": Case("healthy"),
+    "EMA": Case("healthy", options=EMA, halves=SET),
+    "expiry": Case("healthy", CodeExpiry, {"memory": 0.9}, halves=SET),
+    "rotation trick": Case("healthy", RotationTrick, halves=JUDGED),
+    "SimVQ": Case("healthy", SimVQ, halves=JUDGED),
+    "16 dimensions": Case("healthy", LeastRecentlyUsed, {"patience": 100}, dim=16, halves=JUDGED),
+    "U(±1/K)": Case("token collapse", init="uniform", warmup=0),
+    "N(0, 1)": Case("token collapse", init="normal", warmup=0, halves=SET),
+    "k-means untrained, EMA": Case("token collapse", options=EMA, warmup=0),
+    "U(±1/K), rotation": Case("token collapse", RotationTrick, init="uniform", warmup=0, halves=JUDGED),
+    "U(±1/K) after warm-up": Case("token collapse", init="uniform", halves=JUDGED),
+    "width 1": Case("embedding collapse", width=1),
+    "width 2": Case("embedding collapse", width=2),
+    "width 2, EMA": Case("embedding collapse", options=EMA, width=2, halves=JUDGED),
+    "width 2, U(±1/K)": Case("token and embedding collapse", width=2, init="uniform"),
+    "width 1, N(0, 1)": Case("token and embedding collapse", width=1, init="normal"),
+    "2 dimensions": Case("dimensional collapse", dim=2, families=("modes", "digits")),
+    "2 dimensions, EMA": Case(
+        "dimensional collapse", options=EMA, dim=2, halves=JUDGED, families=("modes", "digits")
+    ),
+    "few codes": Case("rate limit"),
+    "few codes, EMA": Case("rate limit", options=EMA, halves=JUDGED),
+}
+SIZES = {  # family: half: sizes of the codebook; and the few codes of a rate limit
+    "modes": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
+    "rings": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
+    "digits": {"set": (32, 64), "judged": (32, 64), "few": (2, 4)},
+    "photographs": {"set": (64, 256), "judged": (64, 128), "few": (2, 3)},
+}
+
+
+def settings() -> list[dict]:
+    """All that is trained: half, family, case, codes."""
+    return [
+        {"half": half, "family": family, "case": name, "codes": codes}
+        for half in SEEDS
+        for family, sizes in SIZES.items()
+        for name, case in CASES.items()
+        if half in case.halves and family in case.families
+        for codes in sizes["few" if case.label == "rate limit" else half]
+    ]
+
+
+# ---------------------------------------------------------------- made and confirmed
+
+
+def inputs_of(family: str, seed: int) -> data.LabelledData:
+    """The data of a family; photographs are 300 crops of 32 x 32 pixels, without labels."""
+    if family == "photographs":
+        return data.LabelledData(data.random_crops(data.photographs(), 300, 32, seed=seed), None)
+    if family == "digits":
+        return data.digit_vectors()
+    return data.gaussian_modes(32, 150, 16, seed) if family == "modes" else data.rings(16, 300, 8, seed)
+
+
+def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = STEPS) -> list[tuple]:
+    """One model a seed with its data: [(data, model)]."""
+    how, sets = CASES[case], [inputs_of(family, seed) for seed in seeds]
+
+    def build(seed: int) -> models.VQAutoencoder:
+        quantizer = how.kind(codes, how.dim, **how.options)
+        if family == "photographs":
+            return models.image_autoencoder(3, quantizer, width=how.width)
+        return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=how.width)
+
+    plan = {"init": how.init, "warmup": int(how.warmup * steps), "steps": steps} | _pace(family)
+    runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, **plan)
+    return [(one, model) for one, (model, _) in zip(sets, runs)]
+
+
+def _pace(family: str) -> dict:
+    pace = {"batch_size": 16, "lr": 3e-3} if family == "photographs" else {"batch_size": 128, "lr": 5e-3}
+    return pace | {"progress": False}
+
+
+def decoders_trained_on(entered: list[tuple], family: str, init: str | None, steps: int) -> list[float]:
+    """Relative errors of copies whose decoder alone learnt for some more steps, after `init` of the codes."""
+    copies = [copy.deepcopy(model) for _, model in entered]
+
+    def hold(step: int, runs: list) -> None:
+        for model in runs:
+            model.encoder.requires_grad_(False)
+            model.quantizer.requires_grad_(False).eval()
+
+    xs, seeds = [one.x for one, _ in entered], range(len(entered))
+    plan = {"init": init, "steps": steps, "callback": hold} | _pace(family)
+    runs = training.fit_many(lambda seed: copies[seed], xs, seeds=seeds, **plan)
+    return [relative_error(x, models.evaluate(model, x).reconstruction) for x, (model, _) in zip(xs, runs)]
+
+
+def relative_error(x: Tensor, guess: Tensor) -> float:
+    return ((guess - x).square().mean() / x.var(correction=0)).item()
+
+
+def floor(x: Tensor, codes: int) -> float:
+    """Relative error of as many codes placed by k-means on the inputs themselves, or on their patches."""
+    points = models.ToPatches(4)(x).flatten(0, 2) if x.ndim == 4 else x
+    points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:MOST_POINTS]]
+    centroids, _ = kmeans(points, codes)
+    return ((points - centroids[nearest_code(points, centroids)]).square().mean() / x.var(correction=0)).item()
+
+
+def run(seeds: Iterable[int], half: str, family: str, case: str, codes: int, steps: int = STEPS) -> list[dict]:
+    """Trains, intervenes and measures one setting, one row a seed."""
+    entered, rows = made(seeds, family, case, codes, steps), []
+    more = max(1, steps * DECODER_STEPS // STEPS)
+    control, new = (decoders_trained_on(entered, family, init, more) for init in (None, "kmeans"))
+    for (one, model), kept, renewed in zip(entered, control, new):
+        latents = model.quantizer.prepare(model.encode(one.x).detach())
+        f = measure(latents, model.quantizer.codes(), labels=one.y, inputs=one.x)
+        outcome = {"same codes": kept, "new codes": renewed, "floor": floor(one.x, codes)}
+        rows.append({"label": CASES[case].label} | outcome | {name: getattr(f, name) for name in FIGURES})
+    return rows
+
+
+# ---------------------------------------------------------------- the table, and what it says
+
+
+def confirmed(table: pd.DataFrame) -> pd.Series:
+    """Whether the interventions agree with the label: one truth value a row.
+
+    cured: by how much new codes reduce the error, beside a copy that kept its codes and trained its decoder as long.
+    left: the error with new codes over the floor. readable: labels read off the latents as well as off the inputs,
+    above chance (photographs have no labels).
+    """
+    cured, left = table["same codes"] / table["new codes"], table["new codes"] / table["floor"]
+    damage = table["same codes"] / table["floor"]
+    chance = table["chance"]
+    readable = (table["separability"] - chance) / (table["separability_inputs"] - chance)
+    codes, low, high = cured >= 1.1, ~(readable < 0.75), ~(readable > 0.9)
+    holds = {
+        "healthy": ~codes & (damage < 1.4) & (table["floor"] < 0.25),
+        "token collapse": codes & low,
+        "embedding collapse": ~codes & high & (left > 1.5),
+        "token and embedding collapse": codes & high & (left > 1.5),
+        "dimensional collapse": ~codes & low & (left > 1.2),
+        "rate limit": ~codes & (damage < 1.2) & (table["floor"] >= 0.25),
+    }
+    return pd.Series(np.select([table["label"] == name for name in holds], list(holds.values()), False), table.index)
+
+
+def verdicts(table: pd.DataFrame, thresholds: dict = diagnosis.THRESHOLDS, labels: bool = False) -> pd.Series:
+    """What `diagnosis.decide` says of each row, with or without the figures that need labels."""
+    known = table[FIGURES] if labels else table[FIGURES].assign(separability=None, separability_inputs=None)
+    rows = known.astype(object).where(known.notna(), None).to_dict("records")
+    return pd.Series([diagnosis.decide(Figures(**row), thresholds)[0] for row in rows], table.index)
+
+
+def thresholds(table: pd.DataFrame) -> dict[str, float]:
+    """Thresholds that are most often right on the table, one after the other, three times over.
+
+    Of values that do equally well, from a quarter of today's to four times it, the middle of the longest row.
+    """
+    chosen = dict(diagnosis.THRESHOLDS)
+    for name in [name for name in chosen if name != "labels"] * 3:
+        values = diagnosis.THRESHOLDS[name] * np.geomspace(0.25, 4, 49)
+        right = np.array([(verdicts(table, chosen | {name: value}) == table["label"]).mean() for value in values])
+        rows = np.split(values, np.flatnonzero(np.diff(right == right.max())) + 1)
+        best = max((row for row in rows if row[0] in values[right == right.max()]), key=len)
+        chosen[name] = float(f"{np.sqrt(best[0] * best[-1]):.2g}")
+    return chosen
+
+
+def models_made() -> pd.DataFrame:
+    """The table that comes with the module: one row a model, its figures, and whether its label is `confirmed`."""
+    table = pd.read_csv(TABLE)
+    return table.assign(confirmed=confirmed(table))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vqnotes.validation", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=TABLE)
+    options = parser.parse_args()
+    parts = []
+    with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for half, seeds in SEEDS.items():
+            todo = [setting for setting in settings() if setting["half"] == half]
+            parts.append(experiments.sweep(run, todo, seeds=seeds, executor=pool))
+            if parts[-1].attrs["failed"]:
+                raise SystemExit("some runs failed: nothing was written")
+    table = pd.concat(parts)
+    beside = options.out.with_suffix(".new")
+    table.to_csv(beside, index=False, float_format="%.5g")
+    beside.replace(options.out)
+    table = table.assign(confirmed=confirmed(table)).query("confirmed")
+    print("thresholds by the first half:", thresholds(table[table["half"] == "set"]))
+    for half, part in table.groupby("half"):
+        print(half, pd.crosstab(part["label"], verdicts(part)).to_string(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

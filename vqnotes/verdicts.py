@@ -1,0 +1,145 @@
+"""What a diagnosis says: the verdict, the evidence behind it, the advice, and how all of it is shown."""
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import NamedTuple
+
+from torch import Tensor
+
+VERDICTS = (
+    "healthy",
+    "token collapse",
+    "embedding collapse",
+    "token and embedding collapse",
+    "dimensional collapse",
+    "rate limit",
+    "cannot tell",
+)
+
+
+class Evidence(NamedTuple):
+    """One figure beside what it is compared with. reference is None where there is nothing to compare with."""
+
+    value: float
+    reference: float | None
+    compared_with: str
+    speaks_for: str
+
+
+class Advice(NamedTuple):
+    """What to try, the stage of the model that it changes, and the number of the notebook that shows it."""
+
+    remedy: str
+    stage: str
+    notebook: str
+
+
+class Drawing(NamedTuple):
+    """What `plots.diagnosis` draws: a sample of the latents (n, D), the codebook (K, D), uses of each code (K,)."""
+
+    latents: Tensor
+    codebook: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A verdict (one of VERDICTS) on a codebook and its latents.
+
+    reason: what decided, in a sentence. evidence: by name. advice: what to try, in this order. notes: what was not
+    judged and why, and which sample was measured. Prints as a report, and shows as a table in a notebook.
+    """
+
+    verdict: str
+    reason: str
+    evidence: dict[str, Evidence]
+    advice: list[Advice]
+    notes: list[str] = field(default_factory=list)
+    drawing: Drawing | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        rows = [("", "yours", "reference", "")]
+        rows += [(name, _number(e.value), _reference(e), e.speaks_for) for name, e in self.evidence.items()]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [f"Diagnosis: {self.verdict}", f"  {self.reason}", ""]
+        lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        if self.advice:
+            lines += ["", "What to try, in this order:"]
+            lines += [f"  {i}. {one.remedy} [{one.stage}; {_where(one)}]" for i, one in enumerate(self.advice, 1)]
+        lines += ["", *(f"Note: {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("", "yours", "reference", "speaks for"))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in ((name, _number(e.value), _reference(e), e.speaks_for) for name, e in self.evidence.items())
+        )
+        advice = "".join(
+            f"<li>{escape(one.remedy)} <i>({escape(one.stage)}; {escape(_where(one))})</i></li>"
+            for one in self.advice
+        )
+        return (
+            f"<h4>Diagnosis: {escape(self.verdict)}</h4><p>{escape(self.reason)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            + (f"<p>What to try, in this order:</p><ol>{advice}</ol>" if advice else "")
+            + "".join(f"<p><small>Note: {escape(note)}</small></p>" for note in self.notes)
+        )
+
+
+def _where(advice: Advice) -> str:
+    return f"notebook {advice.notebook}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}"
+
+
+def _reference(evidence: Evidence) -> str:
+    return f"{_number(evidence.reference)} {evidence.compared_with}".strip()
+
+
+# ---------------------------------------------------------------- what to try
+
+WARM_UP = Advice("train without the quantiser first, then place the codes by k-means", "start", "05")
+RESTART = Advice(
+    "restart codes that die, from the first steps on, threshold well below N/K a step", "after step", "05"
+)
+REPAIR = Advice("if you cannot train again: k-means on these latents, then train the decoder alone", "start", "05")
+BUGS = Advice("look for a bug: expiry that does nothing, codes lost at the first step, β elsewhere", "any", "08")
+STORM = Advice(
+    "all codes are in use, in the wrong places: look for clones and for a restart storm", "after step", "05"
+)
+MANY_CODES = Advice("with so many codes: SimVQ, or FSQ, where no code can die alone", "codes", "05")
+WIDER = Advice("a wider or deeper encoder; nothing done to the codes can part latents that coincide", "encoder", "04")
+LESS_BETA = Advice("a smaller β, in case the commitment loss holds the latents together", "loss", "04")
+ENCODER_BUGS = Advice(
+    "look for a bug before the quantiser: a lost gradient, a constant input, a wrong axis", "any", "08"
+)
+LONGER = Advice("a longer warm-up, so that weak directions are learnt before codes ignore them", "start", "05")
+MORE_DIMENSIONS = Advice(
+    "more latent dimensions, if the quantiser or a projection before it has few", "encoder", "05"
+)
+MORE_CODES = Advice("more codes, or a second stage that codes what the first leaves (residual)", "structure", "05")
+FEWER_LATENTS = Advice("more latents for each input: a finer grid", "encoder", "03")
+INPUTS = Advice("pass inputs= (or labels=), so that the encoder can be judged too", "data", "09")
+MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
+
+
+def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice]) -> list[Advice]:
+    """What to try, in order. size: K. busy: whether nearly all codes are in use. needs: what the verdict lacked."""
+    tokens = [*([STORM] if busy else []), WARM_UP, RESTART, REPAIR, *([MANY_CODES] if size >= 16384 else []), BUGS]
+    embeddings = [WIDER, LESS_BETA, ENCODER_BUGS]
+    return {
+        "healthy": [],
+        "token collapse": tokens,
+        "embedding collapse": embeddings,
+        "token and embedding collapse": [*embeddings[:1], *tokens[:-1], *embeddings[1:]],
+        "dimensional collapse": [LONGER, MORE_DIMENSIONS, LESS_BETA],
+        "rate limit": [MORE_CODES, FEWER_LATENTS],
+        "cannot tell": [],
+    }[verdict] + needs
