@@ -1,6 +1,8 @@
 # make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
-# make bench  measures fit_many against fit            make league  reruns the long table of remedies (20 minutes)
+# make bench  measures fit_many against fit, and what a watch costs
+# make league      reruns the long table of remedies (20 minutes)
+# make validation  retrains the models that the diagnosis is judged by (20 minutes)
 # Each target does all of its own set-up in .venv.
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test run bench league stamp clean
+.PHONY: lab test run bench league validation stamp clean
 
 lab: $(ready)
 	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
@@ -24,6 +26,9 @@ bench: $(ready)
 
 league: $(ready)
 	.venv/bin/python -m vqnotes.league $(ARGS)
+
+validation: $(ready)
+	.venv/bin/python -m vqnotes.validation $(ARGS)
 
 stamp: $(ready)
 	.venv/bin/python tests/notebook_tools.py stamp $(REPO)

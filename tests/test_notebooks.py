@@ -16,6 +16,7 @@ from PIL import Image
 from vqnotes import quantizers
 
 ALLOWED_TAGS = {"nbval-ignore-output"}
+TO_COME = {6, 7}  # numbers of notebooks that are still to be written
 MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp|work|opt|usr)/|[A-Z]:\\\\")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -34,7 +35,8 @@ def prose(path):
 
 
 def test_notebooks_are_numbered_without_gaps():
-    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(len(NOTEBOOKS))) and len(NOTEBOOKS) >= 4
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert sorted([*numbers, *TO_COME]) == list(range(len(numbers) + len(TO_COME)))
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name) for path in NOTEBOOKS)
 
 
@@ -122,7 +124,8 @@ def test_the_badge_opens_this_notebook(path):
 def test_the_set_up_cell_is_the_same_everywhere(path):
     assert [cell.source for cell in code_cells(path)].count(setup_cell()) == 1
     assert code_cells(path)[0].source == setup_cell()
-    assert sum("pip install" in cell.source for cell in code_cells(path)) == 1
+    for cell in code_cells(path)[1:]:  # another library: only if it is missing
+        assert "pip install" not in cell.source or re.match(r"try:\n    import .*\nexcept ImportError:", cell.source)
 
 
 @each_notebook

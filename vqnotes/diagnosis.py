@@ -3,20 +3,21 @@
 `figures.measure` takes the figures, `decide` is the rule, `diagnose` does both and explains.
 """
 
-import math
-
-from vqnotes.figures import PER_CODE, Figures, measure, parted
+from vqnotes.figures import PER_CODE, Figures, measure
+from vqnotes.pairing import parted
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
 
 # Set on one half of the models in validation.csv by `validation.thresholds`, and judged on the other half.
 THRESHOLDS = {
-    "gap": 1.5,  # a codebook is at fault if its error is more than so many times that of k-means ...
-    "excess": 0.025,  # ... and the difference is more than this share of the latents' variance
-    "loss": 1.45,  # an encoder is at fault if its latents' codes lose so many times what the inputs' codes lose ...
-    "neighbours": 0.75,  # ... and a latent's neighbours tell less than this share of what an input's neighbours tell
-    "labels": 0.75,  # or if labels are read off the latents less than so well as off the inputs
-    "dimensions": 0.35,  # dimensions are missing if codes fill less than this share of those that the bits pay for
-    "rate": 0.22,  # the rate is the limit if k-means itself leaves more than this share of the variance
+    # A codebook is at fault if its error is more than so many times that of k-means,
+    "gap": 1.5,
+    "excess": 0.025,  # and the difference is more than this share of the latents' variance.
+    # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
+    "loss": 1.14,
+    "before": 0.55,  # and this share of what the best codes for its latents leave over is lost before them;
+    "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
+    "dimensions": 0.35,  # Dimensions are missing if codes fill less than this share of those that the bits pay for.
+    "rate": 0.22,  # The rate is the limit if k-means itself leaves more than this share of the variance.
 }
 
 
@@ -34,19 +35,19 @@ def encoder_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
     """Whether latents hold much less of inputs or labels than could be; None if nothing is there to compare with."""
     if f.spread == 0:
         return True if f.latents > 1 else None
-    answers = []
-    if f.loss is not None and max(f.loss_inputs, f.neighbours_inputs) < 0.95:
-        lost = f.loss > thresholds["loss"] * f.loss_inputs
-        answers.append(lost and neighbours_kept(f) < thresholds["neighbours"])
-    kept = labels_kept(f)
+    kept, by_labels = labels_kept(f), None
     if kept is not None and (f.separability_inputs is not None or kept > 0.9):
-        answers.append(kept < thresholds["labels"])
+        by_labels = kept < thresholds["labels"]
+    answers = [one for one in (inputs_lost(f, thresholds), by_labels) if one is not None]
     return any(answers) if answers else None
 
 
-def neighbours_kept(f: Figures) -> float:
-    """What a latent's neighbours tell of an input, as a share of what the input's own tell: log / log, at most 1."""
-    return min(1.0, math.log(f.neighbours) / math.log(f.neighbours_inputs))
+def inputs_lost(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
+    """Whether the encoder loses more of the inputs than codes of the inputs would, and most of what is lost."""
+    if f.inputs_loss is None or f.inputs_loss > 0.95:
+        return None
+    much = f.encoder_loss > thresholds["loss"] * f.inputs_loss
+    return much and f.encoder_loss > thresholds["before"] * f.codes_loss
 
 
 def labels_kept(f: Figures) -> float | None:
@@ -63,10 +64,9 @@ def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
     codes = f"codes leave {_times(f.gap)} the error of k-means on the same latents" if f.gap is not None else ""
     if f.spread == 0:
         coincide = "all latents are equal"
-    elif f.loss is not None:
-        coincide = (
-            f"of the inputs, codes of the latents lose {_times(f.loss / f.loss_inputs)} what codes of the inputs lose"
-        )
+    elif inputs_lost(f, thresholds):
+        ratio = _times(f.encoder_loss / f.inputs_loss)
+        coincide = f"the encoder alone loses {ratio} what {f.inputs_codes} codes of the inputs would lose"
     else:
         coincide = "labels cannot be read off the latents as off the inputs"
     if f.codes == 1:
@@ -81,7 +81,7 @@ def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
         return "cannot tell", f"{f.sample:,} latents are too few to judge {f.codes:,} codes."
     if embeddings is None:
         return "cannot tell", "The codebook is about as good as k-means; nothing was given to judge the encoder by."
-    if f.paid is not None and f.loss is not None and f.dimensions < thresholds["dimensions"] * f.paid:
+    if f.inputs_loss is not None and f.dimensions < thresholds["dimensions"] * f.paid:
         return (
             "dimensional collapse",
             f"Codes share their bits over {f.dimensions:.1f} dimensions; the inputs would pay for {f.paid:.1f}.",
@@ -121,17 +121,17 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     return Diagnosis(
         verdict,
         reason,
-        _evidence(f, tokens, embeddings),
+        _evidence(f, tokens),
         advice_for(verdict, size=f.codes, busy=busy, needs=needs if verdict != "rate limit" else []),
         _notes(f, tokens, embeddings),
         Drawing(flat[:2000].float(), codes.float(), f.counts),
     )
 
 
-def _evidence(f: Figures, tokens: bool | None, embeddings: bool | None) -> dict[str, Evidence]:
+def _evidence(f: Figures, tokens: bool | None) -> dict[str, Evidence]:
     """All figures that were measured, each with its reference and what it speaks for."""
-    at_codes = {True: "token collapse", False: "a sound codebook", None: "too few latents"}[tokens]
-    at_encoder = {True: "embedding collapse", False: "a sound encoder", None: ""}[embeddings]
+    few_latents = "too few latents" if tokens is None else ""
+    sick, sound = "embedding collapse", "a sound encoder"
     few = f.usage < 0.5 * f.ceiling
     found = {
         "codes in use": Evidence(
@@ -143,19 +143,28 @@ def _evidence(f: Figures, tokens: bool | None, embeddings: bool | None) -> dict[
         found["different codes"] = Evidence(f.distinct, f.codes, "codes", "clones")
     if f.gap is not None:
         by = f"k-means, {f.reference_codes:,} codes"
-        found["error / variance"] = Evidence(f.error, f.best, by, at_codes)
-        found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes)
-        paid = "paid for by the " + ("latents" if f.loss is None else "inputs")
-        few = f.loss is not None and f.dimensions < THRESHOLDS["dimensions"] * f.paid
+        at_codes = {True: "token collapse", False: few_latents or "a sound codebook"}
+        excess = f.error - f.best > THRESHOLDS["excess"]
+        found["error / variance"] = Evidence(f.error, f.best, by, at_codes[excess])
+        found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes[f.gap > THRESHOLDS["gap"]])
+        paid = "paid for by the " + ("latents" if f.inputs_loss is None else "inputs")
+        few = f.inputs_loss is not None and f.dimensions < THRESHOLDS["dimensions"] * f.paid
         found["dimensions filled"] = Evidence(f.dimensions, f.paid, paid, "dimensional collapse" if few else "")
-    if f.loss is not None:
-        by = f"{f.encoder_codes} codes on the inputs"
-        found["loss by codes"] = Evidence(f.loss, f.loss_inputs, by, at_encoder)
-        found["loss by neighbours"] = Evidence(f.neighbours, f.neighbours_inputs, "among the inputs", at_encoder)
+    if f.inputs_loss is not None:
+        by = f"{f.inputs_codes} codes of the inputs"
+        much = f.encoder_loss > THRESHOLDS["loss"] * f.inputs_loss
+        before = f.encoder_loss > THRESHOLDS["before"] * f.codes_loss
+        found["lost by the encoder"] = Evidence(f.encoder_loss, f.inputs_loss, by, sick if much else sound)
+        by = "of it lost before them"
+        found["lost with the best codes"] = Evidence(f.codes_loss, f.encoder_loss, by, sick if before else sound)
     if f.separability is not None:
         with_inputs = f.separability_inputs is not None
         best, by = (f.separability_inputs, "from the inputs") if with_inputs else (f.chance, "by guessing")
-        found["labels read off"] = Evidence(f.separability, best, by, at_encoder if with_inputs else "")
+        kept = labels_kept(f)
+        speaks = "" if kept is None else sound if kept > 0.9 else sick if kept < THRESHOLDS["labels"] else ""
+        found["labels read off"] = Evidence(
+            f.separability, best, by, speaks if with_inputs or speaks == sound else ""
+        )
     if f.best is not None:
         left = (f.best_low + f.best) / 2
         limit = "rate limit" if left > THRESHOLDS["rate"] else ""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
-from vqnotes.quantizers import check_codebook, check_latents, kmeans, nearest_code
+from vqnotes.pairing import Inputs, around, parted
+from vqnotes.quantizers import kmeans, nearest_code
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
-ENCODER_SAMPLE, ENCODER_PER_CODE = 8192, 16
+INPUTS_SAMPLE, INPUTS_PER_CODE = 8192, 16
 LABEL_SAMPLE = 1500
 
 
@@ -44,11 +45,10 @@ class Figures:
     gap_high: float | None = None  # on its own half: k-means is at an advantage; infinite if it has fewer codes
     dimensions: float | None = None  # that share the bits, of the codes in use
     paid: float | None = None  # of the inputs, or of the latents if there are no inputs
-    encoder_codes: int | None = None
-    loss: float | None = None  # of the inputs, by the codes of k-means on the latents
-    loss_inputs: float | None = None  # and on the inputs themselves
-    neighbours: float | None = None  # loss of the mean input of a latent's five nearest neighbours
-    neighbours_inputs: float | None = None
+    inputs_codes: int | None = None
+    inputs_loss: float | None = None  # of the inputs, by so many codes placed on the inputs themselves
+    encoder_loss: float | None = None  # of the inputs, by a regression on a latent and, on a grid, those around it
+    codes_loss: float | None = None  # by the same regression on their nearest centroids: what the best codes leave
     separability: float | None = None
     separability_inputs: float | None = None
     chance: float | None = None  # share of the largest class
@@ -60,7 +60,7 @@ class Figures:
 def measure(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Figures:
     """The figures behind a verdict. Arguments and errors are those of `diagnosis.diagnose`."""
     flat, codes, grid = parted(latents, codebook)
-    paired = None if inputs is None else _Inputs(inputs, grid)
+    paired = None if inputs is None else Inputs(inputs, grid)
     size, count = len(codes), len(flat)
     meter = metrics.UsageMeter(size)
     meter.update(nearest_code(flat, codes))
@@ -80,21 +80,28 @@ def measure(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Fi
         "perplexity": meter.perplexity(),
         "counts": meter.counts,
     }
-    if spread > 0 and len(rows) >= 2 * ENCODER_PER_CODE:
+    if spread > 0 and len(rows) >= 2 * INPUTS_PER_CODE:
         # Centred and of variance 1, so that squared distances are shares of it and no digit is lost.
         points, placed = ((some / spread**0.5).float() for some in (points, codes.double() - center))
-        found |= _codebook_figures(points, placed, seed)
-        found |= _encoder_figures(points, placed, rows, paired, seed)
+        half, bits = len(points) // 2, math.log2(size)
+        centroids, _ = kmeans(points[:half], min(size, half // 4), seed)
+        found |= _codebook_figures(points, placed, centroids)
+        used = placed[nearest_code(points, placed)]
+        found["dimensions"], found["paid"] = (
+            shared_dimensions(metrics.principal_variances(some), bits) for some in (used, points)
+        )
+        if paired is not None:
+            rows = rows[: min(INPUTS_SAMPLE, max(512, 2**25 // paired.size))]
+            near = ((around(flat, grid, rows).double() - center) / spread**0.5).float()
+            found |= _encoder_figures(near, paired.rows(rows), centroids, size, seed)
     if labels is not None:
         found |= _label_figures(flat, labels, paired, grid, seed)
     return Figures(**found)
 
 
-def _codebook_figures(points: Tensor, codes: Tensor, seed: int) -> dict:
-    """The codebook beside k-means fitted to one half of the points."""
-    half = len(points) // 2
-    number = min(len(codes), half // 4)
-    centroids, _ = kmeans(points[:half], number, seed)
+def _codebook_figures(points: Tensor, codes: Tensor, centroids: Tensor) -> dict:
+    """The codebook beside the centroids, which were fitted to the first half of the points."""
+    half, number = len(points) // 2, len(centroids)
     own, best = ((points - some[nearest_code(points, some)]).double().square().sum(1) for some in (codes, centroids))
     own_low, error, best_low, best_error = (
         part.mean().item() for one in (own, best) for part in one.tensor_split([half])
@@ -114,23 +121,22 @@ def _ratio(error: float, best: float) -> float:
     return error / best if best > 0 else (1.0 if error == 0 else math.inf)
 
 
-def _encoder_figures(points: Tensor, codes: Tensor, rows: Tensor, paired: "_Inputs | None", seed: int) -> dict:
-    """The encoder beside the inputs, as far as they are there; and the dimensions that codes fill."""
-    bits, used = math.log2(len(codes)), codes[nearest_code(points, codes)]
-    dimensions = shared_dimensions(metrics.principal_variances(used), bits)
-    if paired is None:
-        return {"dimensions": dimensions, "paid": shared_dimensions(metrics.principal_variances(points), bits)}
-    count = min(len(points), ENCODER_SAMPLE, max(512, 2**25 // paired.size))
-    z, x = points[:count], paired.rows(rows[:count])
+def _encoder_figures(near: Tensor, x: Tensor, centroids: Tensor, size: int, seed: int) -> dict:
+    """The encoder beside its inputs x (n, P). near: for each the latent, and those around it (n, places, D)."""
     if (x == x[0]).all():
-        raise ValueError(f"the inputs do not vary: shape {tuple(paired.inputs.shape)}")
-    reduced, variances = _principal_part(x, seed)
-    number = min(max(16, len(codes)), count // 2 // ENCODER_PER_CODE)
-    found = {"dimensions": dimensions, "paid": shared_dimensions(variances, bits), "encoder_codes": number}
-    for name, seen in (("", z), ("_inputs", reduced)):
-        found["loss" + name] = _loss_by_codes(seen, x, number, seed)
-        found["neighbours" + name] = _loss_by_neighbours(seen, x)
-    return found
+        raise ValueError(f"the inputs do not vary: {len(x)} of them are equal")
+    reduced, variances = _principal_part(x, 64, seed)
+    number, half = min(max(16, size), len(x) // 2 // INPUTS_PER_CODE), len(x) // 2
+    own = kmeans(reduced[:half], number, seed)[0]
+    index = nearest_code(near, centroids)
+    by_codes = min(_loss_by_mean(index[:, near.shape[1] // 2], x), _loss_by_reading(centroids[index], x, seed))
+    return {
+        "paid": shared_dimensions(variances, math.log2(size)),
+        "inputs_codes": number,
+        "inputs_loss": _loss_by_mean(nearest_code(reduced, own), x),
+        "codes_loss": by_codes,
+        "encoder_loss": min(by_codes, _loss_by_reading(near, x, seed)),  # codes tell no more than the latent does
+    }
 
 
 def shared_dimensions(variances, bits: float) -> float:
@@ -140,27 +146,33 @@ def shared_dimensions(variances, bits: float) -> float:
     return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
 
 
-def _loss_by_codes(seen: Tensor, x: Tensor, number: int, seed: int) -> float:
-    """Share of the variance of x left over by its mean given the nearest of `number` centroids of what is seen.
-
-    Centroids and means come from the first half, the loss from the second.
-    """
-    half = len(x) // 2
-    centroids, _ = kmeans(seen[:half], number, seed)
-    near = nearest_code(seen, centroids)
-    sums = torch.zeros(number, x.shape[1]).index_add_(0, near[:half], x[:half])
-    counts = torch.bincount(near[:half], minlength=number)[:, None]
+def _loss_by_mean(index: Tensor, x: Tensor) -> float:
+    """Share of the variance of x left over by its mean for each index, from half to half."""
+    half, number = len(x) // 2, int(index.max()) + 1
+    sums = torch.zeros(number, x.shape[1]).index_add_(0, index[:half], x[:half])
+    counts = torch.bincount(index[:half], minlength=number)[:, None]
     means = torch.where(counts > 0, sums / counts.clamp_min(1), x[:half].mean(0))
-    return _left_over(x[half:], means[near[half:]])
+    return _left_over(x[half:], means[index[half:]])
 
 
-def _loss_by_neighbours(seen: Tensor, x: Tensor) -> float:
-    """Share of the variance of x left over by the mean x of the five nearest neighbours, from half to half."""
-    from sklearn.neighbors import KNeighborsRegressor
+def _loss_by_reading(near: Tensor, x: Tensor, seed: int) -> float:
+    """Share of the variance of x left over by ridge regression on what is near (n, places, D), from half to half.
+
+    The features are its principal components, and likenesses to some of the points, far and close (Nystroem).
+    """
+    from sklearn.kernel_approximation import Nystroem
+    from sklearn.linear_model import RidgeCV
 
     half = len(x) // 2
-    reader = KNeighborsRegressor(min(5, half)).fit(seen[:half].numpy(), x[:half].numpy())
-    return _left_over(x[half:], torch.from_numpy(reader.predict(seen[half:].numpy())))
+    seen = _principal_part(near.flatten(1), 256, seed)[0]
+    seen = (seen / seen.square().sum(1).mean().sqrt()).numpy()
+    features = [seen / seen.std(0).clip(1e-6)]
+    for reach in (0.5, 8):
+        kernel = Nystroem(gamma=reach, n_components=min(128, half), random_state=seed).fit(seen[:half])
+        features.append(kernel.transform(seen))
+    features = np.concatenate(features, axis=1)
+    reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(features[:half], x[:half].numpy())
+    return _left_over(x[half:], torch.from_numpy(reader.predict(features[half:])))
 
 
 def _left_over(x: Tensor, guess: Tensor) -> float:
@@ -168,21 +180,21 @@ def _left_over(x: Tensor, guess: Tensor) -> float:
     return max(left.item(), 1e-12)  # so that it has a logarithm
 
 
-def _principal_part(x: Tensor, seed: int) -> tuple[Tensor, np.ndarray]:
-    """x (n, P) in its first 64 principal components, and their variances."""
+def _principal_part(x: Tensor, most: int, seed: int) -> tuple[Tensor, np.ndarray]:
+    """x (n, P) in its first principal components, at most so many, and their variances."""
     from sklearn.decomposition import PCA
 
-    solver = "randomized" if x.shape[1] > 256 else "full"
-    fitted = PCA(min(64, *x.shape), svd_solver=solver, random_state=seed).fit(x.numpy())
+    solver = "randomized" if x.shape[1] > 4 * most else "full"
+    fitted = PCA(min(most, *x.shape), svd_solver=solver, random_state=seed).fit(x.numpy())
     return torch.from_numpy(fitted.transform(x.numpy())).float(), fitted.explained_variance_
 
 
-def _label_figures(flat: Tensor, labels, paired: "_Inputs | None", grid: tuple, seed: int) -> dict:
+def _label_figures(flat: Tensor, labels, paired: Inputs | None, grid: tuple, seed: int) -> dict:
     """How well labels, one a latent or one an input, are read off latents and inputs."""
     y = torch.as_tensor(labels).flatten().cpu()
     if len(y) not in (len(flat), grid[0]) or y.is_floating_point():
         raise ValueError(
-            f"need whole numbers as labels, one for each of {len(flat)} latents or {grid[0]} inputs, got {y.dtype} {len(y)}"
+            f"need a whole number a label, for {len(flat)} latents or {grid[0]} inputs, got {len(y)} {y.dtype}"
         )
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:LABEL_SAMPLE]
     classes, where, sizes = y[rows].unique(return_inverse=True, return_counts=True)
@@ -198,49 +210,3 @@ def _label_figures(flat: Tensor, labels, paired: "_Inputs | None", grid: tuple, 
         x = paired.rows(rows) if len(y) == len(flat) else paired.whole(rows)
         found["separability_inputs"] = metrics.separability(x, y[rows])
     return found
-
-
-# ---------------------------------------------------------------- what people have
-
-
-def parted(latents, codebook) -> tuple[Tensor, Tensor, tuple]:
-    """Latents as rows (N, D), codes (K, D), and the shape of the latents without D: (inputs, ...)."""
-    latents, codes = (torch.as_tensor(one).detach().cpu() for one in (latents, codebook))
-    check_codebook(codes)
-    check_latents(latents)
-    dim = codes.shape[1]
-    if latents.shape[-1] != dim and latents.ndim > 2 and latents.shape[1] == dim:
-        latents = latents.movedim(1, -1)
-    check_latents(latents, dim)
-    grid = tuple(latents.shape[:-1]) or (1,)
-    return latents.reshape(-1, dim), codes, grid
-
-
-class _Inputs:
-    """Inputs beside latents: each latent's own input, or the patch of the input that stands at its place."""
-
-    def __init__(self, inputs, grid: tuple):
-        x = torch.as_tensor(inputs).detach().cpu()
-        if x.numel() == 0 or not torch.isfinite(x.double() if not x.is_floating_point() else x).all():
-            raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
-        self.inputs, inner = x, grid[1:]
-        if len(x) == math.prod(grid):
-            self.patches, self.grid = x.reshape(len(x), -1), (len(x),)
-        else:
-            space = x.shape[x.ndim - len(inner) :]
-            fits = x.ndim in (len(inner) + 1, len(inner) + 2) and all(s % g == 0 for s, g in zip(space, inner))
-            if len(x) != grid[0] or not inner or not fits:
-                raise ValueError(f"inputs {tuple(x.shape)} do not belong to latents on a grid {grid}")
-            channels = x.shape[1] if x.ndim == len(inner) + 2 else 1
-            x = x.reshape(len(x), channels, *(part for s, g in zip(space, inner) for part in (g, s // g)))
-            places, within = range(2, x.ndim, 2), range(3, x.ndim, 2)
-            self.patches, self.grid = x.permute(0, *places, 1, *within), grid
-        self.size = self.patches[(0,) * len(self.grid)].numel()
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """What belongs to these latents, (n, size) float32."""
-        at = np.unravel_index(rows.numpy(), self.grid)
-        return self.patches[tuple(map(torch.from_numpy, at))].reshape(len(rows), -1).float()
-
-    def whole(self, rows: Tensor) -> Tensor:
-        return self.inputs[rows].reshape(len(rows), -1).float()

@@ -249,7 +249,7 @@ def diagnosis(axes: Sequence[Axes], found: Diagnosis) -> pd.DataFrame:
     where.set_aspect("equal", adjustable="datalim")
     code_counts(uses, torch.arange(len(codes)).repeat_interleave(counts), len(codes))
     evidence = found.evidence.items()
-    rows = [(name, one.value, one.reference) for name, one in evidence if name.startswith(("error", "loss"))]
+    rows = [(name, one.value, one.reference) for name, one in evidence if name.startswith(("error", "lost"))]
     for shift, column, label, color in ((-0.2, 1, "yours", LIVE), (0.2, 2, "reference", DATA)):
         losses.barh(np.arange(len(rows)) + shift, [row[column] for row in rows], 0.38, label=label, color=color)
     losses.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xscale="log", xlabel="share left over")

@@ -91,9 +91,10 @@ class _Ear:
         yield self.name, self.judged(torch.cat(self.latents), self.codes, inputs, labels, seed)
 
     def judged(self, latents: Tensor, codes: Tensor, inputs: Tensor, labels, seed: int) -> Diagnosis:
-        given = {"inputs": latents, "labels": None} if self.later else {"inputs": inputs, "labels": labels}
+        if self.later:
+            inputs, labels = latents.reshape(-1, latents.shape[-1]), None
         try:
-            return diagnose(latents, codes, seed=seed, **given)
+            return diagnose(latents, codes, inputs=inputs, labels=labels, seed=seed)
         except ValueError as error:
             raise ValueError(f"quantiser {self.name!r}: {error}") from error
 
@@ -226,7 +227,7 @@ class CollapseWatch:
     Raises ValueError for every < 1 or start < 0.
     """
 
-    def __init__(self, probe, *, labels=None, every: int = 500, start: int = 0):
+    def __init__(self, probe, *, labels=None, every: int = 1000, start: int = 0):
         if every < 1 or start < 0:
             raise ValueError(f"need every >= 1 and start >= 0, got every={every}, start={start}")
         self.probe, self.labels, self.every, self.start = probe, labels, every, start

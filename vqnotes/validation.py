@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqnotes import data, diagnosis, experiments, models, training
 from vqnotes.figures import Figures, measure
@@ -28,6 +28,7 @@ from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed
 
 TABLE = Path(__file__).with_name("validation.csv")
 SEEDS = {"set": range(3), "judged": range(2000, 2003)}  # thresholds are set on one half and judged on the other
+VECTORS, PICTURES = ("modes", "rings", "digits"), ("photographs", "wide view")
 STEPS, DECODER_STEPS, MOST_POINTS = 300, 150, 8192
 FIGURES = [one.name for one in fields(Figures) if one.name != "counts"]
 
@@ -44,7 +45,7 @@ class Case:
     init: str = "kmeans"
     warmup: float = 0.5
     halves: tuple = ("set", "judged")
-    families: tuple = ("modes", "rings", "digits", "photographs")
+    families: tuple = (*VECTORS, *PICTURES)
 
 
 EMA, SET, JUDGED = {"update": "ema"}, ("set",), ("judged",)
@@ -61,14 +62,12 @@ CASES = {
     "U(±1/K), rotation": Case("token collapse", RotationTrick, init="uniform", warmup=0, halves=JUDGED),
     "U(±1/K) after warm-up": Case("token collapse", init="uniform", halves=JUDGED),
     "width 1": Case("embedding collapse", width=1),
-    "width 2": Case("embedding collapse", width=2),
-    "width 2, EMA": Case("embedding collapse", options=EMA, width=2, halves=JUDGED),
-    "width 2, U(±1/K)": Case("token and embedding collapse", width=2, init="uniform"),
+    "width 2": Case("embedding collapse", width=2, families=VECTORS),
+    "width 2, EMA": Case("embedding collapse", options=EMA, width=2, halves=JUDGED, families=VECTORS),
+    "width 2, U(±1/K)": Case("token and embedding collapse", width=2, init="uniform", families=VECTORS),
     "width 1, N(0, 1)": Case("token and embedding collapse", width=1, init="normal"),
-    "2 dimensions": Case("dimensional collapse", dim=2, families=("modes", "digits")),
-    "2 dimensions, EMA": Case(
-        "dimensional collapse", options=EMA, dim=2, halves=JUDGED, families=("modes", "digits")
-    ),
+    "2 dimensions": Case("dimensional collapse", dim=2, families=VECTORS),
+    "2 dimensions, EMA": Case("dimensional collapse", options=EMA, dim=2, halves=JUDGED, families=VECTORS),
     "few codes": Case("rate limit"),
     "few codes, EMA": Case("rate limit", options=EMA, halves=JUDGED),
 }
@@ -77,6 +76,7 @@ SIZES = {  # family: half: sizes of the codebook; and the few codes of a rate li
     "rings": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
     "digits": {"set": (32, 64), "judged": (32, 64), "few": (2, 4)},
     "photographs": {"set": (64, 256), "judged": (64, 128), "few": (2, 3)},
+    "wide view": {"set": (128,), "judged": (64,), "few": (2,)},
 }
 
 
@@ -96,8 +96,8 @@ def settings() -> list[dict]:
 
 
 def inputs_of(family: str, seed: int) -> data.LabelledData:
-    """The data of a family; photographs are 300 crops of 32 x 32 pixels, without labels."""
-    if family == "photographs":
+    """The data of a family; of photographs 300 crops of 32 x 32 pixels, without labels."""
+    if family in PICTURES:
         return data.LabelledData(data.random_crops(data.photographs(), 300, 32, seed=seed), None)
     if family == "digits":
         return data.digit_vectors()
@@ -110,17 +110,26 @@ def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = 
 
     def build(seed: int) -> models.VQAutoencoder:
         quantizer = how.kind(codes, how.dim, **how.options)
-        if family == "photographs":
-            return models.image_autoencoder(3, quantizer, width=how.width)
-        return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=how.width)
+        if sets[0].x.ndim < 4:
+            return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=how.width)
+        model = models.image_autoencoder(3, quantizer, width=how.width)
+        if family == "wide view":
+            model.encoder = wide_view(how.width, how.dim)
+        return model
 
     plan = {"init": how.init, "warmup": int(how.warmup * steps), "steps": steps} | _pace(family)
     runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, **plan)
     return [(one, model) for one, (model, _) in zip(sets, runs)]
 
 
+def wide_view(width: int, dim: int) -> nn.Sequential:
+    """An encoder like those of large image models: a latent sees 5 x 5 patches of 4 x 4 pixels, not its own alone."""
+    layers = [models.ToPatches(4), models.MixNeighbours(48, width), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers, models.MixNeighbours(width, width), nn.LeakyReLU(0.1), nn.Linear(width, dim))
+
+
 def _pace(family: str) -> dict:
-    pace = {"batch_size": 16, "lr": 3e-3} if family == "photographs" else {"batch_size": 128, "lr": 5e-3}
+    pace = {"batch_size": 16, "lr": 3e-3} if family in PICTURES else {"batch_size": 128, "lr": 5e-3}
     return pace | {"progress": False}
 
 

@@ -1,0 +1,67 @@
+"""Latents as people have them, and the inputs they belong to: rows, maps, patches."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqnotes.quantizers import check_codebook, check_latents
+
+
+def parted(latents, codebook) -> tuple[Tensor, Tensor, tuple]:
+    """Latents as rows (N, D), codes (K, D), and the shape of the latents without D: (inputs, ...)."""
+    latents, codes = (torch.as_tensor(one).detach().cpu() for one in (latents, codebook))
+    check_codebook(codes)
+    check_latents(latents)
+    dim = codes.shape[1]
+    if latents.shape[-1] != dim and latents.ndim > 2 and latents.shape[1] == dim:
+        latents = latents.movedim(1, -1)
+    check_latents(latents, dim)
+    grid = tuple(latents.shape[:-1]) or (1,)
+    return latents.reshape(-1, dim), codes, grid
+
+
+class Inputs:
+    """Inputs beside latents: each latent's own input, or the patch of the input that stands at its place."""
+
+    def __init__(self, inputs, grid: tuple):
+        x = torch.as_tensor(inputs).detach().cpu()
+        if x.numel() == 0 or not torch.isfinite(x.double() if not x.is_floating_point() else x).all():
+            raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
+        self.inputs, inner = x, grid[1:]
+        if len(x) == math.prod(grid):
+            self.patches, self.grid = x.reshape(len(x), -1), (len(x),)
+        else:
+            space = x.shape[x.ndim - len(inner) :]
+            fits = x.ndim in (len(inner) + 1, len(inner) + 2) and all(s % g == 0 for s, g in zip(space, inner))
+            if len(x) != grid[0] or not inner or not fits:
+                raise ValueError(f"inputs {tuple(x.shape)} do not belong to latents on a grid {grid}")
+            channels = x.shape[1] if x.ndim == len(inner) + 2 else 1
+            x = x.reshape(len(x), channels, *(part for s, g in zip(space, inner) for part in (g, s // g)))
+            places, within = range(2, x.ndim, 2), range(3, x.ndim, 2)
+            self.patches, self.grid = x.permute(0, *places, 1, *within), grid
+        self.size = self.patches[(0,) * len(self.grid)].numel()
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """What belongs to these latents, (n, size) float32."""
+        at = np.unravel_index(rows.numpy(), self.grid)
+        return self.patches[tuple(map(torch.from_numpy, at))].reshape(len(rows), -1).float()
+
+    def whole(self, rows: Tensor) -> Tensor:
+        return self.inputs[rows].reshape(len(rows), -1).float()
+
+
+def around(flat: Tensor, grid: tuple, rows: Tensor) -> Tensor:
+    """For some rows of latents (N, D) on a grid (inputs, ...): the latent and those around it, (n, 3^axes, D).
+
+    One axis of places gives 3 of them, two give 9; over the edge the latents at the edge count. Rows without a grid
+    are alone: (n, 1, D).
+    """
+    at = np.unravel_index(rows.numpy(), grid)
+    seen = []
+    for shift in itertools.product((-1, 0, 1), repeat=len(grid) - 1):
+        places = [np.clip(place + step, 0, size - 1) for place, step, size in zip(at[1:], shift, grid[1:])]
+        seen.append(flat[torch.from_numpy(np.ravel_multi_index((at[0], *places), grid))])
+    return torch.stack(seen, dim=1)
