@@ -2,7 +2,7 @@
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
 # make bench  measures fit_many against fit, and what a watch costs
 # make league      reruns the long table of remedies (20 minutes)
-# make validation  retrains the models that the diagnosis is judged by (20 minutes)
+# make validation  retrains the models that the diagnosis is judged by (10 minutes)
 # Each target does all of its own set-up in .venv.
 
 PYTHON ?= python3

@@ -18,6 +18,10 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"image/png", "image/jpeg"}
+SHOWN = {  # figures that stand in docs/ too: notebook, file, and how the alternative text starts
+    "00_start_here": {"collapse.jpg": "Top: the temple photograph"},
+    "09_diagnose_your_own": {"decision_tree.png": "Decision tree."},
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -61,6 +65,12 @@ def pictures(notebook: nbformat.NotebookNode) -> Iterator[tuple[bytes, str]]:
             yield base64.b64decode(output.data[kind]), output.metadata.get(kind, {}).get("alt", "")
 
 
+def picture(notebook: nbformat.NotebookNode, start_of_alt: str) -> bytes:
+    """The stored figure whose alternative text starts so."""
+    (content,) = (content for content, alt in pictures(notebook) if alt.startswith(start_of_alt))
+    return content
+
+
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Removes what depends on the machine or on a live kernel: widget state, timings, ids of progress bars."""
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -92,8 +102,8 @@ def run(path: Path) -> None:
     beside = path.with_suffix(".new")
     nbformat.write(notebook, beside)
     os.replace(beside, path)
-    if path.name == NOTEBOOKS[0].name:  # the README shows its last figure
-        (ROOT / "docs" / "collapse.jpg").write_bytes(list(pictures(notebook))[-1][0])
+    for name, start_of_alt in SHOWN.get(path.stem, {}).items():
+        (ROOT / "docs" / name).write_bytes(picture(notebook, start_of_alt))
     print(f"{path.name}: {time.perf_counter() - start:.0f} s")
 
 

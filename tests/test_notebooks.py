@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import torch
 from nbval.plugin import get_sanitize_patterns
-from notebook_tools import NOTEBOOKS, PICTURES, ROOT, badge, clean, pictures, repository, setup_cell, stamp
+from notebook_tools import (
+    NOTEBOOKS,
+    PICTURES,
+    ROOT,
+    SHOWN,
+    badge,
+    clean,
+    picture,
+    pictures,
+    repository,
+    setup_cell,
+    stamp,
+)
 from PIL import Image
 
 from vqnotes import quantizers
@@ -207,8 +219,19 @@ def test_the_readme_lists_every_notebook_with_its_badge():
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-def test_the_readmes_picture_is_the_last_figure_of_00():
-    assert (ROOT / "docs" / "collapse.jpg").read_bytes() == list(pictures(read(NOTEBOOKS[0])))[-1][0]
+def test_pictures_in_docs_are_those_of_the_notebooks():
+    for path in NOTEBOOKS:
+        for name, start_of_alt in SHOWN.get(path.stem, {}).items():
+            assert (ROOT / "docs" / name).read_bytes() == picture(read(path), start_of_alt)
+
+
+def test_the_cheat_sheet_in_docs_is_the_one_of_09():
+    sheet = (ROOT / "docs" / "cheatsheet.md").read_text(encoding="utf-8")
+    rows = [line for line in sheet.splitlines() if line.startswith("|")]
+    assert "\n".join(rows) in prose(NOTEBOOKS[-1]) and len(rows) >= 10
+    assert "(decision_tree.png)" in sheet and len(sheet.splitlines()) < 60
+    for link in re.findall(r"\]\(([^)]+)\)", sheet):
+        assert (ROOT / "docs" / link).exists(), link
 
 
 def test_stamp_changes_the_address_everywhere(tmp_path):

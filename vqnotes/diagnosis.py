@@ -7,14 +7,15 @@ from vqnotes.figures import PER_CODE, Figures, measure
 from vqnotes.pairing import parted
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
 
-# Set on one half of the models in validation.csv by `validation.thresholds`, and judged on the other half.
+# Set on one half of the models in validation.csv by `validation.thresholds`, and judged on the other half; "before" and
+# "labels" by what they mean.
 THRESHOLDS = {
     # A codebook is at fault if its error is more than so many times that of k-means,
     "gap": 1.5,
     "excess": 0.025,  # and the difference is more than this share of the latents' variance.
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
     "loss": 1.14,
-    "before": 0.55,  # and this share of what the best codes for its latents leave over is lost before them;
+    "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
     "dimensions": 0.35,  # Dimensions are missing if codes fill less than this share of those that the bits pay for.
     "rate": 0.22,  # The rate is the limit if k-means itself leaves more than this share of the variance.
@@ -50,6 +51,11 @@ def inputs_lost(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
     return much and f.encoder_loss > thresholds["before"] * f.codes_loss
 
 
+def dimensions_missing(f: Figures, thresholds: dict = THRESHOLDS) -> bool:
+    """Whether codes fill far fewer dimensions than the inputs pay for; K codes fill K - 1 at most."""
+    return f.inputs_loss is not None and f.dimensions < thresholds["dimensions"] * min(f.paid, f.codes - 1)
+
+
 def labels_kept(f: Figures) -> float | None:
     """Separability above chance, relative to that of the inputs (or to 1 without inputs)."""
     if f.separability is None:
@@ -81,7 +87,7 @@ def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
         return "cannot tell", f"{f.sample:,} latents are too few to judge {f.codes:,} codes."
     if embeddings is None:
         return "cannot tell", "The codebook is about as good as k-means; nothing was given to judge the encoder by."
-    if f.inputs_loss is not None and f.dimensions < thresholds["dimensions"] * f.paid:
+    if dimensions_missing(f, thresholds):
         return (
             "dimensional collapse",
             f"Codes share their bits over {f.dimensions:.1f} dimensions; the inputs would pay for {f.paid:.1f}.",
@@ -148,8 +154,8 @@ def _evidence(f: Figures, tokens: bool | None) -> dict[str, Evidence]:
         found["error / variance"] = Evidence(f.error, f.best, by, at_codes[excess])
         found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes[f.gap > THRESHOLDS["gap"]])
         paid = "paid for by the " + ("latents" if f.inputs_loss is None else "inputs")
-        few = f.inputs_loss is not None and f.dimensions < THRESHOLDS["dimensions"] * f.paid
-        found["dimensions filled"] = Evidence(f.dimensions, f.paid, paid, "dimensional collapse" if few else "")
+        few = "dimensional collapse" if dimensions_missing(f) else ""
+        found["dimensions filled"] = Evidence(f.dimensions, f.paid, paid, few)
     if f.inputs_loss is not None:
         by = f"{f.inputs_codes} codes of the inputs"
         much = f.encoder_loss > THRESHOLDS["loss"] * f.inputs_loss

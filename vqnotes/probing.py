@@ -12,7 +12,7 @@ from vqnotes.diagnosis import diagnose
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.verdicts import Diagnosis
 
-BATCH, MOST_LATENTS = 256, 2**20
+BATCH, MOST_LATENTS = 256, 2**18
 
 
 def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dict[str, Diagnosis]:
@@ -24,7 +24,7 @@ def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dic
     they have no encoder of their own: what reaches them is compared with itself.
 
     data: inputs (N, ...) as a tensor or array, or batches of them, such as a DataLoader; of a batch (x, y, ...) the
-    model gets x, and y counts as labels if it is one whole number for each. At most the first 2^20 latents count.
+    model gets x, and y counts as labels if it is one whole number for each. At most the first 2^18 latents count.
     labels: one for each input, if data does not bring them.
     The model runs in evaluation mode, without gradients. Its modes, buffers and quantisers are put back as they were,
     and the random state too.
