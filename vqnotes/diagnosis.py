@@ -3,21 +3,23 @@
 `figures.measure` takes the figures, `decide` is the rule, `diagnose` does both and explains.
 """
 
+import torch
+
 from vqnotes.figures import PER_CODE, Figures, measure
 from vqnotes.pairing import parted
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
 
-# Set on one half of the models in validation.csv by `validation.thresholds`, and judged on the other half; "before" and
-# "labels" by what they mean.
+# Set by `validation.thresholds` on one half of the models in validation.csv, and judged on the other half; "before"
+# and "labels" are set by what they mean.
 THRESHOLDS = {
     # A codebook is at fault if its error is more than so many times that of k-means,
-    "gap": 1.5,
-    "excess": 0.025,  # and the difference is more than this share of the latents' variance.
+    "gap": 1.3,
+    "excess": 0.045,  # and the difference is more than this share of the latents' variance.
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
-    "loss": 1.14,
+    "loss": 1.5,
     "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
-    "dimensions": 0.35,  # Dimensions are missing if codes fill less than this share of those that the bits pay for.
+    "dimensions": 0.39,  # Dimensions are missing if codes fill less than this share of those that the bits pay for.
     "rate": 0.22,  # The rate is the limit if k-means itself leaves more than this share of the variance.
 }
 
@@ -120,6 +122,7 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     """
     f = measure(latents, codebook, labels=labels, inputs=inputs, seed=seed)
     flat, codes, _ = parted(latents, codebook)
+    some = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:2000]
     verdict, reason = decide(f)
     tokens, embeddings = codebook_at_fault(f), encoder_at_fault(f)
     needs = ([INPUTS] if embeddings is None else []) + ([MORE_LATENTS] if tokens is None else [])
@@ -130,7 +133,7 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
         _evidence(f, tokens),
         advice_for(verdict, size=f.codes, busy=busy, needs=needs if verdict != "rate limit" else []),
         _notes(f, tokens, embeddings),
-        Drawing(flat[:2000].float(), codes.float(), f.counts),
+        Drawing(flat[some].float(), codes.float(), f.counts),
     )
 
 
@@ -138,12 +141,10 @@ def _evidence(f: Figures, tokens: bool | None) -> dict[str, Evidence]:
     """All figures that were measured, each with its reference and what it speaks for."""
     few_latents = "too few latents" if tokens is None else ""
     sick, sound = "embedding collapse", "a sound encoder"
-    few = f.usage < 0.5 * f.ceiling
+    at_most = f"at most, with {f.latents:,} latents"
     found = {
-        "codes in use": Evidence(
-            f.usage, f.ceiling, f"at most, with {f.latents:,} latents", "dead codes" if few else ""
-        ),
-        "codes in effect": Evidence(f.perplexity, f.codes, "codes (perplexity)", ""),
+        "codes in use": Evidence(f.usage, f.ceiling, at_most, "a symptom only"),
+        "codes in effect": Evidence(f.perplexity, f.codes, "codes (perplexity)", "a symptom only"),
     }
     if f.distinct < f.codes:
         found["different codes"] = Evidence(f.distinct, f.codes, "codes", "clones")

@@ -28,7 +28,7 @@ class Inputs:
 
     def __init__(self, inputs, grid: tuple):
         x = torch.as_tensor(inputs).detach().cpu()
-        if x.numel() == 0 or not torch.isfinite(x.double() if not x.is_floating_point() else x).all():
+        if x.numel() == 0 or (x.is_floating_point() and not torch.isfinite(x).all()):
             raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
         self.inputs, inner = x, grid[1:]
         if len(x) == math.prod(grid):

@@ -258,10 +258,9 @@ def diagnosis(axes: Sequence[Axes], found: Diagnosis) -> pd.DataFrame:
         (latents, "latents", LATENT),
         (codes[nearest_code(latents, codes)], "codes used", LIVE),
     ):
-        variances = principal_variances(points)
-        shares = variances.cumsum() / max(variances.sum(), np.finfo(float).tiny)
+        shares = principal_variances(points) / max(principal_variances(points).sum(), np.finfo(float).tiny)
         dimensions.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3, label=name, color=color)
-    dimensions.set(xlabel="principal components", ylabel="share of the variance", ylim=(0, 1.05))
+    dimensions.set(xlabel="principal component", ylabel="share of the variance", yscale="log", ylim=(1e-4, 1.2))
     if "dimensions filled" in found.evidence:
         filled = found.evidence["dimensions filled"]
         rows.append(("dimensions filled", filled.value, filled.reference))
@@ -269,5 +268,5 @@ def diagnosis(axes: Sequence[Axes], found: Diagnosis) -> pd.DataFrame:
     for ax, title in zip(axes, ("codes among latents", "uses of each code", "losses", "dimensions")):
         ax.set_title(title)
     for ax in (losses, dimensions):
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     return pd.DataFrame(rows, columns=["name", "yours", "reference"])

@@ -217,10 +217,12 @@ def thresholds(table: pd.DataFrame) -> dict[str, float]:
     """Thresholds that are most often right on the table, one after the other, three times over.
 
     Of values that do equally well, from a quarter of FIRST_GUESS to four times it, the middle of the longest row.
+    "gap" and "loss" are at least 1: below, the codebook or the encoder does better than what it is compared with.
     """
     chosen = diagnosis.THRESHOLDS | FIRST_GUESS
     for name in [*FIRST_GUESS] * 3:
         values = FIRST_GUESS[name] * np.geomspace(0.25, 4, 49)
+        values = values[values >= 1] if name in ("gap", "loss") else values
         right = np.array([(verdicts(table, chosen | {name: value}) == table["label"]).mean() for value in values])
         rows = np.split(values, np.flatnonzero(np.diff(right == right.max())) + 1)
         best = max((row for row in rows if row[0] in values[right == right.max()]), key=len)

@@ -18,10 +18,10 @@ VERDICTS = (
 
 
 class Evidence(NamedTuple):
-    """One figure beside what it is compared with. reference is None where there is nothing to compare with."""
+    """One figure beside what it is compared with, and what it speaks for."""
 
     value: float
-    reference: float | None
+    reference: float
     compared_with: str
     speaks_for: str
 
@@ -42,7 +42,7 @@ class Drawing(NamedTuple):
     counts: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """A verdict (one of VERDICTS) on a codebook and its latents.
 
@@ -55,11 +55,14 @@ class Diagnosis:
     evidence: dict[str, Evidence]
     advice: list[Advice]
     notes: list[str] = field(default_factory=list)
-    drawing: Drawing | None = field(default=None, repr=False, compare=False)
+    drawing: Drawing | None = field(default=None, compare=False)
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = [(name, _number(e.value), _reference(e), e.speaks_for) for name, e in self.evidence.items()]
+        return [("", "yours", "reference", "speaks for"), *rows]
 
     def __str__(self) -> str:
-        rows = [("", "yours", "reference", "")]
-        rows += [(name, _number(e.value), _reference(e), e.speaks_for) for name, e in self.evidence.items()]
+        rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [f"Diagnosis: {self.verdict}", f"  {self.reason}", ""]
         lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -69,12 +72,12 @@ class Diagnosis:
         lines += ["", *(f"Note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("", "yours", "reference", "speaks for"))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in ((name, _number(e.value), _reference(e), e.speaks_for) for name, e in self.evidence.items())
-        )
+        names, *rows = self._rows()
+        head = "".join(f"<th>{name}</th>" for name in names)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         advice = "".join(
             f"<li>{escape(one.remedy)} <i>({escape(one.stage)}; {escape(_where(one))})</i></li>"
             for one in self.advice
@@ -91,16 +94,12 @@ def _where(advice: Advice) -> str:
     return f"notebook {advice.notebook}"
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3g}"
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _reference(evidence: Evidence) -> str:
-    return f"{_number(evidence.reference)} {evidence.compared_with}".strip()
+    return f"{_number(evidence.reference)} {evidence.compared_with}"
 
 
 # ---------------------------------------------------------------- what to try
