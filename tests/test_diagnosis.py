@@ -1,5 +1,6 @@
 """Diagnosis: the figures by hand, every verdict from latents made for it, and what people pass by mistake."""
 
+import dataclasses
 import math
 import os
 
@@ -11,7 +12,7 @@ from helpers import normal
 
 from vqnotes import data
 from vqnotes.diagnosis import THRESHOLDS, decide, diagnose
-from vqnotes.figures import PER_CODE, measure, shared_dimensions
+from vqnotes.figures import AT_MOST, PER_CODE, measure, shared_dimensions
 from vqnotes.quantizers import kmeans
 from vqnotes.verdicts import VERDICTS
 
@@ -141,7 +142,7 @@ def test_labels_alone_show_a_sound_encoder_but_no_sick_one(modes):
 
 def test_twelve_codes_of_1024_are_token_collapse_even_with_few_latents(modes):
     found = diagnose(modes.x[:600], torch.cat([placed(modes.x, 12), 50 + normal(1012, 16)]), inputs=modes.x[:600])
-    assert found.verdict == "token collapse" and found.evidence["codes in use"].value == pytest.approx(12 / 1024)
+    assert found.verdict == "token collapse" and found.evidence["codes in use"].value == 12
 
 
 def test_clones_and_storms_are_named_when_all_codes_are_busy(modes):
@@ -158,6 +159,21 @@ def test_too_few_latents_cannot_clear_a_codebook():
     assert found.verdict == "cannot tell" and "100 latents" in found.reason
     assert any(f"{PER_CODE} for each code" in advice.remedy for advice in found.advice)
     assert diagnose(latents[:1], latents[:4]).verdict == diagnose(latents[:9], latents[:4]).verdict == "cannot tell"
+
+
+def test_more_codes_than_the_sample_can_clear_are_said_to_be_that():
+    latents = normal(4000, 2)
+    f = dataclasses.replace(measure(latents, placed(latents, 200)), sample=AT_MOST, gap_high=math.inf, codes=65_536)
+    verdict, reason = decide(dataclasses.replace(f, error=0.9, best=0.8, best_low=0.7))
+    assert verdict == "cannot tell" and "the most that are looked at" in reason
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e30])
+def test_numbers_of_any_size(modes, scale):
+    found = diagnose(scale * modes.x, scale * placed(modes.x), inputs=scale * modes.x, labels=modes.y - 40)
+    assert found.verdict == "healthy"
+    eight_bits = (modes.x * 20 + 128).clamp(0, 255).to(torch.uint8)
+    assert diagnose(modes.x, placed(modes.x), inputs=eight_bits).verdict == "healthy"
 
 
 def test_strange_codebooks_and_latents_get_a_verdict(modes):
@@ -184,6 +200,10 @@ def test_strange_codebooks_and_latents_get_a_verdict(modes):
         ({"labels": torch.zeros(100)}, "whole number"),
         ({"inputs": normal(99, 5)}, r"\(99, 5\)"),
         ({"inputs": torch.ones(100, 5)}, "do not vary"),
+        ({"inputs": torch.eye(100)[:1].T.expand(100, 5)}, "do not vary"),
+        ({"inputs": torch.tensor(3.0)}, r"shape \(\)"),
+        ({"labels": ["a"] * 100}, "labels must be a tensor or an array of numbers, got list"),
+        ({"codebook": torch.nn.Embedding(64, 16)}, "codebook must be a tensor or an array of numbers, got Embedding"),
         ({"inputs": torch.full((100, 5), torch.nan)}, "NaN"),
         ({"inputs": normal(100, 3, 7, 7), "latents": normal(100, 2, 2, 16)}, r"\(100, 3, 7, 7\)"),
     ],

@@ -1,7 +1,6 @@
-"""Quantisers are found in models as people have them, nothing in them changes, and a watch sees the verdict turn."""
+"""Quantisers are found in models as people have them, and nothing in them changes."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vqnotes import data, models
 from vqnotes.diagnosis import diagnose
-from vqnotes.probing import CollapseWarning, CollapseWatch, diagnose_model
+from vqnotes.probing import diagnose_model
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import CosineCodes
 from vqnotes.structured import ResidualVQ
@@ -134,8 +133,59 @@ def test_maps_of_the_other_library_meet_their_patches():
     assert_same(diagnose_model(model, images)["vq"], expected)
     torch.manual_seed(0)
     unrelated = Own(theirs.VectorQuantize(dim=4, codebook_size=16, accept_image_fmap=True), 16, grid=True)
-    with pytest.raises(ValueError, match=r"quantiser 'vq': inputs \(300, 64\) do not belong to latents"):
-        diagnose_model(unrelated, normal(300, 64))
+    found = diagnose_model(unrelated, normal(300, 64))["vq"]
+    assert "lost by the encoder" not in found.evidence
+    assert any("the inputs were not used: inputs (300, 64) do not belong to latents" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x, y: x.double().numpy(),
+        lambda x, y: (x, y),
+        lambda x, y: [x[:300], x[300:]],
+        lambda x, y: TensorDataset(x, y),
+        lambda x, y: iter([(x[:400], y[:400]), [x[400:], y[400:]]]),
+    ],
+)
+def test_data_in_the_forms_that_people_have(given):
+    x, y, _ = data.digit_vectors()
+    model, _ = made("VectorQuantize")
+    found = diagnose_model(model, given(x[:600], y[:600]))["vq"]
+    assert found.evidence["codes in use"].compared_with.endswith("600 latents")
+
+
+@pytest.mark.parametrize(
+    "batches, message",
+    [
+        ([{"x": normal(5, 64)}], "got dict"),
+        ([normal(5, 63)], r"Own cannot be called with a batch torch.float32 \(5, 63\)"),
+        ([normal(5, 64), normal(5, 65)], "cannot be called"),
+        ([torch.zeros(5, 64, dtype=torch.uint8)], "torch.uint8"),
+        ([torch.zeros(0, 64)], "a batch must be"),
+    ],
+)
+def test_data_that_a_model_cannot_take(batches, message):
+    model, _ = made("VectorQuantize")
+    with pytest.raises(ValueError, match=message):
+        diagnose_model(model, batches)
+
+
+class Twice(nn.Module):
+    """Calls its quantiser by name, and twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.vq = VectorQuantizer(8, 4)
+
+    def forward(self, x):
+        return self.vq(latents=self.vq(latents=x).latents_q + x)
+
+
+def test_a_quantiser_called_twice_and_by_name_is_judged_without_inputs():
+    found = diagnose_model(Twice(), normal(300, 4))["vq"]
+    assert found.evidence["codes in use"].compared_with.endswith("600 latents")
+    assert any("the inputs were not used" in note for note in found.notes)
 
 
 def test_our_models_with_labels_from_a_loader():
@@ -181,56 +231,6 @@ def test_models_without_a_quantiser_or_that_never_use_it():
 
 def test_an_error_on_the_way_leaves_nothing_behind():
     model, _ = made("VectorQuantize")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="cannot be called"):
         diagnose_model(model, normal(10, 63))
     assert model.training and not any(module._forward_hooks for module in model.modules())
-
-
-# ---------------------------------------------------------------- watching
-
-
-def watched(watch, init, warmup):
-    x = data.gaussian_modes(modes=32, per_mode=150, dim=16, seed=3).x
-    torch.manual_seed(0)
-    model = models.mlp_autoencoder(16, VectorQuantizer(64, 8))
-    options = {"steps": 120, "init": init, "warmup": warmup, "lr": 5e-3, "batch_size": 128, "progress": False}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        history = fit(model, x, seed=0, callback=watch(x[:1024]), **options)
-    return history, [str(one.message) for one in caught if one.category is CollapseWarning]
-
-
-def test_a_watch_warns_at_the_step_where_the_verdict_turns():
-    watches = []
-
-    def watch(probe):
-        watches.append(CollapseWatch(probe, every=20))
-        return watches[0]
-
-    history, messages = watched(watch, "kmeans", 0)
-    turns = watches[0].turns
-    assert [name for _, name, _ in turns] == ["quantizer"] * len(turns)
-    step = next(step for step, _, verdict in turns if "token" in verdict)
-    assert step % 20 == 0 and 0 < step <= 60
-    assert any(message.startswith(f"step {step}, quantizer: token") for message in messages)
-    assert len(messages) == sum("collapse" in verdict for *_, verdict in turns)
-    plain, _ = watched(lambda probe: None, "kmeans", 0)
-    assert plain == history, "watching has changed the run"
-
-
-def test_a_watch_waits_for_the_warm_up_and_stays_silent_if_all_is_well():
-    watches = []
-
-    def watch(probe):
-        watches.append(CollapseWatch(probe, every=30, start=60))
-        return watches[0]
-
-    _, messages = watched(watch, "kmeans", 60)
-    assert watches[0].turns[0] == (60, "quantizer", "healthy") and not messages
-    assert watches[0].latest["quantizer"].verdict == "healthy"
-
-
-@pytest.mark.parametrize("options", [{"every": 0}, {"start": -1}])
-def test_a_watch_refuses_nonsense(options):
-    with pytest.raises(ValueError, match=f"{list(options)[0]}={list(options.values())[0]}"):
-        CollapseWatch(normal(10, 4), **options)

@@ -5,7 +5,7 @@
 
 import torch
 
-from vqnotes.figures import PER_CODE, Figures, measure
+from vqnotes.figures import AT_MOST, PER_CODE, Figures, measure
 from vqnotes.pairing import parted
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
 
@@ -38,10 +38,7 @@ def encoder_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
     """Whether latents hold much less of inputs or labels than could be; None if nothing is there to compare with."""
     if f.spread == 0:
         return True if f.latents > 1 else None
-    kept, by_labels = labels_kept(f), None
-    if kept is not None and (f.separability_inputs is not None or kept > 0.9):
-        by_labels = kept < thresholds["labels"]
-    answers = [one for one in (inputs_lost(f, thresholds), by_labels) if one is not None]
+    answers = [one for one in (inputs_lost(f, thresholds), labels_lost(f, thresholds)) if one is not None]
     return any(answers) if answers else None
 
 
@@ -58,12 +55,16 @@ def dimensions_missing(f: Figures, thresholds: dict = THRESHOLDS) -> bool:
     return f.inputs_loss is not None and f.dimensions < thresholds["dimensions"] * min(f.paid, f.codes - 1)
 
 
-def labels_kept(f: Figures) -> float | None:
-    """Separability above chance, relative to that of the inputs (or to 1 without inputs)."""
-    if f.separability is None:
-        return None
+def labels_lost(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
+    """Whether labels are read off the latents much worse, above chance, than off the inputs.
+
+    Without inputs, labels that are nearly always read off still clear the encoder; nothing can convict it.
+    """
     best = 1.0 if f.separability_inputs is None else f.separability_inputs
-    return (f.separability - f.chance) / (best - f.chance) if best - f.chance > 0.1 else None
+    if f.separability is None or best - f.chance < 0.1:
+        return None
+    kept = (f.separability - f.chance) / (best - f.chance)
+    return kept < thresholds["labels"] if f.separability_inputs is not None or kept > 0.9 else None
 
 
 def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
@@ -86,7 +87,8 @@ def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
     if tokens:
         return "token collapse", f"The codebook is at fault: its {codes}."
     if tokens is None:
-        return "cannot tell", f"{f.sample:,} latents are too few to judge {f.codes:,} codes."
+        most = ", the most that are looked at," if f.sample == AT_MOST else ""
+        return "cannot tell", f"{f.sample:,} latents{most} are too few to clear {f.codes:,} codes."
     if embeddings is None:
         return "cannot tell", "The codebook is about as good as k-means; nothing was given to judge the encoder by."
     if dimensions_missing(f, thresholds):
@@ -125,7 +127,9 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     some = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:2000]
     verdict, reason = decide(f)
     tokens, embeddings = codebook_at_fault(f), encoder_at_fault(f)
-    needs = ([INPUTS] if embeddings is None else []) + ([MORE_LATENTS] if tokens is None else [])
+    needs = ([INPUTS] if embeddings is None else []) + (
+        [MORE_LATENTS] if tokens is None and f.sample < AT_MOST else []
+    )
     busy = f.usage > 0.8 * f.ceiling
     return Diagnosis(
         verdict,
@@ -139,39 +143,32 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
 
 def _evidence(f: Figures, tokens: bool | None) -> dict[str, Evidence]:
     """All figures that were measured, each with its reference and what it speaks for."""
-    few_latents = "too few latents" if tokens is None else ""
-    sick, sound = "embedding collapse", "a sound encoder"
+    at_codes = {True: "token collapse", False: "a sound codebook", None: "too few latents"}[tokens]
+    at_encoder = {True: "embedding collapse", False: "a sound encoder", None: ""}
     at_most = f"at most, with {f.latents:,} latents"
     found = {
-        "codes in use": Evidence(f.usage, f.ceiling, at_most, "a symptom only"),
+        "codes in use": Evidence(round(f.usage * f.codes), round(f.ceiling * f.codes), at_most, "a symptom only"),
         "codes in effect": Evidence(f.perplexity, f.codes, "codes (perplexity)", "a symptom only"),
     }
     if f.distinct < f.codes:
         found["different codes"] = Evidence(f.distinct, f.codes, "codes", "clones")
     if f.gap is not None:
         by = f"k-means, {f.reference_codes:,} codes"
-        at_codes = {True: "token collapse", False: few_latents or "a sound codebook"}
-        excess = f.error - f.best > THRESHOLDS["excess"]
-        found["error / variance"] = Evidence(f.error, f.best, by, at_codes[excess])
-        found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes[f.gap > THRESHOLDS["gap"]])
+        found["error / variance"] = Evidence(f.error, f.best, by, at_codes)
+        found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes)
         paid = "paid for by the " + ("latents" if f.inputs_loss is None else "inputs")
         few = "dimensional collapse" if dimensions_missing(f) else ""
         found["dimensions filled"] = Evidence(f.dimensions, f.paid, paid, few)
     if f.inputs_loss is not None:
         by = f"{f.inputs_codes} codes of the inputs"
-        much = f.encoder_loss > THRESHOLDS["loss"] * f.inputs_loss
-        before = f.encoder_loss > THRESHOLDS["before"] * f.codes_loss
-        found["lost by the encoder"] = Evidence(f.encoder_loss, f.inputs_loss, by, sick if much else sound)
+        speaks = at_encoder[inputs_lost(f)]
+        found["lost by the encoder"] = Evidence(f.encoder_loss, f.inputs_loss, by, speaks)
         by = "of it lost before them"
-        found["lost with the best codes"] = Evidence(f.codes_loss, f.encoder_loss, by, sick if before else sound)
+        found["lost with the best codes"] = Evidence(f.codes_loss, f.encoder_loss, by, speaks)
     if f.separability is not None:
         with_inputs = f.separability_inputs is not None
         best, by = (f.separability_inputs, "from the inputs") if with_inputs else (f.chance, "by guessing")
-        kept = labels_kept(f)
-        speaks = "" if kept is None else sound if kept > 0.9 else sick if kept < THRESHOLDS["labels"] else ""
-        found["labels read off"] = Evidence(
-            f.separability, best, by, speaks if with_inputs or speaks == sound else ""
-        )
+        found["labels read off"] = Evidence(f.separability, best, by, at_encoder[labels_lost(f)])
     if f.best is not None:
         left = (f.best_low + f.best) / 2
         limit = "rate limit" if left > THRESHOLDS["rate"] else ""
@@ -185,6 +182,8 @@ def _notes(f: Figures, tokens: bool | None, embeddings: bool | None) -> list[str
         notes.append(f"the codebook is not judged: {f.latents:,} latents for {f.codes:,} codes")
     if embeddings is None:
         notes.append("the encoder is not judged: without inputs, or labels and inputs, latents have no reference")
+    elif f.inputs_loss is None:
+        notes.append("dimensions are not judged: without inputs they have no reference")
     if f.sample < f.latents:
         notes.append(f"references are measured on {f.sample:,} of {f.latents:,} latents")
     if f.error is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
-from vqnotes.pairing import Inputs, around, parted
+from vqnotes.pairing import Inputs, around, as_tensor, parted
 from vqnotes.quantizers import kmeans, nearest_code
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
@@ -63,7 +63,8 @@ def measure(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Fi
     paired = None if inputs is None else Inputs(inputs, grid)
     size, count = len(codes), len(flat)
     meter = metrics.UsageMeter(size)
-    meter.update(nearest_code(flat, codes))
+    index = nearest_code(flat, codes)
+    meter.update(index)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     rows = order[: min(AT_MOST, max(AT_LEAST, PER_CODE * size))]
     center = flat.mean(0, dtype=torch.float64)
@@ -82,13 +83,12 @@ def measure(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Fi
     }
     if spread > 0 and len(rows) >= 2 * INPUTS_PER_CODE:
         # Centred and of variance 1, so that squared distances are shares of it and no digit is lost.
-        points, placed = ((some / spread**0.5).float() for some in (points, codes.double() - center))
+        points, chosen = ((some / spread**0.5).float() for some in (points, codes[index[rows]].double() - center))
         half, bits = len(points) // 2, math.log2(size)
         centroids, _ = kmeans(points[:half], min(size, half // 4), seed)
-        found |= _codebook_figures(points, placed, centroids)
-        used = placed[nearest_code(points, placed)]
+        found |= _codebook_figures(points, chosen, centroids, size)
         found["dimensions"], found["paid"] = (
-            shared_dimensions(metrics.principal_variances(some), bits) for some in (used, points)
+            shared_dimensions(metrics.principal_variances(some), bits) for some in (chosen, points)
         )
         if paired is not None:
             rows = rows[: min(INPUTS_SAMPLE, max(512, 2**25 // paired.size))]
@@ -99,10 +99,11 @@ def measure(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Fi
     return Figures(**found)
 
 
-def _codebook_figures(points: Tensor, codes: Tensor, centroids: Tensor) -> dict:
-    """The codebook beside the centroids, which were fitted to the first half of the points."""
+def _codebook_figures(points: Tensor, chosen: Tensor, centroids: Tensor, size: int) -> dict:
+    """The codes chosen for points (n, D) beside centroids fitted to the first half of them. size: K."""
     half, number = len(points) // 2, len(centroids)
-    own, best = ((points - some[nearest_code(points, some)]).double().square().sum(1) for some in (codes, centroids))
+    nearest = centroids[nearest_code(points, centroids)]
+    own, best = ((points - some).double().square().sum(1) for some in (chosen, nearest))
     own_low, error, best_low, best_error = (
         part.mean().item() for one in (own, best) for part in one.tensor_split([half])
     )
@@ -110,10 +111,10 @@ def _codebook_figures(points: Tensor, codes: Tensor, centroids: Tensor) -> dict:
         "error": error,
         "error_deviation": own[half:].std().item() / math.sqrt(len(points) - half),
         "reference_codes": number,
-        "best_low": best_low if number == len(codes) else 0.0,
+        "best_low": best_low if number == size else 0.0,
         "best": best_error,
         "gap": _ratio(error, best_error),
-        "gap_high": _ratio(own_low, best_low) if number == len(codes) else math.inf,
+        "gap_high": _ratio(own_low, best_low) if number == size else math.inf,
     }
 
 
@@ -123,10 +124,12 @@ def _ratio(error: float, best: float) -> float:
 
 def _encoder_figures(near: Tensor, x: Tensor, centroids: Tensor, size: int, seed: int) -> dict:
     """The encoder beside its inputs x (n, P). near: for each the latent, and those around it (n, places, D)."""
-    if (x == x[0]).all():
-        raise ValueError(f"the inputs do not vary: {len(x)} of them are equal")
+    half = len(x) // 2
+    if (x[:half] == x[0]).all() or (x[half:] == x[half]).all():
+        raise ValueError(f"the inputs do not vary: {half} of {len(x)}, chosen at random, are equal")
+    x = x / x.abs().max()  # so that squares do not overflow
     reduced, variances = _principal_part(x, 64, seed)
-    number, half = min(max(16, size), len(x) // 2 // INPUTS_PER_CODE), len(x) // 2
+    number = min(max(16, size), half // INPUTS_PER_CODE)
     own = kmeans(reduced[:half], number, seed)[0]
     index = nearest_code(near, centroids)
     by_codes = min(_loss_by_mean(index[:, near.shape[1] // 2], x), _loss_by_reading(centroids[index], x, seed))
@@ -177,7 +180,7 @@ def _loss_by_reading(near: Tensor, x: Tensor, seed: int) -> float:
 
 def _left_over(x: Tensor, guess: Tensor) -> float:
     left = (x - guess).double().square().sum() / (x - x.mean(0)).double().square().sum()
-    return max(left.item(), 1e-12)  # so that it has a logarithm
+    return max(left.item(), 1e-12)  # so that it can be divided by
 
 
 def _principal_part(x: Tensor, most: int, seed: int) -> tuple[Tensor, np.ndarray]:
@@ -191,7 +194,7 @@ def _principal_part(x: Tensor, most: int, seed: int) -> tuple[Tensor, np.ndarray
 
 def _label_figures(flat: Tensor, labels, paired: Inputs | None, grid: tuple, seed: int) -> dict:
     """How well labels, one a latent or one an input, are read off latents and inputs."""
-    y = torch.as_tensor(labels).flatten().cpu()
+    y = as_tensor(labels, "labels").flatten()
     if len(y) not in (len(flat), grid[0]) or y.is_floating_point():
         raise ValueError(
             f"need a whole number a label, for {len(flat)} latents or {grid[0]} inputs, got {len(y)} {y.dtype}"

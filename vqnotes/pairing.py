@@ -10,9 +10,22 @@ from torch import Tensor
 from vqnotes.quantizers import check_codebook, check_latents
 
 
+class UnpairedInputs(ValueError):
+    """Inputs and latents of which it is not known which belong together."""
+
+
+def as_tensor(given, name: str) -> Tensor:
+    """A tensor on the CPU from a tensor or an array; ValueError if it is neither."""
+    try:
+        tensor = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
 def parted(latents, codebook) -> tuple[Tensor, Tensor, tuple]:
     """Latents as rows (N, D), codes (K, D), and the shape of the latents without D: (inputs, ...)."""
-    latents, codes = (torch.as_tensor(one).detach().cpu() for one in (latents, codebook))
+    latents, codes = as_tensor(latents, "latents"), as_tensor(codebook, "codebook")
     check_codebook(codes)
     check_latents(latents)
     dim = codes.shape[1]
@@ -27,8 +40,8 @@ class Inputs:
     """Inputs beside latents: each latent's own input, or the patch of the input that stands at its place."""
 
     def __init__(self, inputs, grid: tuple):
-        x = torch.as_tensor(inputs).detach().cpu()
-        if x.numel() == 0 or (x.is_floating_point() and not torch.isfinite(x).all()):
+        x = as_tensor(inputs, "inputs")
+        if x.ndim == 0 or x.numel() == 0 or (x.is_floating_point() and not torch.isfinite(x).all()):
             raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
         self.inputs, inner = x, grid[1:]
         if len(x) == math.prod(grid):
@@ -37,7 +50,10 @@ class Inputs:
             space = x.shape[x.ndim - len(inner) :]
             fits = x.ndim in (len(inner) + 1, len(inner) + 2) and all(s % g == 0 for s, g in zip(space, inner))
             if len(x) != grid[0] or not inner or not fits:
-                raise ValueError(f"inputs {tuple(x.shape)} do not belong to latents on a grid {grid}")
+                raise UnpairedInputs(
+                    f"inputs {tuple(x.shape)} do not belong to latents on a grid {grid}: need one for each, "
+                    f"or ({grid[0]}, C, ...) with sides that are multiples of {tuple(inner)}"
+                )
             channels = x.shape[1] if x.ndim == len(inner) + 2 else 1
             x = x.reshape(len(x), channels, *(part for s, g in zip(space, inner) for part in (g, s // g)))
             places, within = range(2, x.ndim, 2), range(3, x.ndim, 2)

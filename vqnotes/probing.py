@@ -1,14 +1,19 @@
 """A diagnosis of a whole model: finds its quantisers, listens to them, and can watch a training."""
 
 import copy
+import math
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vqnotes.diagnosis import diagnose
+from vqnotes.pairing import UnpairedInputs
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.verdicts import Diagnosis
 
@@ -23,12 +28,14 @@ def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dic
     compares them, after its projection or normalisation. Later levels of a residual quantiser code what is left, so
     they have no encoder of their own: what reaches them is compared with itself.
 
-    data: inputs (N, ...) as a tensor or array, or batches of them, such as a DataLoader; of a batch (x, y, ...) the
-    model gets x, and y counts as labels if it is one whole number for each. At most the first 2^18 latents count.
+    data: inputs (N, ...) as a tensor or array; or inputs and labels as a tuple; or batches of either, as a DataLoader
+    gives them, or a Dataset. The model is called with a batch of inputs, in its own float type. Of a batch
+    (x, y, ...), y counts as labels if it is one whole number for each. At most the first 2^18 latents count.
     labels: one for each input, if data does not bring them.
+    Where a quantiser's latents are not on a grid that the inputs fit, its encoder is not judged, and a note says so.
     The model runs in evaluation mode, without gradients. Its modes, buffers and quantisers are put back as they were,
-    and the random state too.
-    Raises ValueError if no quantiser is found or called, or as `diagnose` does.
+    and torch's random state too.
+    Raises ValueError if no quantiser is found or called, if the model cannot take the data, or as `diagnose` does.
     """
     ears = _ears(model)
     if not ears:
@@ -37,13 +44,19 @@ def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dic
     inputs, found = [], []
     with _as_it_was(model, ears), _listening(ears):
         for x, y in _batches(data, model):
-            model(x)
+            try:
+                model(x)
+            except (RuntimeError, TypeError) as error:
+                reason = f"{type(model).__name__} cannot be called with a batch {x.dtype} {tuple(x.shape)}"
+                raise ValueError(f"{reason}: {error}") from error
             inputs.append(x.cpu())
             found.append(y)
             if max(ear.heard for ear in ears) >= MOST_LATENTS:
                 break
     if not inputs:
         raise ValueError("no data: not a single batch came")
+    if any(one.shape[1:] != inputs[0].shape[1:] for one in inputs):
+        raise ValueError(f"inputs must be of one size, got batches {sorted({tuple(one.shape) for one in inputs})}")
     seen = torch.cat(inputs)
     if labels is None and all(y is not None for y in found):
         labels = torch.cat(found)
@@ -53,15 +66,20 @@ def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dic
 
 
 def _batches(data, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches of inputs on the model's device, each with its labels if there are any."""
-    whole = not isinstance(data, Iterable) or hasattr(data, "shape")
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    for batch in torch.as_tensor(data).split(BATCH) if whole else data:
+    """Batches of inputs on the model's device, in its float type, each with its labels if there are any."""
+    if isinstance(data, tuple):
+        data = TensorDataset(*(torch.as_tensor(part) for part in data))
+    elif hasattr(data, "shape"):
+        data = TensorDataset(torch.as_tensor(data))
+    like = next((one for one in model.state_dict().values() if one.is_floating_point()), torch.empty(0))
+    for batch in DataLoader(data, BATCH) if isinstance(data, Dataset) else data:
         x, *others = batch if isinstance(batch, list | tuple) else [batch]
-        x = torch.as_tensor(x).to(device)
-        y = torch.as_tensor(others[0]).cpu() if others else None
+        if not hasattr(x, "shape") or not len(x):
+            raise ValueError(f"a batch must be a tensor or array, or (x, y, ...), got {type(batch).__name__}")
+        x = torch.as_tensor(x)
+        y = torch.as_tensor(others[0]).cpu() if others and hasattr(others[0], "shape") else None
         countable = y is not None and y.ndim == 1 and len(y) == len(x) and not y.is_floating_point()
-        yield x, y if countable else None
+        yield x.to(like if x.is_floating_point() else like.device), y if countable else None
 
 
 # ---------------------------------------------------------------- listening
@@ -75,10 +93,10 @@ class _Ear:
         self.latents, self.codes, self.heard = [], None, 0
 
     def hooks(self) -> list:
-        return [self.module.register_forward_hook(self.hear)]
+        return [self.module.register_forward_hook(self.hear, with_kwargs=True)]
 
-    def hear(self, module: nn.Module, arguments: tuple, output) -> None:
-        self.keep(module.prepare(arguments[0]), module.codes())
+    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+        self.keep(module.prepare(_first(arguments, named)), module.codes())
 
     def keep(self, latents: Tensor, codes: Tensor) -> None:
         self.latents.append(latents.detach().cpu())
@@ -95,16 +113,24 @@ class _Ear:
             inputs, labels = latents.reshape(-1, latents.shape[-1]), None
         try:
             return diagnose(latents, codes, inputs=inputs, labels=labels, seed=seed)
+        except UnpairedInputs as error:
+            found = diagnose(latents, codes, seed=seed)
+            return replace(found, notes=[*found.notes, f"the inputs were not used: {error}"])
         except ValueError as error:
             raise ValueError(f"quantiser {self.name!r}: {error}") from error
+
+
+def _first(arguments: tuple, named: dict) -> Tensor:
+    """The first argument of a call, by position or by name."""
+    return arguments[0] if arguments else next(iter(named.values()))
 
 
 class _SimVQEar(_Ear):
     """SimVQ of vector-quantize-pytorch: codes are a map of frozen ones."""
 
-    def hear(self, module: nn.Module, arguments: tuple, output) -> None:
-        latents = arguments[0].movedim(1, -1) if module.channel_first else arguments[0]
-        self.keep(latents, module.codebook)
+    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+        latents = _first(arguments, named)
+        self.keep(latents.movedim(1, -1) if module.channel_first else latents, module.codebook)
 
 
 class _VectorQuantizeEar(_Ear):
@@ -112,21 +138,22 @@ class _VectorQuantizeEar(_Ear):
 
     def hooks(self) -> list:
         return [
-            self.module.register_forward_pre_hook(self.enter),
+            self.module.register_forward_pre_hook(self.enter, with_kwargs=True),
             self.module.register_forward_hook(self.leave),
-            self.module._codebook.register_forward_hook(self.hear),
+            self.module._codebook.register_forward_hook(self.hear, with_kwargs=True),
         ]
 
-    def enter(self, module: nn.Module, arguments: tuple) -> None:
-        self.shape, self.inside = arguments[0].shape, True  # levels may share one codebook: only the one inside hears
+    def enter(self, module: nn.Module, arguments: tuple, named: dict) -> None:
+        self.inside = True  # levels may share one codebook: only the one inside hears
+        self.shape = _first(arguments, named).shape
 
     def leave(self, module: nn.Module, arguments: tuple, output) -> None:
         self.inside = False
 
-    def hear(self, module: nn.Module, arguments: tuple, output) -> None:
+    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
         if not getattr(self, "inside", False):
             return
-        latents, codes = arguments[0], module.embed
+        latents, codes = _first(arguments, named), module.embed
         chosen, index = output[:2]
         if latents.ndim == 3:  # a single head
             latents, chosen, index = latents[None], chosen[None], index[None]
@@ -144,11 +171,9 @@ class _VectorQuantizeEar(_Ear):
         latents = torch.cat(self.latents, dim=1)  # (heads, batch, places, D)
         for head, codes in enumerate(self.codes):
             name = self.name if len(self.codes) == 1 else f"{self.name}[head {head}]"
-            if latents.shape[1] != len(inputs):  # heads that share one codebook stand beside each other
-                yield name, self.judged(latents[head], codes, None, None, seed)
-                continue
             grid = self.shape[2:] if self.module.accept_image_fmap else latents.shape[2:3]
-            yield name, self.judged(latents[head].reshape(len(inputs), *grid, -1), codes, inputs, labels, seed)
+            of_head = latents[head].reshape(latents.shape[1], *grid, latents.shape[-1])
+            yield name, self.judged(of_head, codes, inputs, labels, seed)
 
 
 def _ears(model: nn.Module) -> list[_Ear]:
@@ -214,33 +239,49 @@ class CollapseWarning(UserWarning):
 
 
 class CollapseWatch:
-    """Looks at a model every few steps, and warns as soon as the verdict on one of its quantisers turns bad.
+    """Looks at a model now and then, and warns as soon as the verdict on one of its quantisers turns bad.
 
         fit(model, x, callback=CollapseWatch(x[:1024]), ...)
 
     or, in a loop of your own, `watch(step, model)` before each step.
 
     probe: inputs on which the model is judged, the same each time. labels: one for each, if there are any.
-    every: steps between two looks. start: the first look; with a warm-up, its length: there are no codes before.
+    every: steps between two looks. None: it times itself, and looks as often as costs a twentieth of the time.
+    start: the first look; with a warm-up, its length, since there are no codes before.
     turns: [(step, name of the quantiser, verdict)], one entry for each change, the first verdict included.
-    latest: the newest diagnoses by name.
+    latest: the newest diagnoses by name. A model that has become NaN gets a warning too, and the training goes on.
     Raises ValueError for every < 1 or start < 0.
     """
 
-    def __init__(self, probe, *, labels=None, every: int = 1000, start: int = 0):
-        if every < 1 or start < 0:
+    def __init__(self, probe, *, labels=None, every: int | None = None, start: int = 0):
+        if (every is not None and every < 1) or start < 0:
             raise ValueError(f"need every >= 1 and start >= 0, got every={every}, start={start}")
-        self.probe, self.labels, self.every, self.start = probe, labels, every, start
+        self.probe = list(probe) if isinstance(probe, Iterator) else probe
+        self.labels, self.every, self.start = labels, every, start
+        self.rested = -math.inf  # when the time for the next look has come
         self.turns: list[tuple[int, str, str]] = []
         self.latest: dict[str, Diagnosis] = {}
 
     def __call__(self, step: int, model: nn.Module) -> None:
-        if step < self.start or (step - self.start) % self.every:
+        now = time.perf_counter()
+        if step < self.start or (now < self.rested if self.every is None else (step - self.start) % self.every):
             return
-        before, self.latest = self.latest, diagnose_model(model, self.probe, labels=self.labels)
+        self.look(step, model)
+        self.rested = time.perf_counter() + 19 * (time.perf_counter() - now)
+
+    def look(self, step: int, model: nn.Module) -> None:
+        """Diagnoses the model now, notes what has changed, and warns if it is for the worse."""
+        before = self.latest
+        try:
+            self.latest = diagnose_model(model, self.probe, labels=self.labels)
+        except ValueError as error:
+            if not before:  # the first look: the model or the probe is not what is needed
+                raise
+            warnings.warn(f"step {step}: no diagnosis, {error}", CollapseWarning, stacklevel=3)
+            return
         for name, now in self.latest.items():
             if name in before and before[name].verdict == now.verdict:
                 continue
             self.turns.append((step, name, now.verdict))
             if "collapse" in now.verdict:
-                warnings.warn(f"step {step}, {name}: {now.verdict}. {now.reason}", CollapseWarning, stacklevel=2)
+                warnings.warn(f"step {step}, {name}: {now.verdict}. {now.reason}", CollapseWarning, stacklevel=3)

@@ -1,0 +1,89 @@
+"""A watch sees the verdict turn during training, costs little, and does not disturb."""
+
+import warnings
+
+import pytest
+import torch
+from helpers import normal
+
+from vqnotes import data, models, probing
+from vqnotes.probing import CollapseWarning, CollapseWatch
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.training import fit
+
+
+def watched(watch, init, warmup):
+    x = data.gaussian_modes(modes=32, per_mode=150, dim=16, seed=3).x
+    torch.manual_seed(0)
+    model = models.mlp_autoencoder(16, VectorQuantizer(64, 8))
+    options = {"steps": 120, "init": init, "warmup": warmup, "lr": 5e-3, "batch_size": 128, "progress": False}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(model, x, seed=0, callback=watch(x[:1024]), **options)
+    return history, [str(one.message) for one in caught if one.category is CollapseWarning]
+
+
+def test_a_watch_warns_at_the_step_where_the_verdict_turns():
+    watches = []
+
+    def watch(probe):
+        watches.append(CollapseWatch(probe, every=20))
+        return watches[0]
+
+    history, messages = watched(watch, "kmeans", 0)
+    turns = watches[0].turns
+    assert [name for _, name, _ in turns] == ["quantizer"] * len(turns)
+    step = next(step for step, _, verdict in turns if "token" in verdict)
+    assert step % 20 == 0 and 0 < step <= 60
+    assert any(message.startswith(f"step {step}, quantizer: token") for message in messages)
+    assert len(messages) == sum("collapse" in verdict for *_, verdict in turns)
+    plain, _ = watched(lambda probe: None, "kmeans", 0)
+    assert plain == history, "watching has changed the run"
+
+
+def test_a_watch_waits_for_the_warm_up_and_stays_silent_if_all_is_well():
+    watches = []
+
+    def watch(probe):
+        watches.append(CollapseWatch(probe, every=30, start=60))
+        return watches[0]
+
+    _, messages = watched(watch, "kmeans", 60)
+    assert watches[0].turns[0] == (60, "quantizer", "healthy") and not messages
+    assert watches[0].latest["quantizer"].verdict == "healthy"
+
+
+def test_a_watch_survives_a_model_that_has_become_nan():
+    watch, model = CollapseWatch(iter([normal(300, 4)]), every=1), VectorQuantizer(8, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        watch(0, model)
+    model.codebook.data.fill_(torch.nan)
+    with pytest.warns(CollapseWarning, match="step 1: no diagnosis, .*NaN"):
+        watch(1, model)
+    with pytest.raises(ValueError, match="no quantiser"):
+        CollapseWatch(normal(5, 4))(0, models.mlp(4, 4))
+
+
+def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
+    """On a clock of our own: a look takes 0.5 s, a step 0.01 s."""
+    clock, looks = [0.0], []
+
+    def slow(model, probe, labels):
+        looks.append(clock[0])
+        clock[0] += 0.5
+        return {}
+
+    monkeypatch.setattr(probing, "diagnose_model", slow)
+    monkeypatch.setattr(probing.time, "perf_counter", lambda: clock[0])
+    watch = CollapseWatch(normal(10, 4))
+    for step in range(10_000):
+        clock[0] += 0.01
+        watch(step, None)
+    assert len(looks) >= 10 and 0.04 < 0.5 * len(looks) / clock[0] <= 0.055
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"start": -1}])
+def test_a_watch_refuses_nonsense(options):
+    with pytest.raises(ValueError, match=f"{list(options)[0]}={list(options.values())[0]}"):
+        CollapseWatch(normal(10, 4), **options)
