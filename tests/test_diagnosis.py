@@ -12,7 +12,7 @@ from helpers import normal
 
 from vqnotes import data
 from vqnotes.diagnosis import THRESHOLDS, decide, diagnose
-from vqnotes.figures import AT_MOST, PER_CODE, measure, shared_dimensions
+from vqnotes.figures import AT_MOST, PER_CODE, figures_of, shared_dimensions
 from vqnotes.quantizers import kmeans
 from vqnotes.verdicts import VERDICTS
 
@@ -31,7 +31,7 @@ def placed(latents, codes=64):
 
 def test_figures_worked_by_hand():
     latents = torch.tensor([[-2.0], [-2.0], [-2.0], [2.0]]).repeat(64, 1)
-    f = measure(latents, torch.tensor([[-2.0], [1.0], [9.0]]))
+    f = figures_of(latents, torch.tensor([[-2.0], [1.0], [9.0]]))
     assert (f.latents, f.codes, f.sample, f.distinct) == (256, 3, 256, 3)
     assert f.usage == pytest.approx(2 / 3) and f.counts.tolist() == [192, 64, 0]
     assert f.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
@@ -51,7 +51,7 @@ def test_dimensions_that_share_the_bits():
 
 
 def test_latents_that_are_the_inputs_lose_nothing(modes):
-    f = measure(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
+    f = figures_of(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
     assert f.encoder_loss < 1e-3 < f.inputs_loss and f.codes_loss == pytest.approx(f.inputs_loss, rel=0.3)
     assert f.separability == f.separability_inputs == pytest.approx(1, abs=0.01)
     assert 0.9 < f.gap < 1.2 and f.inputs_codes == 64
@@ -59,8 +59,8 @@ def test_latents_that_are_the_inputs_lose_nothing(modes):
 
 def test_figures_do_not_change_with_origin_and_scale(modes):
     codes = placed(modes.x, 16)
-    here = measure(modes.x, codes, inputs=modes.x)
-    there = measure(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3)
+    here = figures_of(modes.x, codes, inputs=modes.x)
+    there = figures_of(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3)
     for name in ("usage", "error", "best", "gap", "dimensions", "paid", "codes_loss", "inputs_loss"):
         assert getattr(there, name) == pytest.approx(getattr(here, name), rel=0.02), name
 
@@ -68,10 +68,10 @@ def test_figures_do_not_change_with_origin_and_scale(modes):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_and_numpy(modes, dtype):
     latents, codes = modes.x.to(dtype), placed(modes.x, 16).to(dtype)
-    expected = measure(modes.x, placed(modes.x, 16)).gap
-    assert measure(latents, codes).gap == pytest.approx(expected, rel=0.1)
+    expected = figures_of(modes.x, placed(modes.x, 16)).gap
+    assert figures_of(latents, codes).gap == pytest.approx(expected, rel=0.1)
     if dtype != torch.bfloat16:
-        assert measure(latents.numpy(), codes.numpy()).gap == measure(latents, codes).gap
+        assert figures_of(latents.numpy(), codes.numpy()).gap == figures_of(latents, codes).gap
 
 
 def test_maps_and_their_patches():
@@ -79,23 +79,23 @@ def test_maps_and_their_patches():
     patches = images.reshape(50, 3, 2, 4, 3, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)  # grid of 2 x 3
     latents = patches[:, :5].reshape(50, 2, 3, 5)
     codes = placed(latents, 16)
-    last = measure(latents, codes, inputs=images)
-    first = measure(latents.movedim(-1, 1), codes, inputs=images)
-    rows = measure(latents.reshape(-1, 5), codes, inputs=patches)
+    last = figures_of(latents, codes, inputs=images)
+    first = figures_of(latents.movedim(-1, 1), codes, inputs=images)
+    rows = figures_of(latents.reshape(-1, 5), codes, inputs=patches)
     for f in (first, rows):
         assert (f.inputs_loss, f.gap) == pytest.approx((last.inputs_loss, last.gap))
-    gray = measure(latents, codes, inputs=images[:, 0])
+    gray = figures_of(latents, codes, inputs=images[:, 0])
     assert gray.inputs_loss is not None
-    sequences = measure(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2))
+    sequences = figures_of(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2))
     assert sequences.encoder_loss > 0.9  # unrelated
 
 
 def test_labels_of_latents_or_of_inputs(modes):
     codes = placed(modes.x, 16)
     pairs = modes.x.reshape(2400, 2, 16)
-    assert measure(pairs, codes, labels=modes.y).separability > 0.95
-    assert measure(pairs, codes, labels=modes.y[::2], inputs=pairs).separability_inputs > 0.7
-    assert measure(pairs, codes, labels=torch.arange(2400)).separability is None  # classes of one
+    assert figures_of(pairs, codes, labels=modes.y).separability > 0.95
+    assert figures_of(pairs, codes, labels=modes.y[::2], inputs=pairs).separability_inputs > 0.7
+    assert figures_of(pairs, codes, labels=torch.arange(2400)).separability is None  # classes of one
 
 
 # ---------------------------------------------------------------- verdicts
@@ -163,7 +163,8 @@ def test_too_few_latents_cannot_clear_a_codebook():
 
 def test_more_codes_than_the_sample_can_clear_are_said_to_be_that():
     latents = normal(4000, 2)
-    f = dataclasses.replace(measure(latents, placed(latents, 200)), sample=AT_MOST, gap_high=math.inf, codes=65_536)
+    f = figures_of(latents, placed(latents, 200))
+    f = dataclasses.replace(f, sample=AT_MOST, gap_high=math.inf, codes=65_536)
     verdict, reason = decide(dataclasses.replace(f, error=0.9, best=0.8, best_low=0.7))
     assert verdict == "cannot tell" and "the most that are looked at" in reason
 
@@ -215,7 +216,7 @@ def test_bad_input_is_refused_with_what_is_wrong(change, message):
 
 
 def test_the_rule_reads_its_thresholds(modes):
-    f = measure(modes.x, placed(modes.x), inputs=modes.x)
+    f = figures_of(modes.x, placed(modes.x), inputs=modes.x)
     assert decide(f)[0] == "healthy"
     assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
     assert decide(f, THRESHOLDS | {"loss": 0, "before": 0})[0] == "embedding collapse"

@@ -12,6 +12,7 @@ from helpers import normal
 from PIL import Image
 
 from vqnotes import metrics, plots
+from vqnotes.diagnosis import diagnose
 
 
 @pytest.fixture
@@ -147,3 +148,25 @@ def test_show_displays_the_figure_once_with_its_text_and_closes_it(monkeypatch, 
     assert set(data) == {kind, "text/plain"} and metadata == {kind: {"alt": "noise"}}
     assert Image.open(io.BytesIO(base64.b64decode(data[kind]))).width > 300
     assert not plt.fignum_exists(figure.number)
+
+
+def test_diagnosis_draws_its_evidence_in_four_panels():
+    latents = normal(400, 3)
+    found = diagnose(latents, latents[:8] * 0.01, inputs=latents)
+    figure, axes = plt.subplots(2, 2)
+    frame = plots.diagnosis(axes, found)
+    for name, yours, reference in frame.itertuples(index=False):
+        assert (yours, reference) == found.evidence[name][:2]
+    assert list(frame["name"]) == [
+        "error / variance",
+        "lost by the encoder",
+        "lost with the best codes",
+        "dimensions filled",
+    ]
+    bars = [patch.get_width() for patch in axes[1, 0].patches]
+    assert bars == [*frame["yours"][:3], *frame["reference"][:3]]
+    uses = axes[0, 1].get_xlabel()
+    assert uses and all(ax.get_title() for ax in axes.flat)
+    with pytest.raises(ValueError, match="four axes, got 2"):
+        plots.diagnosis(axes[0], found)
+    plt.close(figure)

@@ -46,7 +46,7 @@ def test_unseen_models_are_judged_well(table, labels):
 def test_a_setting_made_again_is_judged_the_same(table):
     torch.set_num_threads(1)
     for case in ("plain", "U(±1/K)"):
-        rows = pd.DataFrame(validation.run(list(validation.SEEDS["judged"])[:2], "judged", "modes", case, 64))
+        rows = pd.DataFrame(validation.examine(list(validation.SEEDS["judged"])[:2], "judged", "modes", case, 64))
         stored = table.query("half == 'judged' and family == 'modes' and case == @case and codes == 64").head(2)
         assert validation.confirmed(rows).all()
         assert validation.verdicts(rows).tolist() == validation.verdicts(stored).tolist() == stored["label"].tolist()

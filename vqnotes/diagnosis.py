@@ -1,11 +1,11 @@
 """Which collapse is it? A verdict on a codebook and its latents, by references and not by bare thresholds.
 
-`figures.measure` takes the figures, `decide` is the rule, `diagnose` does both and explains.
+`figures.figures_of` takes the figures, `decide` is the rule, `diagnose` does both and explains.
 """
 
 import torch
 
-from vqnotes.figures import AT_MOST, PER_CODE, Figures, measure
+from vqnotes.figures import AT_MOST, PER_CODE, Figures, figures_of
 from vqnotes.pairing import parted
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
 
@@ -122,7 +122,7 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     is bounded by the sample, beside the latents themselves.
     Raises ValueError for what is empty, NaN, infinite, of mismatched shapes, or inputs that do not vary.
     """
-    f = measure(latents, codebook, labels=labels, inputs=inputs, seed=seed)
+    f = figures_of(latents, codebook, labels=labels, inputs=inputs, seed=seed)
     flat, codes, _ = parted(latents, codebook)
     some = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:2000]
     verdict, reason = decide(f)

@@ -22,7 +22,7 @@ LABEL_SAMPLE = 1500
 
 @dataclass(frozen=True)
 class Figures:
-    """What `measure` found. None: not measured, for want of inputs, labels or latents.
+    """What `figures_of` found. None: not measured, for want of inputs, labels or latents.
 
     Errors are shares of the latents' variance, losses shares of the inputs' variance.
     """
@@ -57,7 +57,7 @@ class Figures:
 # ---------------------------------------------------------------- from data to figures
 
 
-def measure(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Figures:
+def figures_of(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Figures:
     """The figures behind a verdict. Arguments and errors are those of `diagnosis.diagnose`."""
     flat, codes, grid = parted(latents, codebook)
     paired = None if inputs is None else Inputs(inputs, grid)

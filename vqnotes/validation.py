@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vqnotes import data, diagnosis, experiments, models, training
-from vqnotes.figures import Figures, measure
+from vqnotes.figures import Figures, figures_of
 from vqnotes.quantizers import VectorQuantizer, kmeans, nearest_code
 from vqnotes.remedies import RotationTrick, SimVQ
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed
@@ -165,14 +165,14 @@ def floor(x: Tensor, codes: int) -> float:
     return ((points - centroids[nearest_code(points, centroids)]).square().mean() / x.var(correction=0)).item()
 
 
-def run(seeds: Iterable[int], half: str, family: str, case: str, codes: int, steps: int = STEPS) -> list[dict]:
+def examine(seeds: Iterable[int], half: str, family: str, case: str, codes: int, steps: int = STEPS) -> list[dict]:
     """Trains, intervenes and measures one setting, one row a seed."""
     entered, rows = made(seeds, family, case, codes, steps), []
     more = max(1, steps * DECODER_STEPS // STEPS)
     control, new = (decoders_trained_on(entered, family, init, more) for init in (None, "kmeans"))
     for (one, model), kept, renewed in zip(entered, control, new):
         latents = model.quantizer.prepare(model.encode(one.x).detach())
-        f = measure(latents, model.quantizer.codes(), labels=one.y, inputs=one.x)
+        f = figures_of(latents, model.quantizer.codes(), labels=one.y, inputs=one.x)
         outcome = {"same codes": kept, "new codes": renewed, "floor": floor(one.x, codes)}
         rows.append({"label": CASES[case].label} | outcome | {name: getattr(f, name) for name in FIGURES})
     return rows
@@ -244,7 +244,7 @@ def main() -> None:
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for half, seeds in SEEDS.items():
             todo = [setting for setting in settings() if setting["half"] == half]
-            parts.append(experiments.sweep(run, todo, seeds=seeds, executor=pool))
+            parts.append(experiments.sweep(examine, todo, seeds=seeds, executor=pool))
             if parts[-1].attrs["failed"]:
                 raise SystemExit("some runs failed: nothing was written")
     table = pd.concat(parts)
