@@ -82,6 +82,8 @@ def test_maps_and_their_patches():
     last = figures_of(latents, codes, inputs=images)
     first = figures_of(latents.movedim(-1, 1), codes, inputs=images)
     rows = figures_of(latents.reshape(-1, 5), codes, inputs=patches)
+    unrolled = figures_of(latents.flatten(1, 2), codes, inputs=images)
+    assert unrolled == last
     for f in (first, rows):
         assert (f.inputs_loss, f.gap) == pytest.approx((last.inputs_loss, last.gap))
     gray = figures_of(latents, codes, inputs=images[:, 0])

@@ -113,7 +113,8 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     arrays of any float type, on any device. For a quantiser that normalises or projects, give both as they are when
     they are compared; `probing.diagnose_model` finds them by itself.
     inputs: what was encoded, one for each latent; or images, sequences (N, C, ...) or (N, ...) whose sides are
-    multiples of the latents' grid: then a latent is compared with the patch at its place.
+    multiples of the latents' grid: then a latent is compared with the patch at its place. Latents (N, places, D) of
+    images count as square patches, row by row.
     labels: a whole number for each latent, or for each input.
     Without inputs and labels the encoder cannot be judged: a sound codebook then gets "cannot tell".
 

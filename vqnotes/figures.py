@@ -92,7 +92,8 @@ def figures_of(latents, codebook, *, labels=None, inputs=None, seed: int = 0) ->
         )
         if paired is not None:
             rows = rows[: min(INPUTS_SAMPLE, max(512, 2**25 // paired.size))]
-            near = ((around(flat, grid, rows).double() - center) / spread**0.5).float()
+            places = paired.grid if len(paired.grid) > 1 else grid
+            near = ((around(flat, places, rows).double() - center) / spread**0.5).float()
             found |= _encoder_figures(near, paired.rows(rows), centroids, size, seed)
     if labels is not None:
         found |= _label_figures(flat, labels, paired, grid, seed)

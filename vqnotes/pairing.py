@@ -43,6 +43,7 @@ class Inputs:
         x = as_tensor(inputs, "inputs")
         if x.ndim == 0 or x.numel() == 0 or (x.is_floating_point() and not torch.isfinite(x).all()):
             raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
+        grid = _unrolled(grid, x)
         self.inputs, inner = x, grid[1:]
         if len(x) == math.prod(grid):
             self.patches, self.grid = x.reshape(len(x), -1), (len(x),)
@@ -67,6 +68,16 @@ class Inputs:
 
     def whole(self, rows: Tensor) -> Tensor:
         return self.inputs[rows].reshape(len(rows), -1).float()
+
+
+def _unrolled(grid: tuple, x: Tensor) -> tuple:
+    """(N, places) as (N, h, w) if images (N, C, H, W) can be cut into so many square patches; else as it is."""
+    if len(grid) == 2 and x.ndim == 4:
+        height, width = x.shape[2:]
+        for side in (side for side in range(1, height + 1) if height % side == 0 == width % side):
+            if height * width == grid[1] * side**2:
+                return (grid[0], height // side, width // side)
+    return grid
 
 
 def around(flat: Tensor, grid: tuple, rows: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dic
         raise ValueError("no data: not a single batch came")
     if any(one.shape[1:] != inputs[0].shape[1:] for one in inputs):
         raise ValueError(f"inputs must be of one size, got batches {sorted({tuple(one.shape) for one in inputs})}")
+    if idle := [ear.name for ear in ears if not ear.latents]:
+        raise ValueError(f"quantisers were found but never called: {idle}")
     seen = torch.cat(inputs)
     if labels is None and all(y is not None for y in found):
         labels = torch.cat(found)
@@ -104,8 +106,6 @@ class _Ear:
         self.heard += latents[..., 0].numel()
 
     def diagnoses(self, inputs: Tensor, labels: Tensor | None, seed: int) -> Iterator[tuple[str, Diagnosis]]:
-        if not self.latents:
-            raise ValueError(f"the quantiser {self.name!r} was found but never called")
         yield self.name, self.judged(torch.cat(self.latents), self.codes, inputs, labels, seed)
 
     def judged(self, latents: Tensor, codes: Tensor, inputs: Tensor, labels, seed: int) -> Diagnosis:
@@ -166,8 +166,6 @@ class _VectorQuantizeEar(_Ear):
         self.keep(latents, codes)
 
     def diagnoses(self, inputs: Tensor, labels: Tensor | None, seed: int) -> Iterator[tuple[str, Diagnosis]]:
-        if not self.latents:
-            raise ValueError(f"the quantiser {self.name!r} was found but never called")
         latents = torch.cat(self.latents, dim=1)  # (heads, batch, places, D)
         for head, codes in enumerate(self.codes):
             name = self.name if len(self.codes) == 1 else f"{self.name}[head {head}]"
