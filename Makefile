@@ -28,7 +28,7 @@ league: $(ready)
 	.venv/bin/python -m vqnotes.league $(ARGS)
 
 validation: $(ready)
-	.venv/bin/python -m vqnotes.validation $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.validation $(ARGS)
 
 stamp: $(ready)
 	.venv/bin/python tests/notebook_tools.py stamp $(REPO)

@@ -105,20 +105,14 @@ def _reference(evidence: Evidence) -> str:
 # ---------------------------------------------------------------- what to try
 
 WARM_UP = Advice("train without the quantiser first, then place the codes by k-means", "start", "05")
-RESTART = Advice(
-    "restart codes that die, from the first steps on, threshold well below N/K a step", "after step", "05"
-)
-REPAIR = Advice("if you cannot train again: k-means on these latents, then train the decoder alone", "start", "05")
-BUGS = Advice("look for a bug: expiry that does nothing, codes lost at the first step, β elsewhere", "any", "08")
-STORM = Advice(
-    "all codes are in use, in the wrong places: look for clones and for a restart storm", "after step", "05"
-)
+RESTART = Advice("restart dead codes from the first steps on, threshold well below N/K", "after step", "05")
+REPAIR = Advice("without training again: k-means on these latents, then train the decoder", "start", "05")
+BUGS = Advice("look for a bug: expiry that does nothing, codes lost at the first step", "any", "08")
+STORM = Advice("codes are busy in the wrong places: look for clones and a restart storm", "after step", "05")
 MANY_CODES = Advice("with so many codes: SimVQ, or FSQ, where no code can die alone", "codes", "05")
-WIDER = Advice("a wider or deeper encoder; nothing done to the codes can part latents that coincide", "encoder", "04")
+WIDER = Advice("a wider or deeper encoder: no codes can part latents that coincide", "encoder", "04")
 LESS_BETA = Advice("a smaller β, in case the commitment loss holds the latents together", "loss", "04")
-ENCODER_BUGS = Advice(
-    "look for a bug before the quantiser: a lost gradient, a constant input, a wrong axis", "any", "08"
-)
+ENCODER_BUGS = Advice("look for a bug in the encoder: a lost gradient, a wrong axis", "any", "08")
 LONGER = Advice("a longer warm-up, so that weak directions are learnt before codes ignore them", "start", "05")
 MORE_DIMENSIONS = Advice(
     "more latent dimensions, if the quantiser or a projection before it has few", "encoder", "05"
