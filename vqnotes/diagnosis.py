@@ -121,6 +121,8 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
     code, at least 8,192 and at most 262,144, in two halves: k-means is fitted to one, and judged on both. Memory
     is bounded by the sample, beside the latents themselves.
+    Sources: the two collapses, arXiv:2411.16550; dimensions against water-filling, arXiv:2605.06870; how often the
+    verdict is right, `validation` and notebook 09.
     Raises ValueError for what is empty, NaN, infinite, of mismatched shapes, or inputs that do not vary.
     """
     f = figures_of(latents, codebook, labels=labels, inputs=inputs, seed=seed)
