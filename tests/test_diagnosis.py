@@ -147,6 +147,15 @@ def test_twelve_codes_of_1024_are_token_collapse_even_with_few_latents(modes):
     assert found.verdict == "token collapse" and found.evidence["codes in use"].value == 12
 
 
+def test_few_codes_are_token_collapse_even_where_one_direction_hides_their_cost():
+    latents = normal(8192, 6) * torch.tensor([20.0, 1, 1, 1, 1, 1])
+    codebook = torch.cat([placed(latents, 12), 500 + normal(500, 6)])
+    f = figures_of(latents, codebook, inputs=latents)
+    assert f.error - f.best < THRESHOLDS["excess"] and f.gap > 2
+    assert diagnose(latents, codebook, inputs=latents).verdict == "token collapse"
+    assert decide(f, THRESHOLDS | {"effect": 0})[0] != "token collapse"
+
+
 def test_clones_and_storms_are_named_when_all_codes_are_busy(modes):
     homes = placed(modes.x, 8)
     clones = homes.repeat(8, 1) + 0.001 * normal(64, 16)

@@ -9,12 +9,13 @@ from vqnotes.figures import AT_MOST, PER_CODE, Figures, figures_of
 from vqnotes.pairing import parted
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
 
-# Set by `validation.thresholds` on one half of the models in validation.csv, and judged on the other half; "before"
-# and "labels" are set by what they mean.
+# Set by `validation.thresholds` on one half of the models in validation.csv, and judged on the other half; "effect",
+# "before" and "labels" are set by what they mean.
 THRESHOLDS = {
     # A codebook is at fault if its error is more than so many times that of k-means,
     "gap": 1.3,
-    "excess": 0.045,  # and the difference is more than this share of the latents' variance.
+    "excess": 0.05,  # and the difference is more than this share of the latents' variance;
+    "effect": 0.25,  # or if, with a sound encoder, less than this share of the codes is in effect (perplexity).
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
     "loss": 1.5,
     "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
@@ -28,9 +29,10 @@ def codebook_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
     """Whether k-means on the same latents does much better; None if they are too few to say."""
     if f.gap is None:
         return None
-    if f.gap > thresholds["gap"] and f.error - f.best > thresholds["excess"]:
+    few = f.perplexity < thresholds["effect"] * f.ceiling * f.codes and not encoder_at_fault(f, thresholds)
+    if f.gap > thresholds["gap"] and (few or f.error - f.best > thresholds["excess"]):
         return True
-    cleared = f.gap_high <= thresholds["gap"] or f.error - f.best_low <= thresholds["excess"]
+    cleared = f.gap_high <= thresholds["gap"] or (f.error - f.best_low <= thresholds["excess"] and not few)
     return False if cleared or f.sample >= PER_CODE * f.codes else None
 
 

@@ -29,7 +29,7 @@ from vqnotes.verdicts import VERDICTS
 
 LABELS = VERDICTS[:-1]
 TABLE = Path(__file__).with_name("validation.csv")
-SEEDS = {"set": range(3), "judged": range(3000, 3003)}  # thresholds are set on one half and judged on the other
+SEEDS = {"set": range(3), "judged": range(4000, 4003)}  # thresholds are set on one half and judged on the other
 VECTORS, PICTURES = ("modes", "rings", "digits"), ("photographs", "wide view")
 FIRST_GUESS = {"gap": 1.5, "excess": 0.03, "loss": 1.3, "dimensions": 0.4, "rate": 0.25}
 STEPS, DECODER_STEPS, MOST_POINTS = 300, 150, 8192
