@@ -3,7 +3,6 @@
 The defective versions are those in the cells of the notebook, so that text and test cannot drift apart.
 """
 
-import ast
 import re
 from functools import partial
 
@@ -11,27 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import normal
-from test_notebooks import NOTEBOOKS, code_cells, prose
+from test_notebooks import NOTEBOOKS, definitions, prose
 
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import SimVQ
 from vqnotes.replacement import CodeExpiry
 
 (MUSEUM,) = (path for path in NOTEBOOKS if "museum" in path.name)
-DEFINING = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
-
-
-def exhibits():
-    """What the notebook imports and defines, as a namespace."""
-    space = {}
-    for cell in code_cells(MUSEUM)[1:]:
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, DEFINING):
-                exec(compile(ast.Module([node], []), MUSEUM.name, "exec"), space)
-    return space
-
-
-show = exhibits()
+show = definitions(MUSEUM)
 ema = partial(VectorQuantizer, update="ema")
 ema_expiry = partial(CodeExpiry, update="ema", decay=0.9, memory=0.9)
 undone_expiry = partial(show["ExpiryUndone"], batch=256, decay=0.9)

@@ -182,11 +182,11 @@ def test_code_uses_the_module_and_does_not_copy_it(path):
 
 
 def definitions(path):
-    """The functions and classes that a notebook defines, as a namespace."""
-    space = {"torch": torch, "F": torch.nn.functional, "nn": torch.nn}
+    """What a notebook imports, and the functions and classes that it defines, as a namespace."""
+    space, defining = {}, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
     for cell in code_cells(path)[1:]:
         for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, defining):
                 exec(compile(ast.Module([node], []), path.name, "exec"), space)
     return space
 

@@ -98,9 +98,8 @@ def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
             "dimensional collapse",
             f"Codes share their bits over {f.dimensions:.1f} dimensions; the inputs would pay for {f.paid:.1f}.",
         )
-    left = (f.best_low + f.best) / 2
-    if left > thresholds["rate"]:
-        return "rate limit", f"Nothing is broken, but the best {f.codes:,} codes leave {left:.0%} of the variance."
+    if f.left > thresholds["rate"]:
+        return "rate limit", f"Nothing is broken, but the best {f.codes:,} codes leave {f.left:.0%} of the variance."
     return "healthy", f"The {codes}, and the latents keep what the inputs offer."
 
 
@@ -175,9 +174,8 @@ def _evidence(f: Figures, tokens: bool | None) -> dict[str, Evidence]:
         best, by = (f.separability_inputs, "from the inputs") if with_inputs else (f.chance, "by guessing")
         found["labels read off"] = Evidence(f.separability, best, by, at_encoder[labels_lost(f)])
     if f.best is not None:
-        left = (f.best_low + f.best) / 2
-        limit = "rate limit" if left > THRESHOLDS["rate"] else ""
-        found["left by k-means"] = Evidence(left, THRESHOLDS["rate"], "and more is a rate limit", limit)
+        limit = "rate limit" if f.left > THRESHOLDS["rate"] else ""
+        found["left by k-means"] = Evidence(f.left, THRESHOLDS["rate"], "and more is a rate limit", limit)
     return found
 
 

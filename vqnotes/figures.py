@@ -53,6 +53,11 @@ class Figures:
     separability_inputs: float | None = None
     chance: float | None = None  # share of the largest class
 
+    @property
+    def left(self) -> float:
+        """Error of k-means between its two halves: what the best codes leave of the latents' variance."""
+        return (self.best_low + self.best) / 2
+
 
 # ---------------------------------------------------------------- from data to figures
 
@@ -146,8 +151,7 @@ def _encoder_figures(near: Tensor, x: Tensor, centroids: Tensor, size: int, seed
 def shared_dimensions(variances, bits: float) -> float:
     """How many dimensions share the bits of water-filling: exp(entropy of their shares); 0 if there are no bits."""
     given = metrics.water_filling(variances, bits).bits
-    share = given[given > 0] / given.sum() if given.sum() > 0 else np.ones(0)
-    return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
+    return float(np.exp(metrics.entropy(given))) if given.sum() > 0 else 0.0
 
 
 def _loss_by_mean(index: Tensor, x: Tensor) -> float:
@@ -181,7 +185,7 @@ def _loss_by_reading(near: Tensor, x: Tensor, seed: int) -> float:
 
 def _left_over(x: Tensor, guess: Tensor) -> float:
     left = (x - guess).double().square().sum() / (x - x.mean(0)).double().square().sum()
-    return max(left.item(), 1e-12)  # so that it can be divided by
+    return max(left.item(), 1e-12)  # so that one can divide by it
 
 
 def _principal_part(x: Tensor, most: int, seed: int) -> tuple[Tensor, np.ndarray]:

@@ -44,7 +44,7 @@ class UsageMeter:
     def perplexity(self) -> float:
         """exp(-sum_k p_k log p_k), p_k the share of code k: 1 if one code is used, K if all are equally."""
         self._check_started()
-        return float(np.exp(_entropy(self.counts)))
+        return float(np.exp(entropy(self.counts)))
 
     def dead(self) -> Tensor:
         """Indices (int64) of the codes that were never used."""
@@ -79,7 +79,7 @@ def mode_entropy(codebook: Tensor, latents: Tensor, y: Tensor) -> float:
     check_codebook(codebook)
     labels = _check_labels(latents, y)
     nearest = nearest_code(codebook, latents.reshape(-1, latents.shape[-1]))
-    return _entropy(torch.bincount(labels[nearest.cpu()]))
+    return entropy(torch.bincount(labels[nearest.cpu()]))
 
 
 def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
@@ -139,7 +139,7 @@ def effective_rank(x: Tensor) -> float:
     0 for constant x.
     """
     deviations = np.sqrt(principal_variances(x))
-    return float(np.exp(_entropy(deviations))) if deviations.sum() > 0 else 0.0
+    return float(np.exp(entropy(deviations))) if deviations.sum() > 0 else 0.0
 
 
 def participation_ratio(x: Tensor) -> float:
@@ -250,7 +250,7 @@ def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[flo
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _entropy(weights) -> float:
+def entropy(weights) -> float:
     """Entropy in nats of not negative weights, normalised to sum 1."""
     shares = np.asarray(weights, dtype=np.float64)
     shares = shares[shares > 0] / shares.sum()

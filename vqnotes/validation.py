@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vqnotes import data, diagnosis, experiments, models, training
+from vqnotes import data, diagnosis, experiments, league, models, training
 from vqnotes.figures import Figures, figures_of
 from vqnotes.quantizers import VectorQuantizer, kmeans, nearest_code
 from vqnotes.remedies import RotationTrick, SimVQ
@@ -106,7 +106,7 @@ def inputs_of(family: str, seed: int) -> data.LabelledData:
         return data.LabelledData(data.random_crops(data.photographs(), 300, 32, seed=seed), None)
     if family == "digits":
         return data.digit_vectors()
-    return data.gaussian_modes(32, 150, 16, seed) if family == "modes" else data.rings(16, 300, 8, seed)
+    return league.modes(seed) if family == "modes" else data.rings(16, 300, 8, seed)
 
 
 def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = STEPS) -> list[tuple]:
@@ -134,7 +134,7 @@ def wide_view(width: int, dim: int) -> nn.Sequential:
 
 
 def _pace(family: str) -> dict:
-    pace = {"batch_size": 16, "lr": 3e-3} if family in PICTURES else {"batch_size": 128, "lr": 5e-3}
+    pace = {"batch_size": 16, "lr": 3e-3} if family in PICTURES else {"batch_size": league.BATCH, "lr": league.LR}
     return pace | {"progress": False}
 
 
