@@ -1,0 +1,225 @@
+"""The website that `make book` makes: complete, without a broken link, with a description of every picture."""
+
+import base64
+import importlib
+import re
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from notebook_tools import METADATA, NOTEBOOKS, ROOT, WIDGET, badge, pictures, repository
+from test_notebooks import each_notebook, read
+
+for needed in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinxcontrib.bibtex"):
+    pytest.importorskip(needed, reason="the website needs the extra `book`")
+
+pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # between Sphinx and its extensions
+
+ALT = 'A [b] *c* _d_ `e` <f> & "g" \\ h.'
+DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+EXERCISE = """\
+# 99 · An exercise?
+
+<details>
+<summary>Solution</summary>
+
+Look at the **first** line.
+
+```python
+solution = 42
+```
+
+</details>
+"""
+
+
+def example():
+    """A notebook with what the others have, or will have: a folded solution, widgets, an awkward picture."""
+    widget = {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": ""}
+    picture = {"image/png": base64.b64encode(DOT).decode(), "text/plain": "<figure>"}
+    shown = [(widget, {}), (picture, {"image/png": {"alt": ALT}})]
+    outputs = [nbformat.v4.new_output("display_data", data, metadata=metadata) for data, metadata in shown]
+    cells = [nbformat.v4.new_markdown_cell(EXERCISE)]
+    cells += [nbformat.v4.new_code_cell(source, outputs=outputs) for source in ("explore(model)", "fit(model)")]
+    return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
+
+
+class Page(HTMLParser):
+    """What the tests ask of a page: its links, its ids, its images, its scripts."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.text = path, path.read_text(encoding="utf-8")
+        self.links, self.ids, self.images, self.scripts = [], set(), [], []
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.links += [found[name] for name in ("href", "src", "action") if found.get(name)]
+        self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "img":
+            self.images.append(found)
+        if tag == "script":
+            self.scripts.append(found.get("src", ""))
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The website with the example beside the notebooks, built once, and its pages by their addresses."""
+    folder = tmp_path_factory.mktemp("website")
+    nbformat.write(example(), folder / "99_example.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(ROOT / "docs"), *sys.path])
+        tool = importlib.import_module("book")
+        patch.setattr(tool, "NOTEBOOKS", [*NOTEBOOKS, folder / "99_example.ipynb"])
+        assert tool.build(folder / "book") == 0, "a warning is an error"
+    pages = {path.relative_to(folder / "book").as_posix(): path for path in (folder / "book").rglob("*.html")}
+    pages = {address: Page(path) for address, path in pages.items() if not address.startswith("_static/")}
+    return SimpleNamespace(tool=tool, folder=folder / "book", pages=pages)
+
+
+def page_of(book, path):
+    return book.pages[f"{path.parent.name}/{path.stem}.html"]
+
+
+def test_every_notebook_and_page_is_in_the_navigation_of_every_page(book):
+    wanted = [f"notebooks/{path.stem}.html" for path in NOTEBOOKS] + [
+        f"docs/{path.stem}.html" for path in book.tool.PAGES
+    ]
+    assert {"docs/cheatsheet.html", "docs/glossary.html", "docs/references.html"} < set(wanted)
+    found = re.findall(r'toctree-l1"><a [^>]*href="([^"#]+)"', book.pages["index.html"].text)
+    order = [address for address in dict.fromkeys(found) if "99_example" not in address]
+    assert order == wanted, "the notebooks in order, then the pages"
+    for page in book.pages.values():
+        names = {unquote(link).rsplit("/", 1)[-1] for link in page.links}
+        assert {address.rsplit("/", 1)[-1] for address in wanted} - {page.path.name} <= names, page.path
+
+
+def test_no_link_and_no_anchor_is_broken(book):
+    by_path = {page.path: page for page in book.pages.values()}
+    for page in book.pages.values():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.path.parent / unquote(parts.path)).resolve() if parts.path else page.path
+            assert target.is_file(), f"{page.path.name}: {link}"
+            if parts.fragment and target in by_path:
+                assert unquote(parts.fragment) in by_path[target].ids, f"{page.path.name}: {link}"
+
+
+def test_links_to_other_places_are_https(book):
+    for page in book.pages.values():
+        schemes = {urlsplit(link).scheme for link in page.links} - {""}
+        assert schemes <= {"https", "data"}, (page.path, schemes)
+        assert not any(link.startswith("//") for link in page.links)
+
+
+def test_every_picture_is_described(book):
+    for page in book.pages.values():
+        for image in page.images:
+            assert image.get("alt", "").strip(), (page.path.name, image)
+    assert [image["alt"] for image in book.pages["notebooks/99_example.html"].images].count(ALT) == 2
+
+
+@each_notebook
+def test_a_notebook_shows_its_pictures_with_their_own_descriptions(book, path):
+    stored = list(pictures(read(path)))
+    shown = {image["alt"]: image["src"] for image in page_of(book, path).images}
+    for content, alt in stored:
+        assert (page_of(book, path).path.parent / shown[alt]).read_bytes() == content
+
+
+@each_notebook
+def test_the_colab_buttons_open_this_notebook(book, path):
+    links = [
+        link for link in page_of(book, path).links if link.startswith("https://colab.research.google.com/github")
+    ]
+    assert len(links) >= 2, "the badge and the button of the theme"
+    assert {f"({link})" for link in links} == {badge(path)[badge(path).rindex("(") :]}
+
+
+@each_notebook
+def test_the_notebook_to_download_is_the_notebook(book, path):
+    assert f"../_sources/notebooks/{path.name}" in page_of(book, path).links
+    assert (book.folder / "_sources" / "notebooks" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_no_script_comes_from_elsewhere_and_none_is_for_widgets(book):
+    for page in book.pages.values():
+        elsewhere = [src for src in page.scripts if src.startswith("https:") and "/mathjax" not in src.lower()]
+        assert not elsewhere and not re.search("vnd.jupyter.widget|embed-amd|require.min.js", page.text), page.path
+
+
+def test_controls_become_a_sentence_and_progress_bars_nothing(book):
+    page = book.pages["notebooks/99_example.html"].text
+    assert page.count("to move the controls") == 1
+    assert page.index("explore") < page.index("to move the controls") < page.index("fit")
+
+
+def test_hints_and_solutions_are_folded_with_their_code_inside(book):
+    page = book.pages["notebooks/99_example.html"].text
+    (folded,) = re.findall(r"<details>.*?</details>", page, re.S)
+    assert re.search(r"<summary>\s*Solution\s*</summary>", folded) and "<strong>first</strong>" in folded
+    assert 'class="highlight' in folded and "```" not in folded
+
+
+def test_the_search_index_knows_the_notebooks_and_the_words(book):
+    index = (book.folder / "searchindex.js").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        assert f'"notebooks/{path.stem}"' in index
+    assert '"perplex"' in index or '"perplexity"' in index
+
+
+def test_links_out_of_the_website_lead_to_the_repository(book):
+    where = f"https://github.com/{repository()}/blob/main/"
+    text = "[a](../README.md#cite) [b](cheatsheet.md) [c](../notebooks/x.ipynb) [d](https://e.org) [f](#g) [h](no.md)"
+    assert book.tool.linked(text, ROOT / "docs") == text.replace("../README.md", f"{where}README.md")
+
+
+def test_the_glossary_has_the_words_of_00(book):
+    table = "\n".join(cell.source for cell in read(NOTEBOOKS[0]).cells).split("## The words", 1)[1]
+    words = [row.split("|")[1].strip() for row in re.findall(r"^\|.*\|$", table.split("\n## ", 1)[0], re.M)[2:]]
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = set(re.findall(r"^(\S.*)\n  \S", glossary, re.M))
+    assert len(words) >= 8 and len(terms) > 50
+    assert {"live code", "dead code"} | set(words) - {"live, dead code"} <= terms
+    entries = re.findall(r"^\S.*\n((?:  .*\n)+)", glossary, re.M)
+    assert all(re.search(r"\[\d\d\]$", entry.strip()) for entry in entries), "each entry ends with a notebook"
+
+
+# ---------------------------------------------------------------- the list of papers
+
+
+def texts():
+    """All that may cite a paper: notebooks, README, pages, the module."""
+    for path in NOTEBOOKS:
+        yield from (cell.source for cell in read(path).cells)
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "vqnotes").rglob("*.py")]:
+        yield path.read_text(encoding="utf-8")
+
+
+def papers():
+    from pybtex.database import parse_file
+
+    return parse_file(ROOT / "docs" / "references.bib", "bibtex").entries
+
+
+def test_every_paper_that_is_cited_stands_in_the_list():
+    everything = "\n".join(texts())
+    listed = {paper.fields.get(name) for paper in papers().values() for name in ("eprint", "doi")}
+    ids = set(re.findall(r"(?<![\d.])\d\d(?:0[1-9]|1[0-2])\.\d{5}(?!\d)", everything))
+    ids |= set(re.findall(r"doi\.org/([^)\s]+)", everything))
+    assert len(ids) > 15 and ids <= listed, ids - listed
+
+
+def test_every_paper_in_the_list_is_cited():
+    everything = re.sub(r"\s+", " ", "\n".join(texts()))
+    for key, paper in papers().items():
+        names = " and ".join(" ".join(person.last_names) for person in paper.persons["author"])
+        marks = [paper.fields.get(name) for name in ("eprint", "doi", "shorttitle")]
+        marks += [re.sub("[{}]", "", paper.fields["title"]).split(":")[0], f"{names}, {paper.fields['year']}"]
+        assert any(mark in everything for mark in marks if mark), key
