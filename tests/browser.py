@@ -1,0 +1,234 @@
+"""The notebooks as readers meet them: run in JupyterLab, in a real browser, and every control moved by keyboard.
+
+python tests/browser.py [--required] [--screenshots FOLDER] [NOTEBOOK ...]          all notebooks if none is named
+
+Finds errors, pictures that do not show, what a window 1280 pixels wide cuts off (with JupyterLab's file browser open
+at the left, as `make lab` shows it, so that the narrowest case is tried), and controls that do not change their
+figure, have no label, or are slow. Cells are counted from 1, texts included. The notebooks' files stay as they are.
+Needs Chromium and the package playwright; where one is missing, says so and passes, or fails with --required.
+"""
+
+from __future__ import annotations  # the names of playwright may be missing
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from notebook_tools import NOTEBOOKS
+
+try:
+    from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
+except ImportError:
+    sync_playwright = None
+
+SECONDS = 600  # for one notebook
+PATIENCE = 3000  # ms for a figure to change
+MEDIAN = 100  # ms that a change may take
+MOVES = 3  # of each slider and each dropdown
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, also those out of sight
+}
+CONTROLS = {  # keys to move it with, and when to take the second
+    ".noUi-handle": ("ArrowRight", "ArrowLeft", "e => e.ariaValueNow === e.ariaValueMax"),
+    "select": ("ArrowDown", "ArrowUp", "e => e.selectedIndex === e.length - 1"),
+}
+
+
+@contextmanager
+def lab(folder: Path) -> Iterator[str]:
+    """JupyterLab on `folder`/notebooks, with no settings of the user's own; gives its address, with {} for a path."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
+    for name in ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"):
+        environment[f"{name}_DIR"] = str(folder / name)
+    for name, values in SETTINGS.items():
+        path = folder / "JUPYTERLAB_SETTINGS" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values), encoding="utf-8")
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--ServerApp.root_dir={folder / 'notebooks'}"]  # it takes a free port and a random token by itself
+    with open(folder / "log", "wb") as log:  # in a session of its own, so that Ctrl-C reaches this script only
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    runtime = folder / "JUPYTER_RUNTIME" / f"jpserver-{server.pid}.json"
+    try:
+        deadline = time.monotonic() + 60
+        while not runtime.with_name(f"{runtime.stem}-open.html").exists():  # written last
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("JupyterLab did not start:\n" + (folder / "log").read_text(encoding="utf-8"))
+            time.sleep(0.2)
+        started = json.loads(runtime.read_text(encoding="utf-8"))
+        yield f"{started['url']}{{}}?reset&token={started['token']}"
+    finally:
+        server.terminate()  # it ends its kernels
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+class Visit:
+    """One notebook in one window: what was moved, how fast the figures changed, and what is wrong."""
+
+    def __init__(self, page: Page, name: str, screenshots: Path | None):
+        self.page, self.name, self.screenshots = page, name, screenshots
+        self.problems, self.times, self.controls = [], [], 0
+
+    def keep(self, element, name: str) -> None:
+        if self.screenshots:
+            element.screenshot(path=self.screenshots / f"{self.name}_{name}.png")
+
+    def look(self) -> None:
+        """Notes what is wrong in the page as it stands."""
+        faults = self.page.evaluate_handle("reader.faults()")
+        for i, text in enumerate(faults.evaluate("faults => faults.map(fault => fault.text)")):
+            self.problems.append(text)
+            if "cut off" in text:
+                element = faults.evaluate_handle("(faults, i) => faults[i].element", i).as_element()
+                self.keep(element, re.sub(r"\W+", "_", text.split(":")[0]) + f"_cut_{i}")
+
+    def press(self, control: Locator, key: str, changes: int = 1) -> list[float]:
+        """Presses a key on a control and waits for so many changes of the picture; after how many ms each came."""
+        self.page.evaluate("reader.changes = []")
+        control.press(key)
+        try:
+            self.page.wait_for_function(f"reader.changes.length >= {changes}", timeout=PATIENCE)
+        except Error:
+            pass  # fewer came
+        return self.page.evaluate("reader.changes")
+
+    def explore(self, explorer: Locator, where: str) -> None:
+        """Moves every control of one explorer."""
+        image = explorer.locator(".vqnotes-figure img")
+        if image.count() != 1 or not image.get_attribute("alt"):
+            self.problems.append(f"{where}: not one picture with an alternative text")
+            return
+        explorer.evaluate("explorer => reader.watch(explorer)")
+        self.keep(explorer, f"{where}_before")
+        before = self.controls
+        for kind, keys in CONTROLS.items():
+            for control in explorer.locator(kind).all():
+                self.move(control, image, f"{where}, {kind}", *keys)
+        for play in explorer.locator(".widget-play").all():
+            for slider in explorer.locator(".noUi-handle").all():
+                slider.press("Home")  # so that there is a way to go
+            self.page.wait_for_timeout(500)
+            self.play(play, where)
+        if self.controls == before:
+            self.problems.append(f"{where}: no controls")
+        self.keep(explorer, f"{where}_after")
+
+    def move(self, control: Locator, image: Locator, where: str, on: str, back: str, at_end: str) -> None:
+        """Moves a slider or a menu on, and back from its end."""
+        self.controls += 1
+        label = control.locator("xpath=ancestor::*[contains(@class, 'widget-inline-hbox')][1]/label")
+        name = label.inner_text().strip() if label.is_visible() else ""
+        if not name:
+            self.problems.append(f"{where} number {self.controls} has no label")
+        for _ in range(MOVES):
+            alt = image.get_attribute("alt")
+            times = self.press(control, back if control.evaluate(at_end) else on)
+            self.times += times[:1]
+            if not times:
+                self.problems.append(f"{where} {name}: the picture does not change")
+            elif image.get_attribute("alt") == alt:
+                self.problems.append(f"{where} {name}: the picture changes, its alternative text does not")
+
+    def play(self, play: Locator, where: str) -> None:
+        """Starts Play and stops it."""
+        self.controls += 1
+        if len(self.press(play.locator("button:has(.fa-play)"), "Enter", changes=2)) < 2:
+            self.problems.append(f"{where}: Play changes the picture less than twice in {PATIENCE / 1000:.0f} s")
+        play.locator("button:has(.fa-stop)").press("Enter")
+        self.page.wait_for_timeout(500)  # for a change that is on its way
+        if self.press(play.locator("button:has(.fa-stop)"), "Shift"):
+            self.problems.append(f"{where}: Play does not stop")
+
+
+def visit(browser: Browser, address: str, path: Path, screenshots: Path | None) -> list[str]:
+    """Opens one notebook, runs it, moves its controls, prints a line about it and gives its problems."""
+    start = time.perf_counter()
+    page = browser.new_page(viewport={"width": 1280, "height": 1600})  # so high that it holds any explorer
+    page.add_init_script(path=Path(__file__).with_suffix(".js"))
+    page.route(re.compile("^https://"), lambda route: route.abort())  # the same without a network
+    seen, explorers = Visit(page, path.stem, screenshots), []
+    try:
+        page.goto(address.format(f"lab/tree/{path.name}"))
+        page.get_by_text("| Idle").wait_for(timeout=60_000)  # the kernel, in the status bar
+        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-item", has_text=re.compile("^Run All Cells$")).click()
+        page.wait_for_function("reader.finished()", timeout=SECONDS * 1000)
+        page.wait_for_timeout(1000)  # for the last pictures
+        seen.look()
+        explorers = page.locator(".vqnotes-explorer").all()
+        for number, explorer in enumerate(explorers, 1):
+            seen.explore(explorer, f"explorer_{number}")
+        seen.look()  # other captions stand there now
+    except Error as error:
+        seen.problems.append(f"given up: {error}")
+        seen.keep(page, "given_up")
+    median = statistics.median(seen.times or [0])
+    if median > MEDIAN:
+        seen.problems.append(f"a figure takes {median:.0f} ms to change (median), more than {MEDIAN}")
+    cells, figures = (page.locator(f".jp-Notebook {what}").count() for what in (".jp-Cell", ".jp-OutputArea img"))
+    print(
+        f"{path.name}: {time.perf_counter() - start:.0f} s, {cells} cells, {figures} figures, {len(explorers)}"
+        f" explorers, {seen.controls} controls moved" + f", {median:.0f} ms (median)" * bool(seen.times),
+        flush=True,
+    )
+    for session in page.request.get(address.format("api/sessions")).json():  # end its kernel
+        page.request.delete(address.format(f"api/sessions/{session['id']}"))
+    page.close()
+    return [f"{path.name}, {problem}" for problem in dict.fromkeys(seen.problems)]  # each once
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", metavar="NOTEBOOK", nargs="*", type=Path, default=NOTEBOOKS)
+    parser.add_argument("--required", action="store_true", help="fail where Chromium or playwright is missing")
+    parser.add_argument("--screenshots", metavar="FOLDER", type=Path, help="keep pictures of explorers and of cuts")
+    options = parser.parse_args()
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    missing = "playwright is not installed" if sync_playwright is None else "there is no Chromium"
+    if sync_playwright is None or chromium is None:
+        print(f"SKIPPED: the notebooks were not tried in a browser because {missing}")
+        return int(options.required)
+    if options.screenshots:
+        options.screenshots.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends Lab and Chromium as Ctrl-C does
+    problems = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "notebooks").mkdir()
+        for path in options.notebooks:
+            notebook = nbformat.read(path, as_version=4)
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    cell.execution_count = None  # so that a number says: it has run
+            nbformat.write(notebook, folder / "notebooks" / path.name)
+        with lab(folder) as address, sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            environment = os.environ | {"TMPDIR": name}
+            browser = playwright.chromium.launch(executable_path=chromium, args=flags, env=environment)
+            for path in options.notebooks:
+                problems += visit(browser, address, path, options.screenshots)
+            browser.close()
+    for problem in problems:
+        print(problem)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
