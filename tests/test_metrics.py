@@ -179,6 +179,16 @@ def test_optimality_gap_is_1_for_kmeans_and_large_for_a_shrunk_codebook():
         metrics.optimality_gap(modes.x[:5], modes.centers)
 
 
+def test_reconstruction_error_is_a_share_of_the_variance():
+    x = torch.tensor([[0.0, 2.0], [4.0, 6.0]])  # mean 3, variance 5
+    assert metrics.reconstruction_error(x, x) == 0
+    assert metrics.reconstruction_error(torch.full_like(x, 3), x) == 1
+    assert metrics.reconstruction_error(x + 1, x) == pytest.approx(1 / 5)
+    for wrong, right in ((x[:1], x), (x, torch.ones(2, 2)), (x * torch.nan, x), (x[:0], x[:0])):
+        with pytest.raises(ValueError, match="shapes must be equal|must be finite"):
+            metrics.reconstruction_error(wrong, right)
+
+
 def test_separability_is_1_for_separate_modes_and_chance_for_noise():
     from sklearn.linear_model import LogisticRegression
 

@@ -104,10 +104,9 @@ def measures(one: data.LabelledData, model: models.VQAutoencoder) -> dict[str, f
     """
     outcome, quantizer = models.evaluate(model, one.x), model.quantizer
     codes = quantizer.codes().detach()
-    error = (outcome.reconstruction - one.x).square().mean() / one.x.var()
     return {
         "gap": metrics.optimality_gap(quantizer.prepare(outcome.latents[:2400]), codes),
-        "relative error": error.item(),
+        "relative error": metrics.reconstruction_error(outcome.reconstruction, one.x),
         "usage": metrics.usage(outcome.index, CODES),
         "codes in effect": metrics.perplexity(outcome.index, CODES) / CODES,
         "effective dimension": metrics.effective_dimension(codes[outcome.index]),

@@ -217,6 +217,20 @@ def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
     return error / best if best > 0 else (1.0 if error == 0 else float("inf"))
 
 
+def reconstruction_error(reconstruction: Tensor, x: Tensor) -> float:
+    """Mean squared error over the variance of all entries of x, any shape: 0 if exact, 1 for a constant at the mean.
+
+    Raises ValueError for shapes that differ, and for an x that does not vary.
+    """
+    if reconstruction.shape != x.shape or x.numel() == 0:
+        shapes = f"{tuple(reconstruction.shape)} and {tuple(x.shape)}"
+        raise ValueError(f"shapes must be equal and not empty, got {shapes}")
+    error, variance = (reconstruction - x).double().square().mean().item(), x.double().var(correction=0).item()
+    if not (np.isfinite(error) and variance > 0):
+        raise ValueError(f"both must be finite and x must vary, got error {error}, variance {variance}")
+    return error / variance
+
+
 def separability(latents: Tensor, y: Tensor, reader=None) -> float:
     """How well the label can be read off a latent: 5-fold cross-validated accuracy, in [0, 1].
 

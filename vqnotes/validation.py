@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vqnotes import data, diagnosis, experiments, league, models, training
 from vqnotes.figures import Figures, figures_of
+from vqnotes.metrics import reconstruction_error
 from vqnotes.quantizers import VectorQuantizer, kmeans, nearest_code
 from vqnotes.remedies import RotationTrick, SimVQ
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed
@@ -150,11 +151,7 @@ def decoders_trained_on(entered: list[tuple], family: str, init: str | None, ste
     xs, seeds = [one.x for one, _ in entered], range(len(entered))
     plan = {"init": init, "steps": steps, "callback": hold} | _pace(family)
     runs = training.fit_many(lambda seed: copies[seed], xs, seeds=seeds, **plan)
-    return [relative_error(x, models.evaluate(model, x).reconstruction) for x, (model, _) in zip(xs, runs)]
-
-
-def relative_error(x: Tensor, guess: Tensor) -> float:
-    return ((guess - x).square().mean() / x.var(correction=0)).item()
+    return [reconstruction_error(models.evaluate(model, x).reconstruction, x) for x, (model, _) in zip(xs, runs)]
 
 
 def floor(x: Tensor, codes: int) -> float:
