@@ -36,14 +36,13 @@ except ImportError:
 SECONDS = 600  # for one notebook
 PATIENCE = 3000  # ms for a figure to change
 MEDIAN = 100  # ms that a change may take
-MOVES = 3  # of each slider and each dropdown
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, also those out of sight
 }
-CONTROLS = {  # keys to move it with, and when to take the second
-    ".noUi-handle": ("ArrowRight", "ArrowLeft", "e => e.ariaValueNow === e.ariaValueMax"),
-    "select": ("ArrowDown", "ArrowUp", "e => e.selectedIndex === e.length - 1"),
+CONTROLS = {  # how often to move it, by which keys, and when by the second
+    ".noUi-handle": (3, "ArrowRight", "ArrowLeft", "e => e.ariaValueNow === e.ariaValueMax"),
+    ".widget-toggle-button:not(.mod-active)": (1, "Enter", "Enter", "() => false"),
 }
 
 
@@ -117,9 +116,9 @@ class Visit:
         explorer.evaluate("explorer => reader.watch(explorer)")
         self.keep(explorer, f"{where}_before")
         before = self.controls
-        for kind, keys in CONTROLS.items():
+        for kind, how in CONTROLS.items():
             for control in explorer.locator(kind).all():
-                self.move(control, image, f"{where}, {kind}", *keys)
+                self.move(control, image, f"{where}, {kind}", *how)
         for play in explorer.locator(".widget-play").all():
             for slider in explorer.locator(".noUi-handle").all():
                 slider.press("Home")  # so that there is a way to go
@@ -129,18 +128,18 @@ class Visit:
             self.problems.append(f"{where}: no controls")
         self.keep(explorer, f"{where}_after")
 
-    def move(self, control: Locator, image: Locator, where: str, on: str, back: str, at_end: str) -> None:
-        """Moves a slider or a menu on, and back from its end."""
+    def move(self, control: Locator, image: Locator, where: str, times: int, on: str, back: str, at_end: str) -> None:
+        """Moves a slider on, and back from its end; presses a button."""
         self.controls += 1
-        label = control.locator("xpath=ancestor::*[contains(@class, 'widget-inline-hbox')][1]/label")
+        label = control.locator("xpath=ancestor::*[label][1]/label")
         name = label.inner_text().strip() if label.is_visible() else ""
         if not name:
             self.problems.append(f"{where} number {self.controls} has no label")
-        for _ in range(MOVES):
+        for _ in range(times):
             alt = image.get_attribute("alt")
-            times = self.press(control, back if control.evaluate(at_end) else on)
-            self.times += times[:1]
-            if not times:
+            came = self.press(control, back if control.evaluate(at_end) else on)
+            self.times += came[:1]
+            if not came:
                 self.problems.append(f"{where} {name}: the picture does not change")
             elif image.get_attribute("alt") == alt:
                 self.problems.append(f"{where} {name}: the picture changes, its alternative text does not")

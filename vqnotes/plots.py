@@ -32,24 +32,31 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc=STYLE)
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Shows the figure once, with a text for readers who cannot see it, and closes it.
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """An image as a file small enough for a notebook: "jpeg", or "png" of 128 colours."""
+    stored = io.BytesIO()
+    (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
+    return stored.getvalue()
 
-    To keep notebooks small, figures that hold pictures become JPEG, and drawings PNG of 128 colours.
-    """
+
+def kind_of(figure: Figure) -> str:
+    """What suits it: "jpeg" if it holds pictures, "png" for drawings."""
+    return "jpeg" if any(ax.images for ax in figure.axes) else "png"
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Shows the figure once, with a text for readers who cannot see it, and closes it."""
     from IPython.display import display
 
     if not alt.strip():
         raise ValueError("a figure needs an alternative text")
-    kind = "jpeg" if any(ax.images for ax in figure.axes) else "png"
     figure.tight_layout()
-    drawn, stored = io.BytesIO(), io.BytesIO()
+    drawn, kind = io.BytesIO(), kind_of(figure)
     figure.savefig(drawn, format="png", bbox_inches="tight")
     plt.close(figure)
-    image = Image.open(drawn).convert("RGB")
-    (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
+    content = encoded(Image.open(drawn).convert("RGB"), kind)
     data = {
-        f"image/{kind}": base64.b64encode(stored.getvalue()).decode(),
+        f"image/{kind}": base64.b64encode(content).decode(),
         "text/plain": f"<figure with {len(figure.axes)} axes>",
     }
     display(data, metadata={f"image/{kind}": {"alt": alt}}, raw=True)

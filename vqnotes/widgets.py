@@ -1,0 +1,109 @@
+"""Explorers: controls above a picture that was drawn for each setting beforehand, so that a move shows at once.
+
+They work with ipywidgets 7.7 (Colab) and 8. Without a running kernel they are a line of text: a notebook shows what
+they say in a static figure too.
+"""
+
+import base64
+import html
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vqnotes.plots import encoded, kind_of
+
+MARGINS = ("left", "right", "bottom", "top", "wspace", "hspace")
+MOST = 120  # settings of one explorer: more would make the notebook's reader wait
+
+
+def explore(
+    draw: Callable[..., tuple[Figure, str]], controls: Mapping[str, Sequence], play: str | None = None
+) -> None:
+    """Draws every setting and shows the explorer. As for `explorer`, which gives it to you as a widget instead."""
+    from IPython.display import display
+
+    box = explorer(draw, controls, play)
+    view = {"model_id": box.model_id, "version_major": 2, "version_minor": 0}
+    words = " × ".join(f"{name} ({len(values)})" for name, values in controls.items())
+    text = f"[Explorer: {words}. Run the notebook to here to move the controls.]"
+    display({"application/vnd.jupyter.widget-view+json": view, "text/plain": text}, raw=True)
+
+
+def explorer(
+    draw: Callable[..., tuple[Figure, str]], controls: Mapping[str, Sequence], play: str | None = None
+) -> ipywidgets.VBox:
+    """Controls, and below them the picture and the sentence of their setting.
+
+    draw: draw(*setting) gives a figure and one sentence that says in words what it shows; called once a setting.
+    controls: label to values, at least two: words become buttons, numbers a slider. The Tab key reaches both; buttons
+    are pressed by Enter, sliders moved by the arrow keys. (JupyterLab takes the arrow keys away from menus.)
+    play: the control that a play button moves from its first value to its last.
+    Raises ValueError for values that are missing or given twice, a `play` that is no control, more than MOST
+    settings, or a figure without a sentence.
+    """
+    for name, values in controls.items():
+        if len(values) < 2 or len(set(values)) < len(values):
+            raise ValueError(f"the control {name!r} needs at least two values that differ, got {list(values)}")
+    settings = list(itertools.product(*controls.values()))
+    if not controls or len(settings) > MOST:
+        raise ValueError(f"an explorer has 1 .. {MOST} settings, got {len(settings) if controls else 0}")
+    if play is not None and play not in controls:
+        raise ValueError(f"play must be one of {list(controls)}, got {play!r}")
+    pages, margins = {}, {}
+    for setting in settings:
+        figure, words = draw(*setting)
+        if not margins:  # those of the first suit all, so that nothing jumps
+            figure.tight_layout()
+            margins = {name: getattr(figure.subplotpars, name) for name in MARGINS}
+        figure.subplots_adjust(**margins)
+        pages[setting] = _page(figure, words)
+    moved = [_control(name, values) for name, values in controls.items()]
+    picture = ipywidgets.HTML(pages[settings[0]])
+    picture.add_class("vqnotes-figure")
+
+    def turn(_) -> None:
+        picture.value = pages[tuple(control.value for control in moved)]
+
+    rows = list(moved)
+    for place, (name, control) in enumerate(zip(controls, moved)):
+        control.observe(turn, "value")
+        if name == play:
+            rows[place] = ipywidgets.HBox([_player(control), control])
+    box = ipywidgets.VBox([*rows, picture])
+    box.add_class("vqnotes-explorer")
+    return box
+
+
+def _control(name: str, values: Sequence) -> ipywidgets.Widget:
+    if all(isinstance(value, str) for value in values):
+        style = {"description_width": "initial", "button_width": "initial"}
+        return ipywidgets.ToggleButtons(options=list(values), value=values[0], description=name, style=style)
+    return ipywidgets.SelectionSlider(
+        options=[(f"{value:g}", value) for value in values],
+        value=values[0],
+        description=name,
+        style={"description_width": "initial"},
+        layout={"width": "420px"},
+    )
+
+
+def _player(control: ipywidgets.Widget) -> ipywidgets.Play:
+    """A play button in the browser itself, so that it keeps its pace."""
+    player = ipywidgets.Play(min=0, max=len(control.options) - 1, interval=250)
+    ipywidgets.jslink((player, "value"), (control, "index"))
+    return player
+
+
+def _page(figure: Figure, words: str) -> str:
+    if not words.strip():
+        raise ValueError("each setting needs a sentence that says what its figure shows")
+    figure.canvas.draw()
+    image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
+    kind = kind_of(figure)
+    plt.close(figure)
+    source, text = base64.b64encode(encoded(image, kind)).decode(), html.escape(words)
+    return f'<img src="data:image/{kind};base64,{source}" alt="{text}" style="max-width: 100%"><p>{text}</p>'
