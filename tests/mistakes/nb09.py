@@ -1,0 +1,71 @@
+"""Typical wrong answers to the exercises of notebook 09."""
+
+VERDICT = """
+def verdict(error, best, encoder, inputs, filled, paid):
+    token = {token}
+    embedding = encoder / inputs > 1.5
+    {first}
+    if token and embedding:
+        return "token and embedding collapse"
+    if token or embedding:
+        return "token collapse" if token else "embedding collapse"
+    if filled / paid < 0.39:
+        return "dimensional collapse"
+    return "rate limit" if best > 0.22 else "healthy"
+"""
+TOKEN = "error / best > 1.3 and error - best > 0.05"
+
+BOUNDS = """
+def gap_bounds(codebook, centroids, fitted, new):
+    def error(latents, codes):
+        distances = (latents[:, None] - codes[None]).square().sum(-1).min(1).values
+        return {error}
+
+    every = torch.cat([fitted, new])
+    return {low}, {high}
+"""
+LOW, HIGH = "error(new, codebook) / error(new, centroids)", "error(fitted, codebook) / error(fitted, centroids)"
+
+MISTAKES = {
+    "9.1": {
+        "stops at the codebook": VERDICT.format(token=TOKEN, first="if token: return 'token collapse'"),
+        "stops at the encoder": VERDICT.format(token=TOKEN, first="if embedding: return 'embedding collapse'"),
+        "costs next to nothing": VERDICT.format(token="error / best > 1.3", first=""),
+        "a difference alone": VERDICT.format(token="error - best > 0.05", first=""),
+        "not if one of them is": VERDICT.format(token=TOKEN.replace("and", "or"), first=""),
+        "the last question": VERDICT.format(token=TOKEN, first="if best > 0.22: return 'rate limit'"),
+        "asked for too early": """
+def verdict(error, best, encoder, inputs, filled, paid):
+    codebook = error / best > 1.3 and error - best > 0.05
+    bad_encoder = encoder / inputs > 1.5
+    if codebook or bad_encoder:
+        names = ["token"] * codebook + ["embedding"] * bad_encoder
+        return " and ".join(names) + " collapse"
+    return "rate limit" if best > 0.22 else "healthy" if filled / paid >= 0.39 else "dimensional collapse"
+""",
+        "once encoder and codebook are sound": VERDICT.format(
+            token=TOKEN, first="if filled / paid < 0.39: return 'dimensional collapse'"
+        ),
+    },
+    "9.2": {
+        "are swapped": BOUNDS.format(error="distances.mean()", low=HIGH, high=LOW),
+        "upside down": BOUNDS.format(error="distances.mean()", low=f"1 / ({LOW})", high=f"1 / ({HIGH})"),
+        "mean distances": BOUNDS.format(error="distances.sqrt().mean()", low=LOW, high=HIGH),
+        "these are roots": BOUNDS.format(error="distances.mean().sqrt()", low=LOW, high=HIGH),
+        "same for both": BOUNDS.format(
+            error="distances.mean()",
+            low=LOW.replace("(new, codeb", "(every, codeb"),
+            high=HIGH.replace("(fitted, codeb", "(every, codeb"),
+        ),
+        "keep the halves apart": BOUNDS.format(
+            error="distances.mean()", low=LOW.replace("new", "every"), high=HIGH.replace("fitted", "every")
+        ),
+    },
+    "9.3": {
+        "would save 2 %": 'first = "a"',
+        "dead codes are a symptom": 'first = "b"',
+        "more codes cannot help": 'first = "D"',
+        "not enough for the inputs": 'first = "e"',
+        "a letter is asked for": 'first = "a wider encoder"',
+    },
+}
