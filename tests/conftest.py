@@ -1,7 +1,22 @@
-"""Two workers share two cores: one thread each, for the tests and for the notebooks' kernels they start."""
+"""Two workers share two cores: one thread each, for tests and notebooks' kernels. Measures the notebooks' minutes."""
 
+import json
 import os
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How long each notebook ran, beside what is stamped on it."""
+    from notebook_tools import NOTEBOOKS, TIMES, minutes_to_run
+
+    reports = [one for kind in terminalreporter.stats.values() for one in kind if hasattr(one, "duration")]
+    for path in NOTEBOOKS:
+        seconds = sum(one.duration for one in reports if f"{path.name}::" in one.nodeid)
+        stamped = TIMES.search("".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]))
+        if seconds:
+            terminalreporter.write_line(
+                f"{path.name} ran for {seconds:.0f} s = {minutes_to_run(seconds)} min, stamped {stamped[1]}"
+            )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from exercise_tools import HEADING, exercises
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,16 +72,62 @@ def picture(notebook: nbformat.NotebookNode, start_of_alt: str) -> bytes:
     return content
 
 
+# ---------------------------------------------------------------- minutes, measured and stamped
+
+ROUNDED = {0.5: "½", 1: "1", 1.5: "1½", 2: "2", 3: "3", 5: "5", 10: "10"}
+TIMES = re.compile(
+    r"\*\*Time:\*\* (\S+) min to run on two cores · (\d+) min to read · (\d+) min for the exercises$", re.M
+)
+
+
+def minutes_to_run(seconds: float) -> str:
+    """Rounded up to a value of ROUNDED."""
+    return next((text for most, text in ROUNDED.items() if seconds <= 60 * most), "over 10")
+
+
+def minutes_to_read(notebook: nbformat.NotebookNode) -> int:
+    """Of what stands outside exercises: 200 words, 40 lines of code or 3 figures a minute, to the next 5."""
+    practice = re.compile(rf"</details>|vqnotes\.exercises|{HEADING.pattern}", re.M)
+    cells = [cell for cell in notebook.cells if not practice.search(cell.source)]
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    lines = sum(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
+    figures = sum(1 for _ in pictures(notebook))
+    return 5 * round((words / 200 + lines / 40 + figures / 3) / 5)
+
+
+def stamp_times(notebook: nbformat.NotebookNode, run: str) -> None:
+    """Writes the minutes into a notebook's opening."""
+    read, practice = minutes_to_read(notebook), sum(one.minutes for one in exercises(notebook.cells))
+    line = f"**Time:** {run} min to run on two cores · {read} min to read · {practice} min for the exercises"
+    notebook.cells[0].source = re.sub(r"\*\*Time:\*\* .+", line, notebook.cells[0].source)
+
+
+def stamp_readme() -> None:
+    """Writes the minutes of all notebooks into the README's table."""
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    for notebook in NOTEBOOKS:
+        times = TIMES.search(nbformat.read(notebook, as_version=4).cells[0].source)
+        if times:
+            row = rf"(\(notebooks/{re.escape(notebook.name)}\) \| [^|]+ \| )[^|]+( \|)"
+            text = re.sub(row, rf"\g<1>{' · '.join(times.groups())}\g<2>", text)
+    path.write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- running
+
+
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Removes what depends on the machine or on a live kernel: widget state, timings, ids of progress bars."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
         for output in cell.get("outputs", []):
-            if WIDGET in output.get("data", {}):  # without a live kernel nothing should show
-                output.data = nbformat.from_dict(
-                    {WIDGET: {"model_id": "", "version_major": 2, "version_minor": 0}, "text/plain": ""}
-                )
+            if WIDGET in output.get("data", {}):  # without a live kernel nothing shows, or an explorer's line of text
+                text = output.data["text/plain"]
+                view = {"model_id": "", "version_major": 2, "version_minor": 0}
+                kept = text if text.startswith("[Explorer") else ""
+                output.data = nbformat.from_dict({WIDGET: view, "text/plain": kept})
 
 
 def run(path: Path) -> None:
@@ -98,13 +145,15 @@ def run(path: Path) -> None:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 raise RuntimeError(f"{path.name} writes to stderr: {output.text}")
+    seconds = time.perf_counter() - start
     clean(notebook)
+    stamp_times(notebook, minutes_to_run(seconds))
     beside = path.with_suffix(".new")
     nbformat.write(notebook, beside)
     os.replace(beside, path)
     for name, start_of_alt in SHOWN.get(path.stem, {}).items():
         (ROOT / "docs" / name).write_bytes(picture(notebook, start_of_alt))
-    print(f"{path.name}: {time.perf_counter() - start:.0f} s")
+    print(f"{path.name}: {seconds:.0f} s")
 
 
 def stamp(repo: str, root: Path = ROOT) -> None:
@@ -121,6 +170,7 @@ if __name__ == "__main__":
     if command == "run" and arguments:
         for argument in arguments:
             run(Path(argument))
+        stamp_readme()
     elif command == "stamp" and len(arguments) == 1:
         stamp(arguments[0])
     else:

@@ -14,7 +14,9 @@ from notebook_tools import (
     NOTEBOOKS,
     PICTURES,
     ROOT,
+    ROUNDED,
     SHOWN,
+    TIMES,
     badge,
     clean,
     picture,
@@ -22,12 +24,13 @@ from notebook_tools import (
     repository,
     setup_cell,
     stamp,
+    stamp_times,
 )
 from PIL import Image
 
 from vqnotes import quantizers
 
-ALLOWED_TAGS = {"nbval-ignore-output"}
+ALLOWED_TAGS = {"nbval-ignore-output", "slide"}
 TO_COME = {6, 7}  # numbers of notebooks that are still to be written
 MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp|work|opt|usr)/|[A-Z]:\\\\")
 
@@ -107,7 +110,10 @@ def test_the_file_is_clean_and_small(path):
 
 @each_notebook
 def test_cells_and_texts_have_a_readable_length(path):
-    assert 1200 <= len(prose(path).split()) <= 2500
+    lesson = prose(path).split("\n## Exercises\n")
+    assert len(lesson) == 2
+    end = lesson[1][lesson[1].index("\n## What we saw\n") :]
+    assert 1200 <= len(f"{lesson[0]} {end}".split()) <= 2500
     for cell in code_cells(path):
         assert len(cell.source.splitlines()) <= 30, cell.source
         if cell.source != setup_cell():  # JupyterLab shows about 95 characters on a screen 1280 pixels wide
@@ -125,6 +131,18 @@ def test_the_opening_and_the_end_are_complete(path):
     assert text.count("Predict before you run") >= 1
     for heading in ("What we saw", "What this does not show", "Further reading"):
         assert f"\n## {heading}\n" in text
+
+
+@each_notebook
+def test_the_minutes_are_stamped(path):
+    notebook = read(path)
+    stamped = notebook.cells[0].source
+    run, _, _ = TIMES.search(stamped).groups()
+    stamp_times(notebook, run)
+    assert notebook.cells[0].source == stamped and run in ROUNDED.values(), "run it through `make run`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"\(notebooks/{path.name}\) \| [^|]+ \| ([^|]+) \|", readme)
+    assert row == " · ".join(TIMES.search(stamped).groups())
 
 
 @each_notebook
