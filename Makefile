@@ -1,5 +1,8 @@
 # make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
+# make browser-test  opens every notebook in JupyterLab in a real browser and moves its controls (needs Chromium)
+# make book     the course as a website, in build/book       make slides   the lecture, in build/slides
+# make student  notebooks without solutions, in build/student  make grade    FOLDER=... grades what students hand in
 # make bench  measures fit_many against fit, and what a watch costs
 # make league      reruns the long table of remedies (20 minutes)
 # make validation  retrains the models that the diagnosis is judged by (10 minutes)
@@ -10,7 +13,7 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test run bench league validation stamp clean
+.PHONY: lab test run browser-test book slides student grade bench league validation stamp clean
 
 lab: $(ready)
 	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
@@ -20,6 +23,18 @@ test: $(ready)
 
 run: $(ready)
 	.venv/bin/python tests/notebook_tools.py run $(NOTEBOOKS)
+
+browser-test: $(ready)
+	.venv/bin/python tests/browser.py $(ARGS)
+
+book: $(ready)
+	.venv/bin/python docs/book.py
+
+slides student: $(ready)
+	.venv/bin/python docs/handouts.py $@
+
+grade: $(ready)
+	.venv/bin/python docs/handouts.py grade $(FOLDER)
 
 bench: $(ready)
 	.venv/bin/python tests/bench.py $(ARGS)
@@ -37,7 +52,7 @@ stamp: $(ready)
 $(ready): pyproject.toml constraints.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test]"
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test,book,browser]"
 	touch $@
 
 clean:

@@ -3,14 +3,14 @@
 import importlib.metadata
 import re
 import sys
-from pathlib import Path
 
 import yaml
 from helpers import run_python
+from notebook_tools import NOTEBOOKS, ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+EXERCISES = sorted((ROOT / "vqnotes" / "exercises").glob("nb*.py"))
 
 
 def requirements():
@@ -46,6 +46,12 @@ def test_installed_versions_are_the_pinned_ones():
             assert pin.specifier.contains(installed), f"{name} {installed}"
 
 
+def test_an_installed_copy_has_all_packages():
+    listed = re.search(r"^packages = (\[.*\])$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+    found = [file.parent.relative_to(ROOT) for file in (ROOT / "vqnotes").rglob("__init__.py")]
+    assert sorted(yaml.safe_load(listed)) == sorted(".".join(folder.parts) for folder in found)
+
+
 def test_environment_takes_python_from_conda_and_the_project_by_pip():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["channels"] == ["conda-forge"]
@@ -56,8 +62,9 @@ def test_environment_takes_python_from_conda_and_the_project_by_pip():
 
 
 def test_import_loads_nothing_heavy_but_torch():
+    notebooks = ", ".join(f"vqnotes.exercises.{path.stem}" for path in EXERCISES)
     code = (
-        "import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.checks\n"
+        f"import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.checks, {notebooks}\n"
         "heavy = {'sklearn', 'matplotlib', 'seaborn', 'pandas', 'pooch', 'scipy'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
@@ -68,14 +75,21 @@ def test_import_loads_nothing_heavy_but_torch():
 def test_modules_import_only_from_those_before_them():
     order = ["data", "quantizers", "remedies", "replacement", "structured", "models", "training", "metrics"]
     order += ["experiments", "league", "pairing", "figures", "verdicts", "diagnosis", "probing", "validation"]
-    order += ["plots", "checks"]
+    order += ["plots", "widgets", "checks"]
     assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
     for name in order:
         source = (ROOT / "vqnotes" / f"{name}.py").read_text(encoding="utf-8")
-        for imported in re.findall(r"^\s*from vqnotes\.(\w+) import", source, re.M):
+        for imported in re.findall(r"^\s*from vqnotes\.(\w+)[\w.]* import", source, re.M):
             assert order.index(imported) < order.index(name), f"{name} imports {imported}"
 
 
+def test_every_notebook_has_its_exercises_and_they_stand_alone():
+    assert [path.stem for path in EXERCISES] == [f"nb{path.name[:2]}" for path in NOTEBOOKS]
+    for path in EXERCISES:
+        imported = re.findall(r"^\s*from vqnotes\.exercises\.(\w+) import", path.read_text(encoding="utf-8"), re.M)
+        assert not imported, f"{path.stem} imports {imported}"
+
+
 def test_no_file_is_longer_than_300_lines():
-    for path in [*(ROOT / "vqnotes").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
+    for path in [file for folder in ("vqnotes", "tests", "docs") for file in (ROOT / folder).rglob("*.py")]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path.name
