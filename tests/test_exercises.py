@@ -2,15 +2,15 @@
 
 import ast
 import importlib
-import re
 
 import nbformat
 import numpy as np
 import pytest
 import torch
 from exercise_tools import code_of, exercises, filled, printed
-from notebook_tools import NOTEBOOKS, ROOT
+from notebook_tools import NOTEBOOKS, ROOT, without_pip
 
+from vqnotes import data, metrics, models, quantizers, training
 from vqnotes.exercises import check, given
 
 BY_NOTEBOOK = {path: exercises(nbformat.read(path, as_version=4).cells) for path in NOTEBOOKS}
@@ -80,15 +80,44 @@ def test_solutions_stand_nowhere_else():
     sources = [path.read_text(encoding="utf-8") for path in files]
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
-        sources += [
-            re.sub(r"^%", "# %", re.sub(r"%pip", "pass  # pip", cell.source), flags=re.M)
-            for cell in cells
-            if cell.cell_type == "code"
-        ]
+        sources += [without_pip(cell.source) for cell in cells if cell.cell_type == "code"]
     elsewhere = {body for source in sources for body in bodies(source)}
     for exercise in CHECKED:
         for body in bodies(code_of(exercise.solution)):
             assert body not in elsewhere, f"{exercise.number}:\n{body}"
+
+
+def test_the_answer_of_think_2_4_holds():
+    """The three rescue plans of its answer, for other seeds than those of the notebook."""
+    seeds = range(100, 104)
+    sets = [data.gaussian_modes(seed=seed) for seed in seeds]
+
+    def freeze(step, now):
+        for model in now:
+            model.encoder.requires_grad_(step >= 100)
+
+    def place_anew(step, now):
+        for model, modes in zip(now, sets) if step == 100 else ():
+            model.quantizer.init_codes("kmeans", model.encode(modes.x).detach(), seed=0)
+
+    ends = {}
+    plans = {"freeze": (0.99, freeze), "faster codes": (0.5, None), "place anew": (0.99, place_anew)}
+    for plan, (decay, callback) in plans.items():
+
+        def build(seed, decay=decay):
+            quantizer = quantizers.VectorQuantizer(256, 2, update="ema", decay=decay)
+            return models.mlp_autoencoder(2, quantizer)
+
+        xs = [modes.x for modes in sets]
+        options = {"steps": 200, "lr": 2e-3, "progress": False, "callback": callback}
+        ends[plan] = []
+        for modes, (model, _) in zip(sets, training.fit_many(build, xs, seeds=seeds, **options)):
+            outcome, codebook = models.evaluate(model, modes.x), model.quantizer.codebook
+            covered = np.exp(metrics.mode_entropy(codebook, outcome.latents, modes.y))
+            ends[plan].append((metrics.perplexity(outcome.index, 256), covered))
+    perplexity = {plan: np.mean([one for one, _ in runs]) for plan, runs in ends.items()}
+    assert max(perplexity["freeze"], perplexity["faster codes"]) < 40 and perplexity["place anew"] > 150, ends
+    assert min(covered for _, covered in ends["place anew"]) > 9
 
 
 # ---------------------------------------------------------------- the mechanism
