@@ -1,6 +1,5 @@
 """Two workers share two cores: one thread each, for tests and notebooks' kernels. Measures the notebooks' minutes."""
 
-import json
 import os
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -10,13 +9,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 def pytest_terminal_summary(terminalreporter):
     """How long each notebook ran, beside what is stamped on it."""
-    from notebook_tools import NOTEBOOKS, TIMES, minutes_to_run
+    from notebook_tools import NOTEBOOKS, minutes_to_run, stamped
 
     reports = [one for kind in terminalreporter.stats.values() for one in kind if hasattr(one, "duration")]
     for path in NOTEBOOKS:
         seconds = sum(one.duration for one in reports if f"{path.name}::" in one.nodeid)
-        stamped = TIMES.search("".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]))
         if seconds:
-            terminalreporter.write_line(
-                f"{path.name} ran for {seconds:.0f} s = {minutes_to_run(seconds)} min, stamped {stamped[1]}"
-            )
+            run, *_ = stamped(path)
+            line = f"{path.name} ran for {seconds:.0f} s = {minutes_to_run(seconds)} min, stamped {run}"
+            terminalreporter.write_line(line)

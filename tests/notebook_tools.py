@@ -49,6 +49,11 @@ def repository() -> str:
     return project("Repository").removeprefix("https://github.com/")
 
 
+def without_pip(source: str) -> str:
+    """A cell's source as plain Python: its one magic, %pip, becomes a comment."""
+    return source.replace("%pip", "pass  # pip")
+
+
 def setup_cell() -> str:
     return SETUP.format(repo=repository(), version=project("version"))
 
@@ -102,15 +107,20 @@ def stamp_times(notebook: nbformat.NotebookNode, run: str) -> None:
     notebook.cells[0].source = re.sub(r"\*\*Time:\*\* .+", line, notebook.cells[0].source)
 
 
+def stamped(path: Path) -> tuple[str, ...]:
+    """Minutes to run, read and practise as they stand in a notebook's opening; nothing before its first run."""
+    times = TIMES.search(nbformat.read(path, as_version=4).cells[0].source)
+    return times.groups() if times else ()
+
+
 def stamp_readme() -> None:
     """Writes the minutes of all notebooks into the README's table."""
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     for notebook in NOTEBOOKS:
-        times = TIMES.search(nbformat.read(notebook, as_version=4).cells[0].source)
-        if times:
+        if times := stamped(notebook):
             row = rf"(\(notebooks/{re.escape(notebook.name)}\) \| [^|]+ \| )[^|]+( \|)"
-            text = re.sub(row, rf"\g<1>{' · '.join(times.groups())}\g<2>", text)
+            text = re.sub(row, rf"\g<1>{' · '.join(times)}\g<2>", text)
     path.write_text(text, encoding="utf-8")
 
 

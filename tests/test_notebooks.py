@@ -16,7 +16,6 @@ from notebook_tools import (
     ROOT,
     ROUNDED,
     SHOWN,
-    TIMES,
     badge,
     clean,
     picture,
@@ -25,6 +24,8 @@ from notebook_tools import (
     setup_cell,
     stamp,
     stamp_times,
+    stamped,
+    without_pip,
 )
 from PIL import Image
 
@@ -135,14 +136,12 @@ def test_the_opening_and_the_end_are_complete(path):
 
 @each_notebook
 def test_the_minutes_are_stamped(path):
-    notebook = read(path)
-    stamped = notebook.cells[0].source
-    run, _, _ = TIMES.search(stamped).groups()
-    stamp_times(notebook, run)
-    assert notebook.cells[0].source == stamped and run in ROUNDED.values(), "run it through `make run`"
+    notebook, minutes = read(path), stamped(path)
+    stamp_times(notebook, minutes[0])
+    assert notebook == read(path) and minutes[0] in ROUNDED.values(), "run it through `make run`"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"\(notebooks/{path.name}\) \| [^|]+ \| ([^|]+) \|", readme)
-    assert row == " · ".join(TIMES.search(stamped).groups())
+    assert row == " · ".join(minutes)
 
 
 @each_notebook
@@ -195,7 +194,7 @@ def test_code_uses_the_module_and_does_not_copy_it(path):
     for file in (ROOT / "vqnotes").glob("*.py"):
         module |= defined(ast.parse(file.read_text(encoding="utf-8")).body)
     for cell in code_cells(path)[1:]:
-        names = defined(ast.parse(re.sub(r"%pip", "pass  # pip", cell.source)).body)
+        names = defined(ast.parse(without_pip(cell.source)).body)
         assert not names & module, names & module
 
 

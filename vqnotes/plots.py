@@ -32,11 +32,11 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc=STYLE)
 
 
-def encoded(image: Image.Image, kind: str) -> bytes:
-    """An image as a file small enough for a notebook: "jpeg", or "png" of 128 colours."""
+def encoded(image: Image.Image, kind: str) -> str:
+    """An image as a file small enough for a notebook, "jpeg" or "png" of 128 colours, in base64."""
     stored = io.BytesIO()
     (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
-    return stored.getvalue()
+    return base64.b64encode(stored.getvalue()).decode()
 
 
 def kind_of(figure: Figure) -> str:
@@ -55,10 +55,7 @@ def show(figure: Figure, alt: str) -> None:
     figure.savefig(drawn, format="png", bbox_inches="tight")
     plt.close(figure)
     content = encoded(Image.open(drawn).convert("RGB"), kind)
-    data = {
-        f"image/{kind}": base64.b64encode(content).decode(),
-        "text/plain": f"<figure with {len(figure.axes)} axes>",
-    }
+    data = {f"image/{kind}": content, "text/plain": f"<figure with {len(figure.axes)} axes>"}
     display(data, metadata={f"image/{kind}": {"alt": alt}}, raw=True)
 
 

@@ -4,7 +4,6 @@ They work with ipywidgets 7.7 (Colab) and 8. Without a running kernel they are a
 they say in a static figure too.
 """
 
-import base64
 import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -105,5 +104,5 @@ def _page(figure: Figure, words: str) -> str:
     image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
     kind = kind_of(figure)
     plt.close(figure)
-    source, text = base64.b64encode(encoded(image, kind)).decode(), html.escape(words)
+    source, text = encoded(image, kind), html.escape(words)
     return f'<img src="data:image/{kind};base64,{source}" alt="{text}" style="max-width: 100%"><p>{text}</p>'

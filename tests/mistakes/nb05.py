@@ -16,6 +16,11 @@ def fsq(latents, levels):
     return {result}
 """
 
+
+def _fsq(z: str, result: str, h: str = "(levels - 1) / 2") -> str:
+    return FSQ.format(h=h, z=z, result=result)
+
+
 MISTAKES = {
     "5.1": {
         "wrong way round": RESTART.format(dead=DEAD.replace("<", ">"), fresh=ROWS),
@@ -46,29 +51,21 @@ def restart(codebook, uses, latents, threshold):
         "not K/N": "import math\nreplaced = math.exp(-1024 / 2048) * (1 + 1024 / 2048)",
     },
     "5.3": {
-        "no gradient comes through": FSQ.format(
-            h="(levels - 1) / 2", z="h * torch.tanh(latents)", result="z.round() / h"
-        ),
-        "gradient skips tanh": FSQ.format(
-            h="(levels - 1) / 2",
+        "no gradient comes through": _fsq(z="h * torch.tanh(latents)", result="z.round() / h"),
+        "gradient skips tanh": _fsq(
             z="torch.round(torch.tanh(latents) * h) / h",
             result="latents + (z - latents).detach()",
         ),
-        "nothing bounds": FSQ.format(
-            h="(levels - 1) / 2", z="latents * h", result="(z + (z.round() - z).detach()) / h"
-        ),
-        "a clamp has no gradient": FSQ.format(
-            h="(levels - 1) / 2",
+        "nothing bounds": _fsq(z="latents * h", result="(z + (z.round() - z).detach()) / h"),
+        "a clamp has no gradient": _fsq(
             z="torch.clamp(latents, min=-1, max=1) * h",
             result="(z + (torch.round(z) - z).detach()) / h",
         ),
-        "divide by h": FSQ.format(
-            h="(levels - 1) / 2", z="torch.tanh(latents) * h", result="z + (torch.round(z) - z).detach()"
-        ),
-        "2L - 1 levels": FSQ.format(
+        "divide by h": _fsq(z="torch.tanh(latents) * h", result="z + (torch.round(z) - z).detach()"),
+        "2L - 1 levels": _fsq(
             h="levels - 1", z="torch.tanh(latents) * h", result="(z + (torch.round(z) - z).detach()) / h"
         ),
-        "with h = L/2": FSQ.format(
+        "with h = L/2": _fsq(
             h="levels / 2", z="torch.tanh(latents) * h", result="(z + (torch.round(z) - z).detach()) / h"
         ),
     },

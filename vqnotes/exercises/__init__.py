@@ -6,20 +6,12 @@ A check runs the reader's answer beside a reference, on inputs drawn anew each t
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 NOT_YET, CORRECT, WRONG = "not attempted yet", "correct", "wrong because "
-
-
-class Mistake(NamedTuple):
-    """A typical wrong answer, as a function like the reference (or a value), and what to tell its author."""
-
-    answer: object
-    because: str
 
 
 class _NotAttempted(Exception):
@@ -45,6 +37,11 @@ def whole(generator: torch.Generator, low: int, high: int) -> int:
     return int(torch.randint(low, high, (), generator=generator))
 
 
+def replaced(rows: Tensor, which: Tensor, fresh: Tensor) -> Tensor:
+    """A copy of rows (K, D) in which those of the mask `which` (K,) are, in order, the first of the fresh ones."""
+    return rows.masked_scatter(which[:, None], fresh)
+
+
 def check(
     number: str,
     answer: object,
@@ -59,19 +56,20 @@ def check(
 
     number: of the exercise, such as "1.2". answer: the reader's function, or a value where `cases` is None.
     cases: from a freshly seeded generator, the argument tuples to try; their tensors are copied for each call.
-    mistakes: pairs of `Mistake`, the most typical first; one is recognised if it agrees with the answer in all cases.
+    mistakes: typical wrong answers, each a function like the reference (or a value), with what to tell its author.
+    The most typical comes first; one is recognised if it agrees with the answer in all cases.
     measure: measure(answer, *case) gives what is compared: numbers, tensors, strings, or tuples of them. One that
     does more than to call the answer passes the result of the call through `given` first.
     tolerance: relative, and absolute for numbers below 1.
     """
     try:
-        verdict = _verdict(answer, reference, cases, [Mistake(*one) for one in mistakes], measure, tolerance)
+        verdict = _verdict(answer, reference, cases, mistakes, measure, tolerance)
     except Exception as error:  # a notebook goes on whatever its reader wrote
         verdict = f"{WRONG}the check could not read the answer ({type(error).__name__}: {error})"
     print(f"Exercise {number}: {verdict}")
 
 
-def _verdict(answer, reference, cases, mistakes: list[Mistake], measure, tolerance) -> str:
+def _verdict(answer, reference, cases, mistakes, measure, tolerance) -> str:
     if answer is ...:
         return NOT_YET
     asked_for_a_value = cases is None
@@ -105,15 +103,15 @@ def _verdict(answer, reference, cases, mistakes: list[Mistake], measure, toleran
 
     if agrees(reference):
         return CORRECT
-    for mistake in mistakes:
-        if agrees(mistake.answer):
-            return f"{WRONG}{mistake.because}"
+    for mistake, because in mistakes:
+        if agrees(mistake):
+            return f"{WRONG}{because}"
     if asked_for_a_value:
         return WRONG + _hint(answer, reference)
     for case, result in zip(inputs, found):
         right = measure(reference, *copy.deepcopy(case))
         if not _same(result, right, tolerance):
-            return WRONG + _difference(result, right)
+            return WRONG + _difference(result, right, tolerance)
     raise AssertionError("an answer that agrees in no way must differ in some case")
 
 
@@ -146,12 +144,13 @@ def _hint(found: object, right: object) -> str:
     return f"{found!r} is too {'large' if first > second else 'small'}"
 
 
-def _difference(found: object, right: object) -> str:
+def _difference(found: object, right: object, tolerance: float) -> str:
     """Why two results are not the same, for an answer that matches no known mistake."""
     first, second = _tensor(found), _tensor(right)
     if first is None or second is None:
-        if isinstance(found, tuple) and isinstance(right, tuple) and len(found) == len(right):
-            return next(_difference(*pair) for pair in zip(found, right) if not _same(*pair, 1e-4))
+        if isinstance(found, tuple | list) and isinstance(right, tuple | list) and len(found) == len(right):
+            pairs = (pair for pair in zip(found, right) if not _same(*pair, tolerance))
+            return _difference(*next(pairs), tolerance)
         return f"its result is {found!r}, where {right!r} is right"
     if first.shape != second.shape:
         return f"its result has shape {tuple(first.shape)}, where {tuple(second.shape)} is right"

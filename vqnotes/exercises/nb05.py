@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vqnotes.exercises import check, given, whole
+from vqnotes.exercises import check, given, replaced, whole
 from vqnotes.quantizers import straight_through
 
 
@@ -29,11 +29,6 @@ def _words(mask: Tensor) -> str:
     return "all" if mask.all() else "some" if mask.any() else "none"
 
 
-def _moved(codebook: Tensor, which: Tensor, fresh: Tensor) -> Tensor:
-    """The codebook with the rows of a mask (K,) replaced, in order, by the first of the fresh ones."""
-    return codebook.masked_scatter(which[:, None].expand_as(codebook), fresh)
-
-
 def check_restart(answer) -> None:
     """5.1: restart(codebook, uses, latents, threshold): codes below threshold * N/K become different latents."""
 
@@ -51,15 +46,15 @@ def check_restart(answer) -> None:
     check(
         "5.1",
         answer,
-        lambda codes, uses, latents, threshold: _moved(codes, stale(uses, threshold), latents),
+        lambda codes, uses, latents, threshold: replaced(codes, stale(uses, threshold), latents),
         cases,
         [
             (
-                lambda codes, uses, latents, threshold: _moved(codes, ~stale(uses, threshold), latents),
+                lambda codes, uses, latents, threshold: replaced(codes, ~stale(uses, threshold), latents),
                 "the comparison is the wrong way round: codes in use were replaced, and the rare ones kept",
             ),
             (
-                lambda codes, uses, latents, threshold: _moved(codes, uses < threshold, latents),
+                lambda codes, uses, latents, threshold: replaced(codes, uses < threshold, latents),
                 "codes with a single use were kept: the limit is a share of the mean N/K, not a number of latents",
             ),
             (
@@ -67,19 +62,19 @@ def check_restart(answer) -> None:
                 "every code moved: those that are used enough must stay where they are",
             ),
             (
-                lambda codes, uses, latents, threshold: _moved(
+                lambda codes, uses, latents, threshold: replaced(
                     codes, stale(uses, threshold), latents[:1].expand_as(latents)
                 ),
                 "all of them became one latent: codes in one place are clones, so give each a latent of its own",
             ),
             (
-                lambda codes, uses, latents, threshold: _moved(
+                lambda codes, uses, latents, threshold: replaced(
                     codes, stale(uses, threshold), latents.repeat_interleave(2, dim=0)
                 ),
                 "some latents were given to several codes: draw them without putting any back",
             ),
             (
-                lambda codes, uses, latents, threshold: _moved(codes, stale(uses, threshold), latents + 1),
+                lambda codes, uses, latents, threshold: replaced(codes, stale(uses, threshold), latents + 1),
                 "the new codes are not latents: codes from elsewhere die again, so place them on the batch itself",
             ),
         ],

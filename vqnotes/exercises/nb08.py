@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqnotes.exercises import check, given
+from vqnotes.exercises import check, given, replaced
 
 _REPORTS = "ead"
 _HINTS = (  # by report: for any wrong letter, and for the most tempting ones
@@ -55,10 +55,6 @@ def _after_a_step(answer, *case: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codebook, later.nan_to_num(0, 1e9, -1e9), counts[~dead]
 
 
-def _placed(tensor: Tensor, dead: Tensor, rows: Tensor) -> Tensor:
-    return tensor.masked_scatter(dead[:, None], rows)
-
-
 def _counted(counts: Tensor, dead: Tensor, as_many: float) -> Tensor:
     return torch.where(dead, as_many, counts)
 
@@ -82,27 +78,27 @@ def check_revive(answer) -> None:
         "8.2",
         answer,
         lambda codes, sums, counts, dead, fresh: (
-            _placed(codes, dead, fresh),
-            _placed(sums, dead, fresh * counts.mean()),
+            replaced(codes, dead, fresh),
+            replaced(sums, dead, fresh * counts.mean()),
             _counted(counts, dead, counts.mean()),
         ),
         cases,
         [
             (
-                lambda codes, sums, counts, dead, fresh: (_placed(codes, dead, fresh), sums, counts),
+                lambda codes, sums, counts, dead, fresh: (replaced(codes, dead, fresh), sums, counts),
                 "the averages have not heard of it: the next step computes the old places again from sums and counts",
             ),
             (
                 lambda codes, sums, counts, dead, fresh: (
-                    _placed(codes, dead, fresh),
-                    _placed(sums, dead, fresh),
+                    replaced(codes, dead, fresh),
+                    replaced(sums, dead, fresh),
                     counts,
                 ),
                 "sums are new and counts old: divided by nearly nothing, the next step throws these codes far away",
             ),
             (
                 lambda codes, sums, counts, dead, fresh: (
-                    _placed(codes, dead, fresh),
+                    replaced(codes, dead, fresh),
                     sums,
                     _counted(counts, dead, 1),
                 ),
@@ -110,8 +106,8 @@ def check_revive(answer) -> None:
             ),
             (
                 lambda codes, sums, counts, dead, fresh: (
-                    _placed(codes, dead, fresh),
-                    _placed(sums, dead, fresh),
+                    replaced(codes, dead, fresh),
+                    replaced(sums, dead, fresh),
                     _counted(counts, dead, 0),
                 ),
                 "a count of 0 is divided by in the next step: let each new code begin with some latents",
@@ -119,15 +115,15 @@ def check_revive(answer) -> None:
             (
                 lambda codes, sums, counts, dead, fresh: (
                     codes,
-                    _placed(sums, dead, fresh),
+                    replaced(sums, dead, fresh),
                     _counted(counts, dead, 1),
                 ),
                 "the averages are right, but the codebook itself still has the dead codes",
             ),
             (
                 lambda codes, sums, counts, dead, fresh: (
-                    _placed(codes, dead, fresh),
-                    _placed(sums, dead, fresh),
+                    replaced(codes, dead, fresh),
+                    replaced(sums, dead, fresh),
                     torch.ones_like(counts),
                 ),
                 "live codes have lost their counts, and the next step moves them: change those of dead codes alone",
