@@ -3,6 +3,10 @@
 # make browser-test  opens every notebook in JupyterLab in a real browser and moves its controls (needs Chromium)
 # make book     the course as a website, in build/book       make slides   the lecture, in build/slides
 # make student  notebooks without solutions, in build/student  make grade    FOLDER=... grades what students hand in
+# make claims   runs all notebooks for ten base seeds and prints claims x seeds (40 minutes)
+# make colab-test      runs each notebook alone, with the versions that Colab has (10 minutes)
+# make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
+# make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
 # make bench  measures fit_many against fit, and what a watch costs
 # make league      reruns the long table of remedies (20 minutes)
 # make validation  retrains the models that the diagnosis is judged by (10 minutes)
@@ -13,7 +17,8 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test run browser-test book slides student grade bench league validation stamp clean
+.PHONY: lab test run browser-test book slides student grade claims colab-test versions-test mutants bench league \
+	validation stamp clean
 
 lab: $(ready)
 	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
@@ -35,6 +40,19 @@ slides student: $(ready)
 
 grade: $(ready)
 	.venv/bin/python docs/handouts.py grade $(FOLDER)
+
+claims: $(ready)
+	.venv/bin/python -m vqnotes.checks --seeds 10 $(ARGS)
+
+colab-test: $(ready)
+	.venv/bin/python tests/environments.py colab
+
+versions-test: $(ready)
+	.venv/bin/python tests/environments.py lowest
+	.venv/bin/python tests/environments.py latest
+
+mutants: $(ready)
+	.venv/bin/python tests/mutants.py $(ARGS)
 
 bench: $(ready)
 	.venv/bin/python tests/bench.py $(ARGS)

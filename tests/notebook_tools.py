@@ -5,7 +5,6 @@ python tests/notebook_tools.py stamp OWNER/NAME     writes the public address in
 """
 
 import base64
-import os
 import re
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 import nbformat
 from exercise_tools import HEADING, exercises
 from nbclient import NotebookClient
+
+from vqnotes.files import replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -36,8 +37,14 @@ except ImportError:
     import os
 
     source = os.environ.get("VQNOTES_SOURCE", "git+https://github.com/{repo}@v{version}")
-    %pip install --quiet --no-deps {{source}}
-    import vqnotes"""
+    %pip install --quiet --no-deps "{{source}}"
+    try:
+        import vqnotes
+    except ImportError:
+        raise SystemExit(
+            f"vqnotes could not be installed from {{source}}. Connect to the network and run "
+            "this again, or set VQNOTES_SOURCE to a folder or a wheel of vqnotes."
+        ) from None"""
 
 
 def project(field: str) -> str:
@@ -121,7 +128,8 @@ def stamp_readme() -> None:
         if times := stamped(notebook):
             row = rf"(\(notebooks/{re.escape(notebook.name)}\) \| [^|]+ \| )[^|]+( \|)"
             text = re.sub(row, rf"\g<1>{' · '.join(times)}\g<2>", text)
-    path.write_text(text, encoding="utf-8")
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 # ---------------------------------------------------------------- running
@@ -158,21 +166,25 @@ def run(path: Path) -> None:
     seconds = time.perf_counter() - start
     clean(notebook)
     stamp_times(notebook, minutes_to_run(seconds))
-    beside = path.with_suffix(".new")
-    nbformat.write(notebook, beside)
-    os.replace(beside, path)
+    with replaced(path) as beside:
+        nbformat.write(notebook, beside)
     for name, start_of_alt in SHOWN.get(path.stem, {}).items():
-        (ROOT / "docs" / name).write_bytes(picture(notebook, start_of_alt))
+        with replaced(ROOT / "docs" / name) as beside:
+            beside.write_bytes(picture(notebook, start_of_alt))
     print(f"{path.name}: {seconds:.0f} s")
 
 
 def stamp(repo: str, root: Path = ROOT) -> None:
-    """Writes the public address of the repository into pyproject.toml, the README and the notebooks under `root`."""
+    """Writes the public address of the repository into the notebooks, the README and pyproject.toml under `root`.
+
+    pyproject.toml comes last: it says what the old address is, if this is interrupted and run again.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise SystemExit(f"REPO must be owner/name, got {repo!r}")
     old = re.compile(rf"(github(?:\.com)?/){re.escape(repository())}(?![\w.-]*\w)")
-    for path in [root / "pyproject.toml", root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]:
-        path.write_text(old.sub(rf"\g<1>{repo}", path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in [*sorted((root / "notebooks").glob("*.ipynb")), root / "README.md", root / "pyproject.toml"]:
+        with replaced(path) as beside:
+            beside.write_text(old.sub(rf"\g<1>{repo}", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ def requirements():
     return [Requirement(line) for line in importlib.metadata.requires("vqnotes")]
 
 
-def pinned():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def pinned(file="constraints.txt"):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(pin.name): pin for pin in pins}
 
@@ -34,6 +34,15 @@ def test_constraints_pin_every_requirement_within_its_bounds():
     for requirement in requirements():
         (pin,) = pins[canonicalize_name(requirement.name)].specifier
         assert pin.operator == "==" and requirement.specifier.contains(pin.version), str(requirement)
+
+
+def test_colab_has_what_the_module_needs():
+    """The set-up cell installs the module alone."""
+    pins = pinned("tests/colab.txt")
+    for requirement in requirements():
+        if requirement.marker is None and requirement.name != "torch":
+            (pin,) = pins[canonicalize_name(requirement.name)].specifier
+            assert requirement.specifier.contains(pin.version), str(requirement)
 
 
 def test_installed_versions_are_the_pinned_ones():
@@ -59,6 +68,7 @@ def test_environment_takes_python_from_conda_and_the_project_by_pip():
     declared = re.search(r'requires-python = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     assert python == f"python{declared}" and pip == "pip"
     assert by_pip == {"pip": ["-c constraints.txt", "-e .[lab,test]"]}
+    assert {"lab", "test"} <= set(importlib.metadata.metadata("vqnotes").get_all("Provides-Extra"))
 
 
 def test_import_loads_nothing_heavy_but_torch():
@@ -73,7 +83,8 @@ def test_import_loads_nothing_heavy_but_torch():
 
 
 def test_modules_import_only_from_those_before_them():
-    order = ["data", "quantizers", "remedies", "replacement", "structured", "models", "training", "metrics"]
+    order = ["files", "interrupts", "downloads", "data"]
+    order += ["quantizers", "remedies", "replacement", "structured", "models", "training", "metrics"]
     order += ["experiments", "league", "pairing", "figures", "verdicts", "diagnosis", "probing", "validation"]
     order += ["plots", "widgets", "checks"]
     assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
