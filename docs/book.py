@@ -74,20 +74,25 @@ def lay_out(source: Path) -> None:
 
 
 def build(target: Path) -> int:
-    """Builds the website in `target`, which is emptied first. Returns Sphinx's exit status; a warning is an error."""
-    source = target.with_name(target.name + "-source")
-    for folder in (source, target):
+    """Builds the website beside `target`, and puts it in its place when it is whole.
+
+    Returns Sphinx's exit status; a warning is an error, and then the website stays beside, with "-new" to its name.
+    """
+    source, beside = (target.with_name(target.name + ending) for ending in ("-source", "-new"))
+    for folder in (source, beside):
         shutil.rmtree(folder, ignore_errors=True)
     lay_out(source)
     options = ["-q", "-W", "--keep-going", "-b", "html", "-c", ROOT / "docs", "-d", source / ".doctrees"]
-    status = sphinx([str(option) for option in [*options, source, target]])
+    status = sphinx([str(option) for option in [*options, source, beside]])
     if status == 0:
         for path in NOTEBOOKS:  # what a reader downloads is the notebook as it is
-            shutil.copy(path, target / "_sources" / "notebooks")
+            shutil.copy(path, beside / "_sources" / "notebooks")
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
     return status
 
 
 if __name__ == "__main__":
     if build(ROOT / "build" / "book") != 0:
-        raise SystemExit("There were warnings: the website in build/book is not to be published.")
+        raise SystemExit("There were warnings: the website in build/book-new is not to be published.")
     print(ROOT / "build" / "book" / "index.html")

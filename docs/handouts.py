@@ -19,6 +19,8 @@ import pandas as pd
 from nbclient import NotebookClient
 from nbconvert import SlidesExporter
 
+from vqnotes.files import replaced
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from exercise_tools import FOLDED, exercises  # noqa: E402
@@ -43,11 +45,13 @@ def student(target: Path) -> None:
         for cell in notebook.cells:
             cell.source = FOLDED.sub(lambda fold: fold[0] if fold[1] == "Hint" else "", cell.source).rstrip()
         notebook.cells = [cell for cell in notebook.cells if cell.source]
-        nbformat.write(notebook, target / "notebooks" / path.name)
+        with replaced(target / "notebooks" / path.name) as beside:
+            nbformat.write(notebook, beside)
         title = notebook.cells[0].source.splitlines()[0]
         parts = [f"{one.kind} {one.number} · {one.title}\n\n{one.solution}\n" for one in found]
         page = "\n## ".join([f"{title}\n", *parts])
-        (target / "solutions" / f"{path.stem}.md").write_text(page, encoding="utf-8")
+        with replaced(target / "solutions" / f"{path.stem}.md") as beside:
+            beside.write_text(page, encoding="utf-8")
     print(f"{len(NOTEBOOKS)} notebooks in {target / 'notebooks'}, their solutions in {target / 'solutions'}")
 
 
@@ -95,7 +99,8 @@ def slides(target: Path) -> None:
     exporter = SlidesExporter(exclude_input=True, exclude_output_prompt=True, **options)
     page, _ = exporter.from_notebook_node(notebook)
     target.mkdir(parents=True, exist_ok=True)
-    (target / "lecture.html").write_text(page, encoding="utf-8")
+    with replaced(target / "lecture.html") as beside:
+        beside.write_text(page, encoding="utf-8")
     count = sum(cell.metadata.slideshow.slide_type == "slide" for cell in notebook.cells)
     print(f"{count} slides in {target / 'lecture.html'}")
 
@@ -129,6 +134,11 @@ def verdicts(path: Path, checks: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def as_text(entry):
+    """An entry of a table, with a quotation mark before what a spreadsheet would take for a formula and compute."""
+    return f"'{entry}" if isinstance(entry, str) and re.match(r"[=+\-@\s]", entry) else entry
+
+
 def grade(folder: Path) -> pd.DataFrame:
     """Prints and stores, as grades.csv, one row a notebook and exercise: what the check says."""
     checks = {}
@@ -144,7 +154,8 @@ def grade(folder: Path) -> pd.DataFrame:
     if not rows:
         raise SystemExit(f"no notebook under {folder} holds an exercise of this course")
     table = pd.DataFrame(rows)
-    table.to_csv(folder / "grades.csv", index=False)
+    with replaced(folder / "grades.csv") as beside:
+        table.map(as_text).to_csv(beside, index=False)
     print(table.groupby("notebook")["points"].agg(["sum", "count"]).to_string())
     print(f"each verdict is in {folder / 'grades.csv'}")
     return table

@@ -2,9 +2,20 @@
 
 import os
 
+import pytest
+
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A local server of small data sets, with nothing in the cache."""
+    from served import serving
+
+    with serving(tmp_path, monkeypatch) as running:
+        yield running
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,20 +1,19 @@
 """Data: synthetic families, and real images that need no download unless you ask for the larger sets."""
 
-import gzip
-import hashlib
 import io
-import os
+import math
 import tarfile
 import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-_FASHION_URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+from vqnotes.downloads import CIFAR10, FASHION_MNIST, published, unpacked
+
+CIFAR10_MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+CIFAR10_PICTURES = 10_000  # in each of these files
 
 
 class LabelledData(NamedTuple):
@@ -23,52 +22,6 @@ class LabelledData(NamedTuple):
     x: Tensor
     y: Tensor
     centers: Tensor | None = None
-
-
-class RemoteFile(NamedTuple):
-    """A file to download: its name, address, SHA-256 as published and, if gzipped, SHA-256 unpacked."""
-
-    name: str
-    url: str
-    sha256: str
-    unpacked_sha256: str | None = None
-
-
-FASHION_MNIST = {
-    key: RemoteFile(name, _FASHION_URL + name, published, unpacked)
-    for key, name, published, unpacked in [
-        (
-            ("train", "x"),
-            "train-images-idx3-ubyte.gz",
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        (
-            ("train", "y"),
-            "train-labels-idx1-ubyte.gz",
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        ),
-        (
-            ("test", "x"),
-            "t10k-images-idx3-ubyte.gz",
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        ),
-        (
-            ("test", "y"),
-            "t10k-labels-idx1-ubyte.gz",
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
-    ]
-}
-CIFAR10 = RemoteFile(
-    "cifar-10-binary.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-)
-CIFAR10_MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 
 
 # ---------------------------------------------------------------- synthetic
@@ -162,9 +115,11 @@ def digit_vectors() -> LabelledData:
 def random_crops(images: Tensor, count: int, size: int, seed: int = 0) -> Tensor:
     """`count` square crops at random places of random images: (N, C, H, W) to (count, C, size, size).
 
-    Raises ValueError if `images` has another number of axes or is smaller than `size`.
+    Raises ValueError if `images` is empty, has other axes or is smaller than `size`, or for count or size < 1.
     """
-    if images.ndim != 4 or min(images.shape[-2:]) < size:
+    if min(count, size) < 1:
+        raise ValueError(f"count and size must be positive, got {count} and {size}")
+    if images.ndim != 4 or images.numel() == 0 or min(images.shape[-2:]) < size:
         raise ValueError(f"need images (N, C, H, W) of at least {size} x {size}, got {tuple(images.shape)}")
     rng = np.random.default_rng(seed)
     which = rng.integers(len(images), size=count)
@@ -180,12 +135,12 @@ def fashion_mnist(split: str = "train", limit: int | None = None) -> LabelledDat
     """Fashion-MNIST (arXiv:1708.07747): x float32 (N, 1, 28, 28) in [0, 1], y (N,) in 0..9.
 
     split: "train" (60,000 images) or "test" (10,000); limit: keep the first `limit` images.
-    Looked for in $VQNOTES_DATA, the cache and Debian's `dataset-fashion-mnist`, then downloaded.
+    Looked for in $VQNOTES_DATA, Debian's `dataset-fashion-mnist` and the cache, then downloaded.
     Raises ValueError for another split, limit or a wrong file in $VQNOTES_DATA; OSError if it cannot be had.
     """
     _check_split(split, limit)
-    images = _parse_idx(_unpacked(FASHION_MNIST[split, "x"]), dims=3)
-    labels = _parse_idx(_unpacked(FASHION_MNIST[split, "y"]), dims=1)
+    images = _parse_idx(unpacked(FASHION_MNIST[split, "x"]), dims=3)
+    labels = _parse_idx(unpacked(FASHION_MNIST[split, "y"]), dims=1)
     return _labelled(images[:limit, None], labels[:limit])
 
 
@@ -197,10 +152,7 @@ def cifar10(split: str = "train", limit: int | None = None) -> LabelledData:
     Raises ValueError for another split, limit or a wrong file in $VQNOTES_DATA; OSError if it cannot be had.
     """
     _check_split(split, limit)
-    with tarfile.open(fileobj=io.BytesIO(_published_bytes(CIFAR10)), mode="r:gz") as archive:
-        members = [archive.extractfile(f"cifar-10-batches-bin/{name}") for name in CIFAR10_MEMBERS[split]]
-        raw = b"".join(member.read() for member in members)
-    records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)[:limit]
+    records = _cifar_records(published(CIFAR10), CIFAR10_MEMBERS[split])[:limit]
     return _labelled(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
 
 
@@ -217,75 +169,29 @@ def _labelled(images: np.ndarray, labels: np.ndarray) -> LabelledData:
 
 def _parse_idx(raw: bytes, dims: int) -> np.ndarray:
     """The array in an IDX file of unsigned bytes: 2 zero bytes, type 8, number of axes, then sizes, then data."""
-    if raw[:4] != bytes([0, 0, 8, dims]):
-        raise ValueError(f"not an IDX file of {dims} axes of bytes: it starts with {raw[:4]!r}")
-    shape = np.frombuffer(raw, dtype=">i4", count=dims, offset=4)
-    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
+    start = 4 + 4 * dims
+    if raw[:4] != bytes([0, 0, 8, dims]) or len(raw) < start:
+        raise ValueError(f"not an IDX file of {dims} axes of bytes: it starts with {raw[:4]!r}, in {len(raw)} bytes")
+    shape = np.frombuffer(raw, dtype=">i4", count=dims, offset=4).tolist()
+    if min(shape) < 0 or len(raw) - start != math.prod(shape):
+        raise ValueError(f"a broken IDX file: {len(raw) - start} bytes for an array of the shape {shape}")
+    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def _unpacked(file: RemoteFile) -> bytes:
-    """The verified content of a gzipped file, from a local copy (gzipped anew, or unpacked) or the published one."""
-    own = os.environ.get("VQNOTES_DATA")
-    for path in (Path(own) / file.name, Path(own) / file.name.removesuffix(".gz")) if own else ():
-        if path.is_file():
-            return _checked_content(path, file)
-    system = DEBIAN_FASHION_MNIST / file.name
-    if system.is_file() and not _in_cache(file):
-        try:
-            return _checked_content(system, file)
-        except ValueError:
-            pass  # not ours to repair: download instead
-    return gzip.decompress(_download(file).read_bytes())
+def _cifar_records(packed: bytes, names: list[str]) -> np.ndarray:
+    """What the archive's files of those names hold, one picture a row: its label, then its pixels.
 
-
-def _checked_content(path: Path, file: RemoteFile) -> bytes:
+    They are read where they are: nothing is extracted, and links are not followed.
+    Raises ValueError unless each is there, a plain file of the known size.
+    """
+    size, parts = CIFAR10_PICTURES * (1 + 3 * 32 * 32), []
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise _wrong(path, f"it cannot be unpacked ({error})") from error
-    if hashlib.sha256(content).hexdigest() != file.unpacked_sha256:
-        raise _wrong(path, "its content differs from the published data set")
-    return content
-
-
-def _published_bytes(file: RemoteFile) -> bytes:
-    """The bytes of the file exactly as published, from $VQNOTES_DATA, the cache or the network."""
-    own = os.environ.get("VQNOTES_DATA")
-    if own and (path := Path(own) / file.name).is_file():
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise _wrong(path, "its checksum differs from the published one")
-        return content
-    return _download(file).read_bytes()
-
-
-def _wrong(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is not usable: {reason}. Replace it, or remove it to have it downloaded.")
-
-
-def _cache() -> Path:
-    import pooch
-
-    return Path(pooch.os_cache("vqnotes"))
-
-
-def _in_cache(file: RemoteFile) -> bool:
-    import pooch
-
-    path = _cache() / file.name
-    return path.is_file() and pooch.file_hash(path) == file.sha256
-
-
-def _download(file: RemoteFile) -> Path:
-    """The path of the file in the cache; pooch downloads beside it, checks the hash, then moves it into place."""
-    import pooch
-    import requests
-
-    get = pooch.HTTPDownloader(progressbar=True, timeout=30)
-    try:
-        return Path(pooch.retrieve(file.url, f"sha256:{file.sha256}", file.name, _cache(), downloader=get))
-    except (OSError, ValueError, requests.exceptions.RequestException) as error:
-        raise OSError(
-            f"Could not get {file.name} from {file.url}: {error}. Nothing was kept. Check the network and call "
-            f"again, or put the file into a folder of your own and set VQNOTES_DATA to that folder."
-        ) from error
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+            for name in names:
+                member = archive.getmember(f"cifar-10-batches-bin/{name}")
+                if not member.isreg() or member.size != size:
+                    raise ValueError(f"in {CIFAR10.name}, {member.name} is not a plain file of {size} bytes")
+                parts.append(archive.extractfile(member).read())
+    except (KeyError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise ValueError(f"{CIFAR10.name} is not the archive of the data set: {error}") from error
+    return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)

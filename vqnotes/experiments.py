@@ -1,20 +1,19 @@
 """Experiments: sweeps over settings and seeds, means with intervals, and how much each cause explains."""
 
 import itertools
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from vqnotes.interrupts import handled, noticed
 from vqnotes.metrics import confidence_interval
 
 Setting = Mapping[str, object]
+Outcome = tuple[list[dict], list[int], str]  # of one setting: its rows, the seeds that failed, and why
 
 # ---------------------------------------------------------------- many settings, many seeds
 
@@ -53,36 +52,55 @@ def sweep(
     settings, seeds = [dict(setting) for setting in settings], [int(seed) for seed in seeds]
     if not settings or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"need settings, and seeds that differ, got {len(settings)} settings and seeds {seeds}")
-    finished, failed = {}, {place: (seeds, "interrupted") for place in range(len(settings))}
-    started = _here(run, settings, seeds) if executor is None else _submitted(run, settings, seeds, executor)
-    bar = tqdm(total=len(settings), desc="settings", leave=False, disable=not progress)
-    try:
-        with bar, closing(started):
-            for place, result in started:
-                try:
-                    finished[place], lost, reason = result()
-                except Exception as error:  # the worker died, or what it was sent or gave cannot travel
-                    lost, reason = seeds, repr(error)
-                failed[place] = (lost, reason)
-                bar.update()
-    except KeyboardInterrupt:
-        pass
-    rows = [{**settings[place], **row} for place in sorted(finished) for row in finished[place]]
-    losses = [(settings[place], lost, reason) for place, (lost, reason) in failed.items() if lost]
+    outcomes = {place: ([], seeds, "interrupted") for place in range(len(settings))}
+    stopped = False
+
+    def stop(*_) -> None:  # looked at between two settings: nothing that has finished is lost, no pool is torn
+        nonlocal stopped
+        stopped = True
+
+    with handled(stop), tqdm(total=len(settings), desc="settings", leave=False, disable=not progress) as bar:
+        if executor is None:
+            try:
+                for place, setting in enumerate(settings):
+                    if stopped:
+                        break
+                    outcomes[place] = _one_setting(run, setting, seeds)
+                    bar.update()
+            except KeyboardInterrupt:
+                pass
+        else:
+            futures = []
+            for setting in settings:
+                if stopped:
+                    break
+                futures.append(_submitted(run, setting, seeds, executor))
+            waiting = set(futures)
+            while waiting and not stopped:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                bar.update(len(done))
+            outcomes |= {place: _outcome(future, seeds) for place, future in enumerate(futures)}
+        return _table(settings, outcomes)
+
+
+def _table(settings: list[Setting], outcomes: dict[int, Outcome]) -> pd.DataFrame:
+    rows = [{**settings[place], **row} for place, (some, _, _) in outcomes.items() for row in some]
+    losses = [(settings[place], lost, reason) for place, (_, lost, reason) in outcomes.items() if lost]
     if losses:
         names = "\n".join(f"  {setting}, seeds {lost}: {reason}" for setting, lost, reason in losses)
         if not rows:
             raise RuntimeError(f"no run finished:\n{names}")
-        warnings.warn(f"{sum(len(lost) for _, lost, _ in losses)} runs did not finish:\n{names}", stacklevel=2)
+        warnings.warn(f"{sum(len(lost) for _, lost, _ in losses)} runs did not finish:\n{names}", stacklevel=3)
     table = pd.DataFrame(rows)
     table.attrs["failed"] = losses
     return table
 
 
-def _one_setting(run: Callable, setting: Setting, seeds: list[int]) -> tuple[list[dict], list[int], str]:
-    """The rows of one setting, the seeds that failed, and why."""
+def _one_setting(run: Callable, setting: Setting, seeds: list[int]) -> Outcome:
+    """Runs one setting. An interrupt that a run took as its own end, as `fit` does, is one here too."""
     try:
-        measured = list(run(seeds, **setting))
+        with noticed():
+            measured = list(run(seeds, **setting))
         if len(measured) != len(seeds):
             raise ValueError(f"run returned {len(measured)} results for {len(seeds)} seeds")
         return [{"seed": seed, **row} for seed, row in zip(seeds, measured)], [], ""
@@ -94,58 +112,47 @@ def _one_setting(run: Callable, setting: Setting, seeds: list[int]) -> tuple[lis
     return rows, lost, next((reason for *_, reason in alone if reason), "")
 
 
-def _here(run: Callable, settings: list, seeds: list[int]) -> Iterator[tuple[int, Callable]]:
-    """In this process. An interrupt that a run took as its own end, as `fit` does, still ends the sweep."""
-    interrupted = []
-
-    def note(*_) -> None:
-        interrupted.append(True)
-        raise KeyboardInterrupt
-
-    def result(setting: Setting) -> tuple[list[dict], list[int], str]:
-        answer = _one_setting(run, setting, seeds)
-        if interrupted:
-            raise KeyboardInterrupt
-        return answer
-
-    main = threading.current_thread() is threading.main_thread()  # the only one that gets signals
-    before = signal.signal(signal.SIGINT, note) if main else None
+def _submitted(run: Callable, setting: Setting, seeds: list[int], executor: Executor) -> Future:
     try:
-        for place, setting in enumerate(settings):
-            yield place, lambda setting=setting: result(setting)
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        return executor.submit(_one_setting, run, setting, seeds)
+    except Exception as error:  # the pool has broken already
+        failed = Future()
+        failed.set_exception(error)
+        return failed
 
 
-def _submitted(run: Callable, settings: list, seeds: list[int], executor: Executor) -> Iterator[tuple[int, Callable]]:
-    futures = {}
+def _outcome(future: Future, seeds: list[int]) -> Outcome:
+    """What came of a setting that was submitted; what is not done is given up."""
+    if not future.done():
+        future.cancel()
+        return [], seeds, "interrupted"
     try:
-        for place, setting in enumerate(settings):
-            try:
-                future = executor.submit(_one_setting, run, setting, seeds)
-            except Exception as error:  # the pool has broken already
-                future = Future()
-                future.set_exception(error)
-            futures[future] = place
-        for future in as_completed(futures):
-            yield futures[future], future.result
-    finally:
-        for future in futures:
-            future.cancel()
+        return future.result()
+    except KeyboardInterrupt:  # in the worker
+        return [], seeds, "interrupted"
+    except Exception as error:  # the worker died, or what it was sent or gave cannot travel
+        return [], seeds, repr(error)
 
 
 # ---------------------------------------------------------------- what a table of runs says
 
 
+def _check_columns(runs: pd.DataFrame, *names: str) -> None:
+    missing = [name for name in names if name not in runs]
+    if missing or len(runs) == 0:
+        raise ValueError(f"need rows with columns {list(names)}, got {len(runs)} rows with {list(runs.columns)}")
+
+
 def summary(runs: pd.DataFrame, by: list[str], y: str) -> pd.DataFrame:
     """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
 
-    Raises ValueError for a group of fewer than two runs.
+    Raises ValueError for a group of fewer than two runs, a column that is not there, or values that are not finite.
     """
+    _check_columns(runs, *by, y)
     rows = []
-    for names, values in runs.groupby(by, sort=False)[y]:
-        rows.append((*names, values.mean(), *confidence_interval(values)))
+    for names, values in runs.groupby(by, sort=False, dropna=False)[y]:
+        interval = confidence_interval(values)
+        rows.append((*names, values.mean(), *interval))
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high"])
 
 
@@ -154,10 +161,13 @@ def differences(runs: pd.DataFrame, by: str, to: object, y: str) -> pd.DataFrame
 
     runs: one row a run, with a column "seed"; arms are the values of column `by`. Comparing equal seeds takes out
     what the seeds share, such as data and initial weights. Columns: `by`, mean, low, high.
-    Raises ValueError if there is no arm `to`, or if an arm has other seeds.
+    Raises ValueError if there is no arm `to`, if an arm has other seeds or one twice, or as `summary` does.
     """
+    _check_columns(runs, "seed", by, y)
     if to not in set(runs[by]):
         raise ValueError(f"no arm {to!r} among {runs[by].unique().tolist()}")
+    if runs[by].isna().any() or runs.duplicated(["seed", by]).any():
+        raise ValueError(f"an arm of {by!r} has no name, or a seed twice: {runs[by].unique().tolist()}")
     table = runs.pivot(index="seed", columns=by, values=y)[runs[by].unique()]
     if table.isna().to_numpy().any():
         raise ValueError(f"every arm needs every seed:\n{table.notna().sum()}")
@@ -175,18 +185,19 @@ def eta_squared(runs: pd.DataFrame, y: str, causes: Sequence[str]) -> pd.DataFra
     Columns: cause, share, low, high, the bootstrap 95 % interval. Seeds are drawn with replacement and kept
     together over all cells, because the cells share data and initial weights.
     Raises ValueError for cells that miss a seed or hold it twice, fewer than two seeds or levels, values that are
-    not finite, or values that do not vary.
+    not finite, or values that do not vary, or not in some draws of so few seeds.
     """
     from scipy.stats import bootstrap
 
+    _check_columns(runs, "seed", *causes, y)
     levels = [list(runs[cause].unique()) for cause in causes]
-    if len(levels) != 2 or min(map(len, levels)) < 2 or runs["seed"].nunique() < 2:
+    if len(levels) != 2 or len({"seed", y, *causes}) < 4 or min(map(len, levels)) < 2 or runs["seed"].nunique() < 2:
         raise ValueError(f"need two causes of at least two levels and two seeds, got {dict(zip(causes, levels))}")
     if runs.duplicated(["seed", *causes]).any():
         raise ValueError(f"a seed occurs twice in one cell of {list(causes)}")
     table = runs.pivot(index="seed", columns=list(causes), values=y)
     table = table.reindex(columns=pd.MultiIndex.from_product(levels))
-    if not np.isfinite(table.to_numpy(dtype=float)).all() or table.to_numpy().std() == 0:
+    if not np.isfinite(table.to_numpy(dtype=float)).all() or not 0 < table.to_numpy(dtype=float).std() < np.inf:
         raise ValueError(f"{y} must be finite, vary, and be there for each seed in each cell:\n{table.describe()}")
     cells = [table[cell].to_numpy() for cell in table.columns]
     shape = tuple(map(len, levels))
@@ -203,6 +214,8 @@ def eta_squared(runs: pd.DataFrame, y: str, causes: Sequence[str]) -> pd.DataFra
 
     found = bootstrap(cells, shares, n_resamples=2000, paired=True, method="percentile", axis=-1, rng=0)
     low, high = found.confidence_interval
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{y} does not vary in some draws of {len(table)} seeds: more seeds are needed")
     return pd.DataFrame(
         {"cause": [*causes, "interaction", "seeds"], "share": shares(*cells), "low": low, "high": high}
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from vqnotes import data, experiments, metrics, models, training
+from vqnotes.files import replaced
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import AffineCodes, CosineCodes, DiVeQ, EntropyLoss, OrthogonalCodes, RotationTrick, SimVQ
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
@@ -146,9 +147,8 @@ def main() -> None:
     runs = experiments.sweep(run, settings, seeds=range(10_000, 10_000 + options.seeds))
     if runs.attrs["failed"]:
         raise SystemExit("some runs failed: nothing was written")
-    beside = options.out.with_suffix(".new")
-    runs.drop(columns="ms a step").round(4).to_csv(beside, index=False)
-    beside.replace(options.out)
+    with replaced(options.out) as beside:
+        runs.drop(columns="ms a step").round(4).to_csv(beside, index=False)
     for bed in RANKED:
         print(bed, table(runs, bed).round(3).to_string(), sep="\n")
 

@@ -1,6 +1,7 @@
 """Training: one run from start to end, or many at once; with progress, interruptible, the same for the same seed."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from tqdm.auto import tqdm
 
+from vqnotes.interrupts import held
 from vqnotes.models import VQAutoencoder, sample_latents
 
 LATENTS_PER_CODE = 32  # given to the codebook's initialisation, where there are so many
@@ -59,7 +61,8 @@ def fit(
     codebook_lr: learning rate of the quantiser's parameters, None for `lr`. (EMA codes have none.)
     callback: called as callback(step, model) before each step and once after the last. It may change the model:
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
-    An interrupt (Ctrl-C, the stop button) ends the run: the history so far is returned, the model stays usable.
+    An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
+    is returned, and the model is as after that many steps.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
     not above 0, or warmup outside 0 .. steps.
     """
@@ -146,16 +149,17 @@ def fit_many(
         if callback is not None:
             callback(step, models)
 
+    def unstack() -> None:
+        for tensor in (tensor for tensors in own for tensor in tensors.values()):
+            tensor.data = tensor.data.clone()
+
     try:
-        histories = _train(plan, models, xs, seeds, update, watch)
+        histories = _train(plan, models, xs, seeds, update, watch, unstack)
     except ValueError as error:
         lost = [seed for seed, tensors in zip(seeds, own) if not all(t.isfinite().all() for t in tensors.values())]
         if not lost:
             raise
         raise ValueError(f"{error} (seeds that diverged: {lost})") from error
-    finally:
-        for tensor in (tensor for tensors in own for tensor in tensors.values()):
-            tensor.data = tensor.data.clone()
     return list(zip(models, histories))
 
 
@@ -220,24 +224,34 @@ def _train(
     seeds: list[int],
     update: Callable[[Tensor, bool], Tensor],
     watch: Callable[[int], None],
+    finish: Callable[[], None] = lambda: None,
 ) -> list[History]:
-    """The loop over steps. update takes the batches' places in x (R, B) and gives error and loss (2, R)."""
+    """The loop over steps. update takes the batches' places in x (R, B) and gives error and loss (2, R).
+
+    An interrupt lands before a step: the models are then as after a run of as many steps as the histories have.
+    finish is called at the end, however it comes.
+    """
     batches, samples = ([torch.Generator().manual_seed(seed) for seed in seeds] for _ in range(2))
-    histories, were_training = [History() for _ in models], [model.training for model in models]
+    histories = [History() for _ in models]
     length, device = len(xs[0]), xs[0].device
     in_order = torch.arange(plan.batch_size).expand(len(models), -1)
-    bar = tqdm(total=plan.steps, desc="training", leave=False, disable=not plan.progress)
-    with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seeds[0])  # for quantisers that draw noise
-        try:
+    random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    try:
+        with held() as let_interrupt_in, random_state, ExitStack() as at_end:
+            at_end.callback(finish)
+            bar = tqdm(total=plan.steps, desc="training", leave=False, disable=not plan.progress)
+            at_end.callback(bar.close)
             for model in models:
+                at_end.callback(model.train, model.training)
                 model.train()
+            torch.manual_seed(seeds[0])  # for quantisers that draw noise
             for step in range(plan.steps + 1):
                 if step == plan.warmup and plan.init is not None:
                     for model, x, seed, sample in zip(models, xs, seeds, samples):
                         count = LATENTS_PER_CODE * len(model.quantizer.codes())
                         model.quantizer.init_codes(plan.init, sample_latents(model, x, count, sample), seed)
                 watch(step)
+                let_interrupt_in()
                 if step == plan.steps:
                     break
                 if plan.shuffle:
@@ -249,14 +263,11 @@ def _train(
                     history.quantizer.append(quantizer_loss)
                     history.reconstruction.append(error)
                 bar.update()
-        except KeyboardInterrupt:
-            whole = min(len(history) for history in histories)
-            for history in histories:
-                history.interrupted = True
-                del history.quantizer[whole:], history.reconstruction[whole:]
-        finally:
-            for model, was_training in zip(models, were_training):
-                model.train(was_training)
+    except KeyboardInterrupt:
+        whole = min(len(history) for history in histories)
+        for history in histories:
+            history.interrupted = True
+            del history.quantizer[whole:], history.reconstruction[whole:]
     return histories
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vqnotes import data, diagnosis, experiments, league, models, training
 from vqnotes.figures import Figures, figures_of
+from vqnotes.files import replaced
 from vqnotes.metrics import reconstruction_error
 from vqnotes.quantizers import VectorQuantizer, kmeans, nearest_code
 from vqnotes.remedies import RotationTrick, SimVQ
@@ -245,9 +246,8 @@ def main() -> None:
             if parts[-1].attrs["failed"]:
                 raise SystemExit("some runs failed: nothing was written")
     table = pd.concat(parts)
-    beside = options.out.with_suffix(".new")
-    table.to_csv(beside, index=False, float_format="%.5g")
-    beside.replace(options.out)
+    with replaced(options.out) as beside:
+        table.to_csv(beside, index=False, float_format="%.5g")
     table = table.assign(confirmed=confirmed(table)).query("confirmed")
     print("thresholds by the first half:", thresholds(table[table["half"] == "set"]))
     for half, part in table.groupby("half"):

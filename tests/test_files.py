@@ -1,0 +1,210 @@
+"""Files are written whole or not at all, with a full disk or an interrupt, by downloads and by all commands."""
+
+import importlib
+import resource
+import shutil
+import signal
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+import nbformat
+import notebook_tools
+import numpy as np
+import pytest
+from helpers import Moments
+from notebook_tools import NOTEBOOKS, ROOT, repository
+from served import PLAIN, X, check_fashion, cut, elsewhere, in_cache, printed
+
+from vqnotes import data, downloads, experiments, files, league, validation
+
+
+@contextmanager
+def full_disk():
+    """No file may grow beyond a kilobyte."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(path, text="new" * 1000):
+    with files.replaced(path) as beside:
+        beside.write_text(text)
+
+
+# ---------------------------------------------------------------- what they all write by
+
+
+def test_a_file_is_replaced_or_made(tmp_path):
+    for text in ("first", "second"):
+        write(tmp_path / "table.csv", text)
+        assert contents(tmp_path) == {(tmp_path / "table.csv").relative_to(tmp_path): text.encode()}
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_full_disk_leaves_a_file_as_it_was(tmp_path, old):
+    if old:
+        (tmp_path / "table.csv").write_bytes(old)
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="File too large"), full_disk():
+        write(tmp_path / "table.csv")
+    assert contents(tmp_path) == before
+
+
+def test_what_cannot_be_replaced_is_kept(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_an_interrupt_at_any_moment_leaves_the_old_file_or_the_new(tmp_path):
+    path = tmp_path / "table.csv"
+    write(path, "old")
+    with Moments(write, write) as moments:
+        write(path, "old")
+    left = set()
+    for moment in range(1, moments.now):
+        write(path, "old")
+        with suppress(KeyboardInterrupt), Moments(write, write, [moment]):
+            write(path, "new")
+        assert list(tmp_path.iterdir()) == [path]
+        left.add(path.read_text())
+    assert left == {"old", "new"}
+
+
+# ---------------------------------------------------------------- downloads
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some moments are in a destructor
+def test_a_download_interrupted_at_any_moment_leaves_nothing(server):
+    file, fetch = data.FASHION_MNIST["train", "x"], downloads.download
+    content = (server.folder / X).read_bytes()
+    fetch(file)
+    (server.cache / X).unlink()
+    with Moments(fetch, fetch) as moments:
+        fetch(file)
+    interrupted = 0
+    for moment in np.random.default_rng(0).integers(1, moments.now, 40).tolist():
+        (server.cache / X).unlink(missing_ok=True)
+        try:
+            with Moments(fetch, fetch, [moment]):
+                fetch(file)
+        except KeyboardInterrupt:
+            interrupted += 1
+        left = in_cache(server)
+        assert left == [] or (left == [X] and (server.cache / X).read_bytes() == content)
+    assert interrupted > 30
+    check_fashion()
+
+
+def test_a_kernel_interrupted_while_it_waits_for_a_download(server):
+    content, over = (server.folder / X).read_bytes(), threading.Event()
+
+    def interrupt(handler):
+        cut(handler, content, lambda: waiting[0].send_signal(signal.SIGINT))
+        over.wait(60)
+
+    server.answers[f"/{X}"] = interrupt
+    code = (
+        "try: said()\nexcept KeyboardInterrupt: print(os.listdir('cache'), flush=True)\n"
+        "sys.stdin.readline(); print(said())"
+    )
+    waiting = [elsewhere(server, code)]
+    assert waiting[0].stdout.readline() == "[]\n"
+    del server.answers[f"/{X}"]
+    over.set()
+    waiting[0].stdin.write("go on\n")
+    assert printed(waiting[0]) == [str(len(PLAIN["train", "x"]))]
+
+
+# ---------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of what the commands change, and the module of the hand-outs."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(notebook_tools, "ROOT", tmp_path)
+    monkeypatch.setattr(notebook_tools, "NOTEBOOKS", sorted((tmp_path / "notebooks").glob("*.ipynb"))[:1])
+    monkeypatch.setattr(notebook_tools.NotebookClient, "execute", lambda self: None)
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    handouts = importlib.import_module("handouts")
+    monkeypatch.setattr(handouts, "NOTEBOOKS", NOTEBOOKS[:1])
+    monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(range(99), "correct"))
+    (tmp_path / "sheet.csv").write_text("old")
+    monkeypatch.setattr(sys, "argv", ["command", "--out", str(tmp_path / "sheet.csv")])
+    monkeypatch.setattr(experiments, "sweep", swept_long_ago)
+    return tmp_path
+
+
+def swept_long_ago(run, *_, **__):
+    table = validation.models_made() if run is validation.examine else league.long_table().assign(**{"ms a step": 1})
+    table.attrs["failed"] = []
+    return table
+
+
+COMMANDS = {
+    "league": (lambda copy: league.main(), ["sheet.csv"]),
+    "validation": (lambda copy: validation.main(), ["sheet.csv"]),
+    "run": (lambda copy: notebook_tools.run(copy / "notebooks" / NOTEBOOKS[1].name), []),
+    "stamp": (lambda copy: notebook_tools.stamp("some/other", copy), []),
+    "stamp_readme": (lambda copy: notebook_tools.stamp_readme(), []),
+    "student": (lambda copy: sys.modules["handouts"].student(copy), [f"notebooks/{NOTEBOOKS[0].name}"]),
+    "slides": (lambda copy: sys.modules["handouts"].slides(copy), ["lecture.html"]),
+    "grade": (lambda copy: sys.modules["handouts"].grade(copy), ["grades.csv"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_with_a_full_disk_leaves_all_as_it_was(copy, name):
+    command, written = COMMANDS[name]
+    (copy / "solutions").mkdir()
+    for one in written:
+        (copy / one).write_text((copy / one).read_text() if one.endswith("ipynb") else "old")
+    before = contents(copy)
+    with pytest.raises(OSError, match="File too large"), full_disk():
+        command(copy)
+    assert contents(copy) == before
+
+
+def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
+    old, replaced = repository(), files.replaced
+
+    def interrupted(path):
+        if path.name == "README.md":
+            raise KeyboardInterrupt
+        return replaced(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(notebook_tools, "replaced", interrupted)
+        notebook_tools.stamp("some/other", copy)
+    notebook_tools.stamp("some/other", copy)
+    assert not any(f"{old}".encode() in content for content in contents(copy).values())
+
+
+def test_a_website_that_cannot_be_built_leaves_the_old_one(tmp_path, monkeypatch):
+    pytest.importorskip("sphinx", reason="the website needs the extra `book`")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    book = importlib.import_module("book")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "index.html").write_text("old")
+    with pytest.raises(OSError, match="File too large"), full_disk():
+        book.build(tmp_path / "book")
+    assert list(contents(tmp_path / "book").values()) == [b"old"]
+
+
+def test_notebooks_are_whole_after_a_run(copy):
+    path = copy / "notebooks" / NOTEBOOKS[1].name
+    notebook_tools.run(path)
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert sorted(one.name for one in path.parent.iterdir()) == sorted(one.name for one in NOTEBOOKS)
