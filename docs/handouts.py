@@ -148,7 +148,11 @@ def grade(folder: Path) -> pd.DataFrame:
                 checks[one.number] = check_of(one.stub)
     rows = []
     for path in sorted(folder.rglob("*.ipynb")):
-        for number, verdict in verdicts(path, checks).items():
+        try:
+            found = verdicts(path, checks)
+        except Exception as error:  # a broken file, a kernel that died: the others are graded all the same
+            found = {"all": f"could not be run: {error!r}"}
+        for number, verdict in found.items():
             row = {"notebook": str(path.relative_to(folder)), "exercise": number, "verdict": verdict}
             rows.append(row | {"points": int(verdict == "correct")})
     if not rows:

@@ -71,6 +71,18 @@ def test_grading_runs_the_answers_with_our_own_checks(tmp_path, capsys):
     assert (tmp_path / "grades.csv").read_text().count("\n") == 4 and "renamed.ipynb" in capsys.readouterr().out
 
 
+def test_a_notebook_that_cannot_be_run_does_not_stop_the_others(tmp_path):
+    (tmp_path / "broken.ipynb").write_text("half a notebo", encoding="utf-8")
+    (one, *_) = (one for one in exercises(nbformat.read(NOTEBOOKS[0], as_version=4).cells) if one.stub)
+    for name, source in (("a_dies", f"import os\nos._exit(1)\n{one.stub}"), ("b_runs", one.stub)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    table = grade(tmp_path).set_index("notebook")
+    assert table["exercise"].to_dict() == {"a_dies.ipynb": "all", "b_runs.ipynb": "0.1", "broken.ipynb": "all"}
+    assert "DeadKernelError" in table["verdict"]["a_dies.ipynb"] and "JSON" in table["verdict"]["broken.ipynb"]
+    assert table["verdict"]["b_runs.ipynb"] == "not attempted yet" and table["points"].sum() == 0
+
+
 def test_grading_nothing_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no notebook"):
         grade(tmp_path)
