@@ -16,10 +16,10 @@ TICK, CROSS = "✓", "✗"
 def claim(statement: str, holds, **figures) -> None:
     """Prints the statement with a tick if it holds; otherwise raises AssertionError with the figures behind it.
 
-    holds: a truth value; arrays and tensors of one element count, larger ones must be reduced first.
+    holds: a truth value; arrays and tensors of one element count, larger ones must be reduced first. NaN is none.
     figures: whatever the statement rests on, shown only on failure, so that the printed text is the same anywhere.
     """
-    if not bool(holds):
+    if not bool(holds) or holds != holds:
         shown = ", ".join(f"{name} = {value}" for name, value in figures.items())
         raise AssertionError(f"{CROSS} {statement}" + (f"  [{shown}]" if shown else ""))
     print(f"{TICK} {statement}")

@@ -168,7 +168,7 @@ def differences(runs: pd.DataFrame, by: str, to: object, y: str) -> pd.DataFrame
         raise ValueError(f"no arm {to!r} among {runs[by].unique().tolist()}")
     if runs[by].isna().any() or runs.duplicated(["seed", by]).any():
         raise ValueError(f"an arm of {by!r} has no name, or a seed twice: {runs[by].unique().tolist()}")
-    table = runs.pivot(index="seed", columns=by, values=y)[runs[by].unique()]
+    table = runs.pivot(index="seed", columns=by, values=y)[runs[by].unique()].astype(float)
     if table.isna().to_numpy().any():
         raise ValueError(f"every arm needs every seed:\n{table.notna().sum()}")
     change = table.drop(columns=to).sub(table[to], axis=0).melt(var_name=by, value_name=y)

@@ -173,7 +173,7 @@ def _loss_by_reading(near: Tensor, x: Tensor, seed: int) -> float:
 
     half = len(x) // 2
     seen = _principal_part(near.flatten(1), 256, seed)[0]
-    seen = (seen / seen.square().sum(1).mean().sqrt()).numpy()
+    seen = (seen / seen.square().sum(1).mean().sqrt().clamp_min(1e-30)).numpy()  # 0 if all codes near coincide
     features = [seen / seen.std(0).clip(1e-6)]
     for reach in (0.5, 8):
         kernel = Nystroem(gamma=reach, n_components=min(128, half), random_state=seed).fit(seen[:half])

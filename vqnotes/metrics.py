@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.quantizers import check_codebook, check_latents, kmeans, nearest_code
+from vqnotes.quantizers import LARGEST, check_codebook, check_latents, kmeans, nearest_code
 
 # ---------------------------------------------------------------- how the codes are used
 
@@ -28,9 +28,7 @@ class UsageMeter:
 
     def update(self, index: Tensor) -> None:
         """Adds the indices of one batch, of any shape."""
-        index = torch.as_tensor(index).flatten().cpu()
-        if index.numel() == 0 or index.is_floating_point() or index.is_complex():
-            raise ValueError(f"index must hold integers, got {index.dtype} of shape {tuple(index.shape)}")
+        index = check_index(index).flatten().cpu()
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= len(self.counts):
             raise ValueError(f"index must be in 0 .. {len(self.counts) - 1}, got {low} .. {high}")
@@ -55,6 +53,14 @@ class UsageMeter:
             raise ValueError("no index counted yet: call update first")
 
 
+def check_index(index: Tensor) -> Tensor:
+    """The index as a tensor; ValueError unless it holds integers, at least one."""
+    index = torch.as_tensor(index)
+    if index.numel() == 0 or index.is_floating_point() or index.is_complex():
+        raise ValueError(f"index must hold integers, got {index.dtype} of shape {tuple(index.shape)}")
+    return index
+
+
 def usage(index: Tensor, size: int) -> float:
     """Share of the `size` codes that occur in the index, in (0, 1]. At most index.numel() / size."""
     meter = UsageMeter(size)
@@ -77,9 +83,9 @@ def mode_entropy(codebook: Tensor, latents: Tensor, y: Tensor) -> float:
     still serve every mode.
     """
     check_codebook(codebook)
-    labels = _check_labels(latents, y)
+    labels = check_labels(latents, y)
     nearest = nearest_code(codebook, latents.reshape(-1, latents.shape[-1]))
-    return entropy(torch.bincount(labels[nearest.cpu()]))
+    return entropy(labels[nearest.cpu()].unique(return_counts=True)[1])
 
 
 def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
@@ -91,15 +97,16 @@ def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
     """
     check_codebook(codebook)
     if len(codebook) < 2:
-        raise ValueError("need at least two codes")
+        raise ValueError(f"need at least two codes, got shape {tuple(codebook.shape)}")
     codes, pairs = codebook.detach().double(), len(codebook) * (len(codebook) - 1)
     if metric == "cosine":
         lengths = codes.norm(dim=1, keepdim=True)
-        if (lengths == 0).any():
+        if (lengths < 1 / LARGEST).any():
             raise ValueError(f"code {int(lengths[:, 0].argmin())} is zero: it has no direction")
         total = (codes / lengths).sum(dim=0).square().sum().item()  # sum of all cosines, the diagonal included
-        return 1 - (total - len(codes)) / pairs
+        return min(max(0.0, 1 - (total - len(codes)) / pairs), 2.0)
     if metric == "euclidean":
+        codes = codes - codes.mean(dim=0)  # far from the origin cdist would lose digits
         return sum(torch.cdist(part, codes).sum().item() for part in codes.split(1024)) / pairs
     raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
 
@@ -145,6 +152,7 @@ def effective_rank(x: Tensor) -> float:
 def participation_ratio(x: Tensor) -> float:
     """(sum of variances)^2 / sum of squared variances over principal components, in [1, D]; 0 for constant x."""
     variances = principal_variances(x)
+    variances = np.ldexp(variances, -np.frexp(variances.max())[1])  # so that no square overflows
     return float(variances.sum() ** 2 / (variances**2).sum()) if variances.sum() > 0 else 0.0
 
 
@@ -166,15 +174,15 @@ def water_filling(variances, bits: float) -> WaterFilling:
     variances: (D,), not negative. Raises ValueError for negative or no variances, or negative bits.
     """
     values = np.asarray(variances, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all() or (values < 0).any():
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values.sum()) or (values < 0).any():
         raise ValueError(f"variances must be (D,), finite and not negative, got shape {values.shape}: {values}")
-    if not (np.isfinite(bits) and bits >= 0):
+    if not 0 <= 2 * bits < np.inf:
         raise ValueError(f"bits must be finite and at least 0, got {bits}")
     if bits == 0 or values.max() == 0:
         return WaterFilling(float(values.sum()), float(values.max()), 0, np.zeros_like(values))
     logs = np.log2(np.sort(values[values > 0])[::-1])
     levels = (np.cumsum(logs) - 2 * bits) / np.arange(1, len(logs) + 1)  # if the first n components are active
-    log_level = levels[np.flatnonzero(logs > levels)[-1]]
+    log_level = levels[max(np.flatnonzero(logs > levels), default=0)]  # bits may be too few to tell from 0
     level = 2.0**log_level
     each = np.zeros_like(values)
     above = values > level
@@ -190,15 +198,17 @@ def quantization_error(latents: Tensor, codebook: Tensor, relative: bool = True)
 
     0 is perfect, 1 is what a single code at the mean gives, more is worse than that. relative=False gives the
     squared distance itself, which also falls when the latents shrink.
-    Raises ValueError if latents without variance are to be compared with their variance.
+    Raises ValueError if latents that do not vary, or hardly, are to be compared with their variance.
     """
-    flat = latents.detach().reshape(-1, latents.shape[-1])
-    chosen = codebook.detach()[nearest_code(flat, codebook)]
+    check_codebook(codebook)
+    check_latents(latents)
+    index = nearest_code(latents, codebook).flatten()
+    flat, chosen = latents.detach().reshape(-1, latents.shape[-1]), codebook.detach()[index]
     error = (flat.double() - chosen.double()).square().sum(dim=1).mean().item()
     if not relative:
         return error
     variance = principal_variances(flat).sum()
-    if variance == 0:
+    if variance < error / LARGEST or variance == 0:
         raise ValueError(f"all latents are equal, shape {tuple(latents.shape)}: no variance to compare with")
     return float(error / variance)
 
@@ -211,6 +221,7 @@ def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
     is not perfect: the gap varies a little with the seed and can be below 1.
     Raises ValueError for fewer latents than codes.
     """
+    check_codebook(codebook)
     centroids, _ = kmeans(latents, len(codebook), seed)
     best = quantization_error(latents, centroids, relative=False)
     error = quantization_error(latents, codebook, relative=False)
@@ -225,8 +236,12 @@ def reconstruction_error(reconstruction: Tensor, x: Tensor) -> float:
     if reconstruction.shape != x.shape or x.numel() == 0:
         shapes = f"{tuple(reconstruction.shape)} and {tuple(x.shape)}"
         raise ValueError(f"shapes must be equal and not empty, got {shapes}")
-    error, variance = (reconstruction - x).double().square().mean().item(), x.double().var(correction=0).item()
-    if not (np.isfinite(error) and variance > 0):
+    wide = torch.promote_types(torch.promote_types(reconstruction.dtype, x.dtype), torch.float32)
+    if wide.is_complex:
+        raise ValueError(f"both must hold real numbers, got {reconstruction.dtype} and {x.dtype}")
+    error = (reconstruction.to(wide) - x.to(wide)).double().square().mean().item()
+    variance = x.double().var(correction=0).item()
+    if not (variance > 0 and np.isfinite(error / variance)):
         raise ValueError(f"both must be finite and x must vary, got error {error}, variance {variance}")
     return error / variance
 
@@ -241,7 +256,7 @@ def separability(latents: Tensor, y: Tensor, reader=None) -> float:
     from sklearn.model_selection import cross_val_score
     from sklearn.neighbors import KNeighborsClassifier
 
-    labels = _check_labels(latents, y)
+    labels = check_labels(latents, y)
     _, sizes = labels.unique(return_counts=True)
     if len(sizes) < 2 or sizes.min() < 5:
         raise ValueError(f"need at least 2 classes of at least 5 members, got sizes {sizes.tolist()}")
@@ -258,23 +273,28 @@ def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[flo
     from scipy.stats import bootstrap
 
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"need at least two finite values, got {values}")
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(len(values) * np.abs(values).max()) or not 0 < level < 1:
+        raise ValueError(f"need at least two finite values and a level in (0, 1), got {values} and {level}")
     result = bootstrap((values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile", rng=seed)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def entropy(weights) -> float:
-    """Entropy in nats of not negative weights, normalised to sum 1."""
+    """Entropy in nats of not negative weights, normalised to sum 1. Raises ValueError if one is, or all are 0."""
     shares = np.asarray(weights, dtype=np.float64)
-    shares = shares[shares > 0] / shares.sum()
+    if not 0 < shares.sum() < np.inf or (shares < 0).any():
+        raise ValueError(f"weights must be finite, not negative and not all 0, got {shares}")
+    shares = shares / shares.sum()
+    shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())
 
 
-def _check_labels(latents: Tensor, y: Tensor) -> Tensor:
-    """The labels as int64 (N,) on the CPU; ValueError unless there is one for each latent."""
+def check_labels(latents: Tensor, y: Tensor) -> Tensor:
+    """The labels as int64 (N,) on the CPU; ValueError unless there is one, a whole number, for each latent."""
     check_latents(latents)
     labels = torch.as_tensor(y).flatten().cpu()
     if latents.ndim < 2 or len(labels) != latents.shape[:-1].numel():
         raise ValueError(f"{len(labels)} labels for latents of shape {tuple(latents.shape)}")
+    if labels.is_complex() or (labels != labels.long()).any():
+        raise ValueError(f"labels must be whole numbers, got {labels.dtype}: {labels}")
     return labels.long()

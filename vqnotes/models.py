@@ -40,6 +40,8 @@ def mlp(*sizes: int) -> nn.Sequential:
 
     Leaky ReLU between them, so that a narrow net is limited by its width and not by units that died.
     """
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"need at least two sizes, all positive, got {sizes}")
     layers = []
     for before, after in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.LeakyReLU(0.1), nn.Linear(before, after)]
@@ -62,8 +64,9 @@ class ToPatches(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2] % self.size or images.shape[-1] % self.size:
-            raise ValueError(f"height and width must be multiples of {self.size}, got {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[-2] % self.size or images.shape[-1] % self.size:
+            shape = tuple(images.shape)
+            raise ValueError(f"need images (N, C, H, W), height and width multiples of {self.size}, got {shape}")
         return F.pixel_unshuffle(images - 0.5, self.size).permute(0, 2, 3, 1).contiguous()
 
 
@@ -97,6 +100,8 @@ def image_autoencoder(
     The encoder sees one patch at a time; the decoder also looks at the eight neighbours of a latent, so that
     patches join. H and W must be multiples of `patch`. width: hidden units of the encoder, its capacity.
     """
+    if min(patch, decoder_width) < 1:
+        raise ValueError(f"patch and decoder_width must be positive, got {patch} and {decoder_width}")
     pixels = channels * patch**2
     encoder = nn.Sequential(ToPatches(patch), mlp(pixels, width, width, quantizer.dim))
     decoder = nn.Sequential(
@@ -127,7 +132,12 @@ def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch
 
 @torch.no_grad()
 def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
-    """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients."""
+    """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients.
+
+    Raises ValueError for an empty x or batch_size < 1.
+    """
+    if x.numel() == 0 or x.ndim == 0 or batch_size < 1:
+        raise ValueError(f"need inputs (N, ...) and batch_size >= 1, got {tuple(x.shape)} and {batch_size}")
     was_training = model.training
     model.eval()
     try:

@@ -20,6 +20,8 @@ def as_tensor(given, name: str) -> Tensor:
         tensor = torch.as_tensor(given).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
+    if tensor.is_complex():
+        raise ValueError(f"{name} must be real numbers, got {tensor.dtype} {tuple(tensor.shape)}")
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 

@@ -5,6 +5,7 @@ Where they show latents and codes: data grey, latents blue, live codes orange, d
 
 import base64
 import io
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -12,13 +13,14 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from vqnotes.experiments import summary
-from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances
+from vqnotes.metrics import UsageMeter, check_index, check_labels, effective_dimension, principal_variances
 from vqnotes.quantizers import check_codebook, check_latents, nearest_code
 from vqnotes.verdicts import Diagnosis
 
@@ -91,10 +93,9 @@ def latents_by_label(ax: Axes, latents: Tensor, y: Tensor, sample: int = 2000) -
 
     Returns columns x, y, label.
     """
-    check_latents(latents)
+    labels = check_labels(latents, y)[:sample]
     flat = latents.detach().reshape(-1, latents.shape[-1]).cpu()
     (plane,) = _to_plane(flat)
-    labels = torch.as_tensor(y).flatten().cpu()[:sample]
     frame = pd.DataFrame({"x": plane[:sample, 0], "y": plane[:sample, 1], "label": labels})
     ax.scatter(frame["x"], frame["y"], s=4, c=[PALETTE[label % len(PALETTE)] for label in frame["label"]])
     ax.set(xticks=[], yticks=[])
@@ -103,15 +104,13 @@ def latents_by_label(ax: Axes, latents: Tensor, y: Tensor, sample: int = 2000) -
 
 
 def _to_plane(flat: Tensor, *others: Tensor) -> list[Tensor]:
-    """All in coordinates of the first two principal components of `flat`; two dimensions stay as they are."""
+    """All in coordinates of the first two principal components of `flat`; up to two dimensions stay as they are."""
     parts = [part.double() for part in (flat, *others)]
-    if flat.shape[1] == 2:
-        return parts
-    if flat.shape[1] == 1:
-        return [torch.cat([part, torch.zeros_like(part)], dim=1) for part in parts]
-    center = parts[0].mean(dim=0)
-    axes = torch.linalg.svd(parts[0] - center, full_matrices=False).Vh[:2].T
-    return [(part - center) @ axes for part in parts]
+    if flat.shape[1] > 2:
+        center = parts[0].mean(dim=0)
+        axes = torch.linalg.svd(parts[0] - center, full_matrices=False).Vh[:2].T
+        parts = [(part - center) @ axes for part in parts]
+    return [F.pad(part, (0, 2 - part.shape[1])) for part in parts]  # one dimension, or one latent, has one component
 
 
 def code_counts(ax: Axes, index: Tensor, size: int, label: str | None = None) -> pd.DataFrame:
@@ -137,9 +136,11 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
     runs: one row a run and x. Returns columns `by` (if there is one), x, mean, low, high.
     """
     table = summary(runs, [by, x] if by else [x], y)
-    for color, (name, part) in zip(PALETTE, table.groupby(by, sort=False) if by else [(None, table)]):
-        ax.plot(part[x], part["mean"], marker="o", markersize=4, color=color, label=name)
-        ax.fill_between(part[x], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+    parts = table.groupby(by, sort=False, dropna=False) if by else [(None, table)]
+    for color, (name, part) in zip(itertools.cycle(PALETTE), parts):
+        places = part[x] if pd.api.types.is_numeric_dtype(part[x]) else part[x].map(str)
+        ax.plot(places, part["mean"], marker="o", markersize=4, color=color, label=name)
+        ax.fill_between(places, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
     ax.set(xlabel=x, ylabel=y)
     return table
 
@@ -150,11 +151,12 @@ def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
     runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance.
     """
     table = summary(runs, [by], y)
-    for row, (name, low, high, mean) in enumerate(zip(table[by], table["low"], table["high"], table["mean"])):
-        values = runs.loc[runs[by] == name, y]
+    arms = runs.groupby(by, sort=False, dropna=False)[y]
+    for row, ((_, values), low, high, mean) in enumerate(zip(arms, table["low"], table["high"], table["mean"])):
         ax.plot(values, np.full(len(values), row + 0.15), "o", color=DATA, markersize=4, alpha=0.7)
-        ax.plot([low, high], [row - 0.1] * 2, color=PALETTE[row], linewidth=2)
-        ax.plot(mean, row - 0.1, "o", color=PALETTE[row], markersize=7)
+        color = PALETTE[row % len(PALETTE)]
+        ax.plot([low, high], [row - 0.1] * 2, color=color, linewidth=2)
+        ax.plot(mean, row - 0.1, "o", color=color, markersize=7)
     ax.set(yticks=range(len(table)), yticklabels=table[by], xlabel=y, ylim=(len(table) - 0.5, -0.5))
     return table
 
@@ -196,6 +198,8 @@ def spectrum(ax: Axes, x: Tensor, label: str | None = None) -> pd.DataFrame:
     Returns columns components (from 1), share.
     """
     variances = principal_variances(x)
+    if variances.sum() == 0:
+        raise ValueError(f"x does not vary, shape {tuple(x.shape)}: it has no spectrum")
     held = variances.cumsum() / variances.sum()
     frame = pd.DataFrame({"components": np.arange(1, len(held) + 1), "share": held})
     (line,) = ax.plot(frame["components"], frame["share"], marker="o", markersize=4, label=label)
@@ -210,9 +214,12 @@ def picture(ax: Axes, image: Tensor, title: str = "") -> pd.DataFrame:
 
     Returns the mean of each channel as drawn: columns channel, mean.
     """
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"image must be (1 or 3, H, W), got {tuple(image.shape)}")
-    drawn = image.detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel() or image.is_complex():
+        raise ValueError(f"image must be (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}")
+    if image.isnan().any():
+        raise ValueError(f"image holds {int(image.isnan().sum())} NaN values, shape {tuple(image.shape)}")
+    image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+    drawn = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     ax.imshow(drawn[..., 0] if len(image) == 1 else drawn, cmap="gray", vmin=0, vmax=1)
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
@@ -224,7 +231,7 @@ def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:
 
     Returns columns code, count: the codes on the map, most used first.
     """
-    if index.ndim != 2:
+    if check_index(index).ndim != 2:
         raise ValueError(f"index must be a grid (H, W), got shape {tuple(index.shape)}")
     codes, where, counts = index.unique(return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True, stable=True)

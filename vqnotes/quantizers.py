@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCORES_PER_CHUNK = 2**20  # distances held at once by nearest_code: 4 MB in float32, about a processor's cache
+LARGEST = 1e150  # in size: squares of more overflow even in float64
 INITS = ("uniform", "normal", "data", "kmeans")
 
 
@@ -21,39 +22,40 @@ class Quantized(NamedTuple):
 
 
 def check_latents(latents: Tensor, dim: int | None = None) -> None:
-    """Raises ValueError unless latents are (..., dim), floating point, not empty, and finite."""
+    """Raises ValueError unless latents are (..., dim), floating point, not empty, finite, and below 1e150 in size."""
     _check_latents_form(latents, dim)
-    if not torch.isfinite(latents).all():
-        bad = int((~torch.isfinite(latents)).sum())
-        raise ValueError(f"latents hold {bad} NaN or infinite values, shape {tuple(latents.shape)}")
+    if bad := int((~(latents.abs() < LARGEST)).sum()):
+        raise ValueError(f"latents hold {bad} NaN or infinite values, or above 1e150, shape {tuple(latents.shape)}")
 
 
 def check_codebook(codebook: Tensor) -> None:
-    """Raises ValueError unless the codebook is (K, D), floating point, not empty, and finite."""
+    """Raises ValueError unless the codebook is (K, D), floating point, not empty, finite, and below 1e150 in size."""
     _check_codebook_form(codebook)
-    if not torch.isfinite(codebook).all():
-        raise ValueError(f"codebook holds NaN or infinite values, shape {tuple(codebook.shape)}")
+    if not (codebook.abs() < LARGEST).all():
+        raise ValueError(f"codebook holds NaN or infinite values, or above 1e150, shape {tuple(codebook.shape)}")
 
 
 def _check_latents_form(latents: Tensor, dim: int | None) -> None:
-    if latents.ndim == 0 or latents.numel() == 0:
-        raise ValueError(f"latents are empty: shape {tuple(latents.shape)}")
-    if not latents.is_floating_point():
-        raise ValueError(f"latents must be floating point, got {latents.dtype}")
+    if not (isinstance(latents, Tensor) and latents.is_floating_point() and latents.ndim and latents.numel()):
+        raise ValueError(f"latents must be floating point (..., D) and not empty, got {_shown(latents)}")
     if dim is not None and latents.shape[-1] != dim:
         raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
 
 
-def _check_codebook_form(codebook: Tensor) -> None:
-    if codebook.ndim != 2 or codebook.numel() == 0 or not codebook.is_floating_point():
-        raise ValueError(f"codebook must be floating point (K, D), got {codebook.dtype} {tuple(codebook.shape)}")
+def _check_codebook_form(codes: Tensor) -> None:
+    if not (isinstance(codes, Tensor) and codes.is_floating_point() and codes.ndim == 2 and codes.numel()):
+        raise ValueError(f"codebook must be floating point (K, D) and not empty, got {_shown(codes)}")
+
+
+def _shown(x) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else str(type(x))
 
 
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code at the smallest Euclidean distance from each latent; of equal ones, the lowest.
 
     latents (..., D), codebook (K, D), any float dtype. Returns int64 (...,) in 0 .. K-1.
-    Raises ValueError for empty, NaN, infinite or mismatched input.
+    Raises ValueError for empty, NaN, infinite or mismatched input. In float64, differences below 1e-150 are none.
 
     argmin_k ||z - e_k||^2 = argmin_k (||e_k||^2 / 2 - z.e_k), one matrix product. Far from the origin that
     difference of large numbers loses the small distance it should give, so both sides are first shifted to the
@@ -96,7 +98,7 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
     half_squares = codes.square().sum(dim=2)[:, None] / 2
     runs, size, dim = codes.shape
     longest = codes.norm(dim=2).amax(dim=1)[:, None, None]
-    rounding = 4 * (dim + 2) * torch.finfo(dtype).eps * longest
+    rounding, tiny = 4 * (dim + 2) * torch.finfo(dtype).eps, torch.finfo(dtype).tiny
 
     flat = latents.reshape(runs, -1, dim)
     index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
@@ -109,8 +111,9 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
             scores = torch.baddbmm(half_squares, z, codes.mT, alpha=-1, out=buffer[:, : z.shape[1]])
         lowest, best = scores.min(dim=2, keepdim=True)
         second = scores.scatter_(2, best, torch.inf).amin(dim=2, keepdim=True)
-        sure = (second - lowest > rounding * (z.norm(dim=2, keepdim=True) + longest))[..., 0]
-        best, unsure = best[..., 0], ~sure  # what is NaN, infinite or overflows is never sure
+        largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
+        sure = (second - lowest > rounding * largest + tiny)[..., 0]
+        best, unsure = best[..., 0], ~sure  # what is NaN, infinite, overflows or underflows is never sure
         for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
             again = unsure[run]
             best[run, again] = _nearest_by_differences(part[run, again], codebooks[run])
@@ -139,7 +142,7 @@ class VectorQuantizer(nn.Module):
     update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
     latents that chose it, and the loss keeps only the commitment part.
     decay: share of the old average kept a step, in [0, 1) ("ema" only).
-    Raises ValueError for options out of range.
+    Raises ValueError for options out of range. Squares, and so the loss, are infinite beyond about 1e19 in size.
     """
 
     def __init__(
@@ -161,10 +164,13 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
+        _check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = F.embedding(index, codes)
-        quantized = Quantized(self.estimate(latents, chosen), index, self.loss(latents, chosen))
+        wide = torch.promote_types(torch.promote_types(latents.dtype, chosen.dtype), torch.float32)
+        loss = self.loss(latents.to(wide), chosen.to(wide))
+        quantized = Quantized(self.estimate(latents, chosen), index, loss)
         if self.training:
             self.after_step(latents.detach(), index)
         return quantized
@@ -199,9 +205,8 @@ class VectorQuantizer(nn.Module):
             return
         flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1)
         hits = shares(index, self.share)
-        sums = torch.zeros_like(self.codebook).scatter_add_(
-            0, index[:, None].expand_as(flat), flat * (1 / len(index))
-        )
+        places = index[:, None].expand_as(flat)
+        sums = torch.zeros_like(self.codebook).scatter_add_(0, places, flat * (1 / len(index)))
         self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
         step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
         self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
@@ -255,8 +260,8 @@ def shares(index: Tensor, like: Tensor) -> Tensor:
 
 
 def not_negative(name: str, value: float) -> float:
-    """The value; ValueError if it is below 0 or NaN."""
-    if not value >= 0:
+    """The value; ValueError if it is below 0, infinite or NaN."""
+    if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be at least 0, got {value}")
     return value
 
@@ -286,12 +291,10 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     from sklearn.exceptions import ConvergenceWarning
 
     check_latents(latents)
-    flat = _enough(latents.detach(), codebook_size)
-    points = flat.to("cpu", torch.float64).numpy()  # k-means++ is twice as fast than in float32, which it casts up
+    points = _enough(latents.detach(), codebook_size).to("cpu", torch.float64).numpy()  # twice as fast as float32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct latents than codes: some codes coincide
         start, steps = ("random", 10) if codebook_size > 1024 else ("k-means++", 50)
         fitted = KMeans(codebook_size, init=start, n_init=1, max_iter=steps, random_state=seed).fit(points)
     share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
-    place = {"dtype": latents.dtype, "device": latents.device}
-    return torch.from_numpy(fitted.cluster_centers_).to(**place), torch.from_numpy(share).to(**place)
+    return torch.from_numpy(fitted.cluster_centers_).to(latents), torch.from_numpy(share).to(latents)

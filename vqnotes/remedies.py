@@ -4,10 +4,14 @@ They combine by inheritance, since each passes on to the next what it does not c
 
     class Both(CodeExpiry, RotationTrick): ...
 
+A step may write into the codebook before the gradient is taken: what uses the codes in a product copies them first.
+
 What is no quantiser is not here: a better start is `init_codes`, a warm-up is an option of `training.fit`, moving
 averages are `update="ema"`, and a larger encoder is an option of the models. Codes that start anew when they die are
 in `vqnotes.replacement`, codebooks without search or in several stages in `vqnotes.structured`.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +64,8 @@ class AffineCodes(VectorQuantizer):
 
     def codes(self) -> Tensor:
         variance, mean = torch.var_mean(self.codebook.detach(), dim=0, correction=0)
-        scale = (self.variance.clamp_min(1e-5) / variance.clamp_min(1e-5)).sqrt()
+        wide = torch.promote_types(mean.dtype, torch.float32)  # float16 would overflow
+        scale = (self.variance.clamp_min(1e-5).to(wide) / variance.clamp_min(1e-5)).sqrt().to(mean.dtype)
         return self.mean + scale * (self.codebook - mean)
 
     @torch.no_grad()
@@ -88,10 +93,10 @@ class CosineCodes(VectorQuantizer):
     """
 
     def prepare(self, latents: Tensor) -> Tensor:
-        return F.normalize(latents, dim=-1)
+        return unit(latents)
 
     def codes(self) -> Tensor:
-        return F.normalize(self.codebook.clone(), dim=-1)  # the clone, since a step may write into the codebook
+        return unit(self.codebook.clone())
 
 
 # ---------------------------------------------------------------- estimate(): another gradient
@@ -102,18 +107,20 @@ class RotationTrick(VectorQuantizer):
 
     Forward the code q; backward as if q were |q|/|z| R z, R the rotation that turns z onto q, held constant. With
     u, v the directions of z and q and w that of u + v: R z = z - 2 w (w.z) + 2 v (u.z).
-    Where z or q has length 0, or they point in opposite directions, no rotation is defined: straight-through there.
+    Where z or q has length 0 or nearly so (below 1e-12), or they point in opposite directions, no rotation is
+    defined: straight-through there.
     The trick depends on the origin: shift latents and codes together, and the gradients change.
     """
 
     def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
         z, q = latents.detach(), chosen.detach()
         long_z, long_q = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
-        u, v = F.normalize(z, dim=-1), F.normalize(q, dim=-1)
-        defined = ((u + v).norm(dim=-1, keepdim=True) > 1e-3) & (long_z > 0) & (long_q > 0)
-        w = F.normalize(u + v, dim=-1)
+        u, v, scale = unit(z), unit(q), long_q / long_z
+        defined = (u + v).norm(dim=-1, keepdim=True) > 1e-3
+        defined &= (long_z > shortest(z)) & (long_q > shortest(q)) & scale.isfinite()
+        w = unit(u + v)
         turned = latents - 2 * w * (w * latents).sum(-1, keepdim=True) + 2 * v * (u * latents).sum(-1, keepdim=True)
-        turned = turned * (long_q / long_z.clamp_min(torch.finfo(z.dtype).tiny))
+        turned = turned * torch.where(defined, scale, 1)
         moved = torch.where(defined, turned, latents)
         return straight_through(q, moved)
 
@@ -131,9 +138,7 @@ class DiVeQ(VectorQuantizer):
     def __init__(self, codebook_size: int, dim: int, *, variance: float = 1e-3, **options):
         super().__init__(codebook_size, dim, **options)
         _need_gradient(self)
-        if not variance >= 0:
-            raise ValueError(f"variance must be at least 0, got {variance}")
-        self.variance = variance
+        self.variance = not_negative("variance", variance)
 
     def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
         if not self.training:
@@ -141,7 +146,7 @@ class DiVeQ(VectorQuantizer):
         gap = chosen - latents
         distance = gap.norm(dim=-1, keepdim=True)
         noise = torch.randn_like(gap) * distance * self.variance**0.5
-        direction = F.normalize((gap + noise).detach(), dim=-1)
+        direction = unit((gap + noise).detach())
         moved = latents + distance * direction
         return moved if self.variance else straight_through(chosen, moved)  # without noise exactly the code
 
@@ -165,7 +170,7 @@ class OrthogonalCodes(VectorQuantizer):
         self.orthogonal_weight = not_negative("orthogonal_weight", orthogonal_weight)
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        directions = F.normalize(self.codes(), dim=1)
+        directions = unit(self.codes().clone())
         alike = (directions @ directions.T).square().sum() / self.codebook_size**2 - 1 / self.codebook_size
         return super().loss(latents, chosen) + self.orthogonal_weight * alike
 
@@ -184,13 +189,13 @@ class EntropyLoss(VectorQuantizer):
     ):
         super().__init__(codebook_size, dim, **options)
         self.entropy_weight = not_negative("entropy_weight", entropy_weight)
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = temperature
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         scale = self.temperature * (latents - chosen).detach().square().sum(-1).mean().clamp_min(1e-12)
-        codes, flat = self.codes(), latents.reshape(-1, self.dim)
+        codes, flat = self.codes().to(latents.dtype, copy=True), latents.reshape(-1, self.dim)
         scores = (flat @ codes.T - codes.square().sum(1) / 2) * (2 / scale)  # -||z - e||^2 / T, but for z alone
         return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(scores)
 
@@ -201,6 +206,16 @@ def entropy_gap(scores: Tensor) -> Tensor:
     of_each = -(share * scores.log_softmax(dim=-1)).sum(-1).mean()
     mean = share.mean(0)
     return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., D) divided by their length; 0 stays 0."""
+    return F.normalize(x, dim=-1, eps=shortest(x))
+
+
+def shortest(x: Tensor) -> float:
+    """The length down to which a vector of this float type has a direction."""
+    return max(1e-12, torch.finfo(x.dtype).tiny)  # float16 has no 1e-12
 
 
 def _need_gradient(quantizer: VectorQuantizer) -> None:

@@ -62,7 +62,8 @@ class FSQ(_FixedCodes):
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
         half = self.levels // 2
-        return ((latents * half).round().long() + half).mul(self.basis).sum(-1)  # in whole numbers: exact in bf16 too
+        digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.levels - 1)
+        return digits.mul(self.basis).sum(-1)  # in whole numbers: exact in bf16 too
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         return latents.new_zeros(())
@@ -89,7 +90,7 @@ class LFQ(_FixedCodes):
     ):
         if dim < 1 or codebook_size != 2**dim:
             raise ValueError(f"LFQ of {dim} dimensions has 2^{dim} codes, not {codebook_size}")
-        if not inverse_temperature > 0:
+        if not 0 < inverse_temperature < math.inf:
             raise ValueError(f"LFQ needs inverse_temperature above 0, got {inverse_temperature}")
         bits = 2 ** torch.arange(dim - 1, -1, -1)
         super().__init__((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float(), beta=beta)
@@ -101,7 +102,8 @@ class LFQ(_FixedCodes):
         return ((latents > 0) * self.bits).sum(-1)
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        scores = latents.reshape(-1, self.dim) @ self.codebook.T * (2 * self.inverse_temperature)
+        codes = self.codebook.to(latents.dtype)
+        scores = latents.reshape(-1, self.dim) @ codes.T * (2 * self.inverse_temperature)
         commitment = (latents - chosen.detach()).square().mean()
         return self.entropy_weight * entropy_gap(scores) + self.beta * commitment
 

@@ -181,7 +181,7 @@ class _Plan:
 
     def __post_init__(self):
         self.codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
-        rates = self.lr > 0 and self.codebook_lr > 0
+        rates = 0 < self.lr < float("inf") and 0 < self.codebook_lr < float("inf")
         if self.steps < 1 or self.batch_size < 1 or not rates or not 0 <= self.warmup <= self.steps:
             raise ValueError(
                 f"need steps >= 1, 0 <= warmup <= steps, batch_size >= 1 and learning rates > 0; got "
