@@ -11,8 +11,9 @@ import torch
 from helpers import normal
 
 from vqnotes import data
-from vqnotes.diagnosis import THRESHOLDS, decide, diagnose
-from vqnotes.figures import AT_MOST, PER_CODE, figures_of, shared_dimensions
+from vqnotes.diagnosis import THRESHOLDS, decide, diagnose, encoder_at_fault, labels_lost
+from vqnotes.figures import AT_MOST, PER_CODE, _codebook_figures, _left_over, figures_of, shared_dimensions
+from vqnotes.pairing import around
 from vqnotes.quantizers import kmeans
 from vqnotes.verdicts import VERDICTS
 
@@ -39,6 +40,22 @@ def test_figures_worked_by_hand():
     assert f.spread == pytest.approx(3.0)  # 16 * 3/4 * 1/4
     assert f.error == pytest.approx(0.25 / 3, abs=0.03) and f.best < 1e-12  # a quarter is off by 1
     assert f.inputs_loss is None and f.separability is None
+
+
+def test_parts_of_the_figures_worked_by_hand():
+    few = figures_of(normal(20, 2), normal(16, 2, seed=1))
+    assert few.ceiling == pytest.approx(1 - (15 / 16) ** 20)  # twenty draws of sixteen codes
+    points, chosen = torch.arange(40.0)[:, None], torch.zeros(40, 1)
+    errors = torch.arange(20, 40).double().square()
+    found = _codebook_figures(points, chosen, points[:2], 2)["error_deviation"]
+    assert found == pytest.approx(errors.std().item() / math.sqrt(20))
+    x = torch.tensor([[0.0, 50.0], [2.0, 50.0]])  # each entry varies around a mean of its own
+    assert _left_over(x, torch.tensor([[1.0, 50.0], [2.0, 50.0]])) == pytest.approx(0.5)
+    assert around(torch.arange(3.0)[:, None], (1, 3), torch.tensor([0, 1, 2]))[..., 0].tolist() == [
+        [0, 0, 1],
+        [0, 1, 2],
+        [1, 2, 2],  # over the edge the latent at the edge counts
+    ]
 
 
 def test_dimensions_that_share_the_bits():
@@ -224,6 +241,15 @@ def test_bad_input_is_refused_with_what_is_wrong(change, message):
     given = {"latents": normal(100, 16), "codebook": normal(64, 16)} | change
     with pytest.raises(ValueError, match=message):
         diagnose(**given)
+
+
+def test_either_answer_convicts_and_chance_does_not_count(modes):
+    sound = figures_of(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
+    assert encoder_at_fault(sound) is False
+    for change in ({"encoder_loss": 1.0, "codes_loss": 1.0}, {"separability": 0.1}):
+        assert encoder_at_fault(dataclasses.replace(sound, **change)) is True
+    coin = dataclasses.replace(sound, separability=0.8, separability_inputs=1.0, chance=0.5)
+    assert labels_lost(coin) is True and labels_lost(dataclasses.replace(coin, chance=0.05)) is False  # 3/5, 15/19
 
 
 def test_the_rule_reads_its_thresholds(modes):

@@ -39,6 +39,8 @@ def test_codes_and_latents_projects_onto_the_main_plane(ax):
         (latents - latents.mean(0))[:30, 1].abs().numpy(), abs=0.1
     )
     assert set(plots.codes_and_latents(ax, normal(20, 1), normal(3, 1))["y"]) == {0}
+    two = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])  # the last is not drawn, but its code lives
+    assert plots.codes_and_latents(ax, two, two[1:], sample=2)["kind"].tolist()[2:] == ["live code"] * 2
 
 
 def test_latents_by_label_gives_each_label_its_colour(ax):
@@ -54,6 +56,7 @@ def test_latents_by_label_gives_each_label_its_colour(ax):
 def test_code_counts_are_sorted_and_whole(ax):
     frame = plots.code_counts(ax, torch.tensor([2, 2, 2, 0]), 4)
     assert frame["count"].tolist() == [3, 1, 0, 0] and frame["rank"].tolist() == [1, 2, 3, 4]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("codes, most used first", "times used")
     assert ax.collections[0].get_datalim(ax.transData).ymax == 3 and ax.lines[0].get_xdata().tolist() == [3, 4]
 
 
@@ -73,6 +76,9 @@ def test_curves_draw_the_mean_and_its_interval(ax):
     assert table["low"][0], table["high"][0] == metrics.confidence_interval([10, 11, 12, 13, 14])
     assert [line.get_ydata().tolist() for line in ax.lines] == [[12, 12], [22, 22]]
     assert [line.get_label() for line in ax.lines] == ["b", "a"] and len(ax.collections) == 2
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("codes", "value")
+    bands = [band.get_datalim(ax.transData) for band in ax.collections]
+    assert [(band.ymin, band.ymax) for band in bands] == list(zip(table["low"][::2], table["high"][::2]))
     assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
 
 
@@ -130,6 +136,9 @@ def test_index_map_gives_every_code_its_own_colour(ax):
     colours = np.asarray(ax.images[0].get_array()).reshape(-1, 3)
     assert len(np.unique(colours.round(6), axis=0)) == 300 and np.array_equal(colours[0], colours[1])
     assert plots.index_map(ax, torch.tensor([[5, 5], [5, 9]]))["code"].tolist() == [5, 9]
+    plots.index_map(ax, torch.tensor([[1, 1, 2], [3, 3, 3]]))
+    plots.index_map(ax, torch.tensor([[4, 4, 7], [2, 2, 2]]))  # other names, as often used: the same picture
+    assert np.array_equal(*(ax.images[place].get_array() for place in (-2, -1)))
     with pytest.raises(ValueError, match=r"\(4,\)"):
         plots.index_map(ax, torch.arange(4))
 

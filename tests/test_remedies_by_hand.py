@@ -82,6 +82,11 @@ def test_entropy_loss_means_the_same_at_any_scale():
         chosen = quantizer.codebook[quantizer.assign(z, quantizer.codebook)]
         extra.append((quantizer.loss(z, chosen) - VectorQuantizer.loss(quantizer, z, chosen)).item())
     assert -math.log(8) < extra[0] < -0.1 and extra[0] == approx(extra[1], abs=1e-4)
+    distances = torch.cdist(latents, codes).square()
+    scores = -distances / (
+        quantizer.temperature * distances.min(1).values.mean()
+    )  # relative to the error of a latent
+    assert extra[0] == approx(entropy_gap(scores).item(), rel=1e-4)
 
 
 def test_orthogonality_is_zero_for_orthogonal_codes_and_largest_for_equal_ones():
@@ -98,6 +103,10 @@ def test_affine_codes_follow_the_latents_without_being_chosen():
     codes = quantizer.codes()
     assert torch.allclose(codes.mean(0), latents.mean(0), atol=1e-3)
     assert torch.allclose(codes.var(0, correction=0), latents.var(0, correction=0), rtol=1e-2)
+    slow = AffineCodes(16, 3, affine_decay=0.9)
+    expected = 0.9 * slow.codebook.detach().mean(0) + 0.1 * latents.mean(0)
+    slow.train()(latents)
+    assert torch.allclose(slow.mean, expected, atol=1e-5)
 
 
 def test_simvq_moves_codes_that_nobody_chose():

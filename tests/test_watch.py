@@ -53,6 +53,14 @@ def test_a_watch_waits_for_the_warm_up_and_stays_silent_if_all_is_well():
     assert watches[0].latest["quantizer"].verdict == "healthy"
 
 
+def test_a_watch_counts_its_steps_from_the_first_look(monkeypatch):
+    looks, watch = [], CollapseWatch(normal(300, 4), every=4, start=3)
+    monkeypatch.setattr(watch, "look", lambda step, model: looks.append(step))
+    for step in range(13):
+        watch(step, None)
+    assert looks == [3, 7, 11]
+
+
 def test_a_watch_survives_a_model_that_has_become_nan():
     watch, model = CollapseWatch(iter([normal(300, 4)]), every=1), VectorQuantizer(8, 4)
     with warnings.catch_warnings():

@@ -273,7 +273,7 @@ def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[flo
     from scipy.stats import bootstrap
 
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(len(values) * np.abs(values).max()) or not 0 < level < 1:
+    if values.ndim != 1 or len(values) < 2 or not (np.isfinite(np.abs(values).max() * len(values)) and 0 < level < 1):
         raise ValueError(f"need at least two finite values and a level in (0, 1), got {values} and {level}")
     result = bootstrap((values,), np.mean, n_resamples=2000, confidence_level=level, method="percentile", rng=seed)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
