@@ -1,12 +1,14 @@
 """Two workers share two cores: one thread each, for tests and notebooks' kernels. Measures the notebooks' minutes."""
 
 import os
+import signal
 
 import pytest
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it otherwise
 
 
 @pytest.fixture
