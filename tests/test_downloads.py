@@ -255,7 +255,11 @@ def test_a_file_of_your_own_that_may_not_be_read_is_named(server, tmp_path):
     assert said[1].startswith(f"ValueError: file/{X} is not usable") and "Not a directory" in said[1]
 
 
-@pytest.mark.parametrize("content", [b"no gzip at all", PACKED[:-9], gzip.compress(PLAIN["test", "x"]), None])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip at all", PACKED[:-9], gzip.compress(PLAIN["test", "x"]), None],
+    ids=["not packed", "no end", "test", "a folder"],
+)
 def test_a_wrong_file_of_the_system_is_passed_over(server, tmp_path, monkeypatch, content):
     monkeypatch.setattr(downloads, "DEBIAN_FASHION_MNIST", tmp_path)
     (tmp_path / X).mkdir() if content is None else (tmp_path / X).write_bytes(content)

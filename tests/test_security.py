@@ -189,7 +189,7 @@ def test_a_hostile_archive_writes_nothing(server, tmp_path, monkeypatch):
         {"content": RECORDS, "linkname": "other", "type": tarfile.LNKTYPE},
         {"content": b"", "type": tarfile.FIFOTYPE},
     ],
-    ids=str,
+    ids=["missing", "short", "long", "folder", "link out", "link", "hard link", "hard link with content", "pipe"],
 )
 def test_an_archive_of_another_structure_is_refused(server, monkeypatch, batch):
     members = [member("cifar-10-batches-bin/other"), *([member(BATCHES[-1], **batch)] if batch else [])]
@@ -197,7 +197,11 @@ def test_an_archive_of_another_structure_is_refused(server, monkeypatch, batch):
         read(server, monkeypatch, archive(*members))
 
 
-@pytest.mark.parametrize("packed", [b"", b"no gzip", gzip.compress(b"no archive" * 100), archive(*WHOLE)[:-900]])
+@pytest.mark.parametrize(
+    "packed",
+    [b"", b"no gzip", gzip.compress(b"no archive" * 100), archive(*WHOLE)[:-900]],
+    ids=["empty", "not packed", "no archive", "truncated"],  # the bytes hold the time
+)
 def test_what_is_no_archive_is_refused(server, monkeypatch, packed):
     with pytest.raises(ValueError, match=f"{CIFAR} is not the archive"):
         read(server, monkeypatch, packed)
