@@ -15,7 +15,16 @@ from hypothesis import HealthCheck, assume, configuration, settings
 from hypothesis import strategies as st
 
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import AffineCodes, CosineCodes, DiVeQ, EntropyLoss, OrthogonalCodes, RotationTrick, SimVQ
+from vqnotes.remedies import (
+    AffineCodes,
+    CosineCodes,
+    DiVeQ,
+    EntropyLoss,
+    OrthogonalCodes,
+    RotationTrick,
+    SimVQ,
+    SpreadLatents,
+)
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
 from vqnotes.structured import FSQ, LFQ, ResidualVQ
 
@@ -125,6 +134,7 @@ KINDS = {
     RotationTrick: {"update": UPDATES},
     DiVeQ: {"variance": WEIGHTS},
     OrthogonalCodes: {"orthogonal_weight": WEIGHTS},
+    SpreadLatents: {"spread_weight": WEIGHTS, "update": UPDATES},
     EntropyLoss: {"entropy_weight": WEIGHTS, "temperature": WEIGHTS, "update": UPDATES},
     RandomRestart: {"threshold": WEIGHTS, "memory": WEIGHTS, "update": UPDATES},
     CodeExpiry: {"threshold": WEIGHTS, "memory": WEIGHTS},

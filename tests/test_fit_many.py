@@ -59,7 +59,14 @@ def test_images_train_as_one_by_one(update):
 
 
 @pytest.mark.parametrize(
-    "options", [{"shuffle": False}, {"codebook_lr": 0.1}, {"batch_size": 7}, {"lr": 0.03, "warmup": 50}]
+    "options",
+    [
+        {"shuffle": False},
+        {"codebook_lr": 0.1},
+        {"batch_size": 7},
+        {"lr": 0.03, "warmup": 50},
+        {"optimizer": torch.optim.SGD, "lr": 0.03, "codebook_lr": 0.1},
+    ],
 )
 def test_the_other_options_mean_the_same(options):
     x, options = normal(300, 4), {"steps": 50, "progress": False} | options

@@ -9,7 +9,16 @@ from helpers import normal
 from vqnotes import metrics
 from vqnotes.models import evaluate, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import AffineCodes, CosineCodes, DiVeQ, EntropyLoss, OrthogonalCodes, RotationTrick, SimVQ
+from vqnotes.remedies import (
+    AffineCodes,
+    CosineCodes,
+    DiVeQ,
+    EntropyLoss,
+    OrthogonalCodes,
+    RotationTrick,
+    SimVQ,
+    SpreadLatents,
+)
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
 from vqnotes.structured import FSQ, LFQ, ResidualVQ
 from vqnotes.training import fit, fit_many
@@ -35,6 +44,7 @@ EVERY = {
     "DiVeQ": lambda: DiVeQ(16, 4, variance=0),
     "orthogonal": lambda: OrthogonalCodes(16, 4),
     "entropy": lambda: EntropyLoss(16, 4),
+    "spread": lambda: SpreadLatents(16, 4),
     "restart": lambda: RandomRestart(16, 4),
     "expiry": lambda: CodeExpiry(16, 4, threshold=0.5),
     "expiry, EMA": lambda: CodeExpiry(16, 4, update="ema", threshold=0.5),

@@ -17,6 +17,7 @@ from vqnotes.remedies import (
     OrthogonalCodes,
     RotationTrick,
     SimVQ,
+    SpreadLatents,
     entropy_gap,
 )
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
@@ -93,6 +94,20 @@ def test_orthogonality_is_zero_for_orthogonal_codes_and_largest_for_equal_ones()
     for codes, expected in ((torch.eye(4), 0), (torch.ones(4, 4), 1 - 1 / 4)):
         quantizer = with_codes(OrthogonalCodes(4, 4, orthogonal_weight=10.0), codes)
         assert quantizer.loss(codes, codes).item() == approx(10 * expected, abs=1e-6)
+
+
+def test_spreading_costs_nothing_for_white_latents_and_by_hand_otherwise():
+    quantizer = with_codes(SpreadLatents(2, 2, spread_weight=10.0), torch.zeros(2, 2))
+    plain = with_codes(VectorQuantizer(2, 2), torch.zeros(2, 2))
+    corners = 3**0.5 / 2 * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # covariance 1, 0, 1
+    for latents, variance, together in (
+        (corners, (1, 1), 0),
+        (5 + corners * torch.tensor([1.0, 0.5]), (1, 0.25), 0),
+        (corners[[0, 0, 3, 3]], (1, 1), 1),
+    ):
+        lacking = sum(max(0, 1 - (one + 1e-4) ** 0.5) for one in variance) / 2
+        found = quantizer.loss(latents, latents) - plain.loss(latents, latents)
+        assert found.item() == approx(10 * (lacking + 2 * together**2 / 2), abs=1e-4)
 
 
 def test_affine_codes_follow_the_latents_without_being_chosen():
@@ -234,6 +249,7 @@ def test_replacement_forgets_the_average_of_the_code_before():
         (lambda: DiVeQ(8, 2, variance=-1), "variance must be at least 0, got -1"),
         (lambda: DiVeQ(8, 2, update="ema"), "DiVeQ needs"),
         (lambda: OrthogonalCodes(8, 2, orthogonal_weight=-1), "orthogonal_weight .* -1"),
+        (lambda: SpreadLatents(8, 2, spread_weight=-1), "spread_weight .* -1"),
         (lambda: EntropyLoss(8, 2, entropy_weight=math.nan), "entropy_weight .* nan"),
         (lambda: EntropyLoss(8, 2, temperature=0), "temperature must be above 0, got 0"),
         (lambda: RandomRestart(8, 2, threshold=-1), "threshold .* -1"),

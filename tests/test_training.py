@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import normal, run_python
 
-from vqnotes.models import FromPatches, ToPatches, evaluate, image_autoencoder, mlp_autoencoder
+from vqnotes.models import FromPatches, ToPatches, VQAutoencoder, evaluate, image_autoencoder, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import fit
 
@@ -68,6 +68,18 @@ def test_a_run_learns_and_records_every_step():
     assert seen == list(range(201)) and len(history) == 200 and not history.interrupted
     assert np.isnan(history.quantizer[:100]).all() and np.isfinite(history.quantizer[100:]).all()
     assert np.mean(history.reconstruction[:10]) > 0.9 > 0.7 > np.mean(history.reconstruction[90:100])
+
+
+def test_one_step_of_plain_gradient_descent_by_hand():
+    """One linear layer a -> a * w * v, error relative to the variance: each weight moves against its gradient."""
+    x = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]])
+    encoder, decoder = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    model = VQAutoencoder(encoder, VectorQuantizer(2, 1), decoder)
+    w, v = encoder.weight.item(), decoder.weight.item()
+    options = {"batch_size": 4, "shuffle": False, "optimizer": torch.optim.SGD, "lr": 0.1, "progress": False}
+    fit(model, x, steps=1, warmup=1, init=None, seed=0, **options)
+    assert encoder.weight.item() == pytest.approx(w - 0.1 * 2 * (w * v - 1) * v, abs=1e-6)
+    assert decoder.weight.item() == pytest.approx(v - 0.1 * 2 * (w * v - 1) * w, abs=1e-6)
 
 
 def test_the_codebook_is_started_at_the_switch_from_the_latents_of_then():

@@ -200,6 +200,28 @@ class EntropyLoss(VectorQuantizer):
         return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(scores)
 
 
+class SpreadLatents(VectorQuantizer):
+    """Rank regulariser: the variance and covariance terms of VICReg (arXiv:2105.04906, eq. 1 and 4) on the latents.
+
+    loss + weight * (mean_i max(0, 1 - sqrt(C_ii + 1e-4)) + sum_{i != j} C_ij^2 / D), C the covariance (D, D) of the
+    batch's latents. It is 0 if they vary by 1 in every dimension, independently, whatever the inputs vary by.
+    Raises ValueError for a negative weight.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, spread_weight: float = 1.0, **options):
+        super().__init__(codebook_size, dim, **options)
+        self.spread_weight = not_negative("spread_weight", spread_weight)
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        flat = latents.reshape(-1, self.dim)
+        centered = flat - flat.mean(0)
+        covariance = centered.T @ centered / max(1, len(flat) - 1)
+        variance = covariance.diagonal()
+        lacking = (1 - (variance + 1e-4).sqrt()).relu().mean()
+        shared = (covariance - covariance.diagonal().diag_embed()).square().sum() / self.dim
+        return super().loss(latents, chosen) + self.spread_weight * (lacking + shared)
+
+
 def entropy_gap(scores: Tensor) -> Tensor:
     """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K)."""
     share = scores.softmax(dim=-1)

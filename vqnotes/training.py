@@ -47,10 +47,11 @@ def fit(
     shuffle: bool = True,
     lr: float = 1e-3,
     codebook_lr: float | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     callback: Callable[[int, VQAutoencoder], None] | None = None,
     progress: bool = True,
 ) -> History:
-    """Trains the model in place on reconstruction error + quantiser loss, by Adam on batches of x (N, ...).
+    """Trains the model in place on reconstruction error + quantiser loss, on batches of x (N, ...).
 
     The reconstruction error counts relative to the variance of x, as in DeepMind's VQ-VAE example, so that a
     quantiser's beta means the same on any data.
@@ -59,6 +60,7 @@ def fit(
     seed: of the batches and of the initialisation; the model's own weights are the caller's.
     shuffle: batches are drawn at random; if False, they run through x in its own order, over and over.
     codebook_lr: learning rate of the quantiser's parameters, None for `lr`. (EMA codes have none.)
+    optimizer: one of torch.optim's classes that know fused=True: Adam, AdamW, SGD.
     callback: called as callback(step, model) before each step and once after the last. It may change the model:
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
     An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
@@ -66,9 +68,9 @@ def fit(
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
     not above 0, or warmup outside 0 .. steps.
     """
-    plan = _Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, progress)
+    plan = _Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
     objective = _Objective(model, x)
-    optimizer = plan.optimizer(objective.named_parameters())
+    optimizer = plan.optimizer_of(objective.named_parameters())
 
     def update(index: Tensor, quantize: bool) -> Tensor:
         error, quantizer_loss = objective(x[index[0]], quantize)
@@ -94,6 +96,7 @@ def fit_many(
     shuffle: bool = True,
     lr: float = 1e-3,
     codebook_lr: float | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     callback: Callable[[int, list[VQAutoencoder]], None] | None = None,
     progress: bool = True,
 ) -> list[tuple[VQAutoencoder, History]]:
@@ -109,7 +112,7 @@ def fit_many(
     The other options are those of `fit`. An interrupt ends all runs after the same number of steps.
     Raises ValueError as `fit` does, and for no seed, a seed given twice, data or models of different shapes.
     """
-    plan = _Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, progress)
+    plan = _Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"need at least one seed, and all different, got {seeds}")
@@ -131,7 +134,7 @@ def fit_many(
             tensor.data = (parameters | buffers)[name].data[run]
     inputs = x if isinstance(x, Tensor) else torch.cat(xs)
     first = torch.arange(len(seeds), device=inputs.device)[:, None] * (0 if isinstance(x, Tensor) else len(xs[0]))
-    optimizer = plan.optimizer(parameters.items())
+    optimizer = plan.optimizer_of(parameters.items())
 
     def objective(parameters: dict, buffers: dict, batch: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
         return functional_call(objectives[0], (parameters, buffers), (batch, quantize))
@@ -177,6 +180,7 @@ class _Plan:
     shuffle: bool
     lr: float
     codebook_lr: float | None
+    optimizer: Callable[..., torch.optim.Optimizer]
     progress: bool
 
     def __post_init__(self):
@@ -189,11 +193,11 @@ class _Plan:
                 f"codebook_lr={self.codebook_lr}"
             )
 
-    def optimizer(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+    def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
         groups = {self.lr: [], self.codebook_lr: []}
         for name, parameter in named_parameters:
             groups[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
-        return torch.optim.Adam([{"params": group, "lr": lr} for lr, group in groups.items() if group], fused=True)
+        return self.optimizer([{"params": group, "lr": lr} for lr, group in groups.items() if group], fused=True)
 
 
 class _Objective(nn.Module):
