@@ -113,7 +113,7 @@ MANY_CODES = Advice("with so many codes: SimVQ, or FSQ, where no code can die al
 WIDER = Advice("a wider or deeper encoder: no codes can part latents that coincide", "encoder", "04")
 LESS_BETA = Advice("a smaller β, in case the commitment loss holds the latents together", "loss", "01")
 ENCODER_BUGS = Advice("look for a bug in the encoder: a lost gradient, a wrong axis", "any", "08")
-LONGER = Advice("a longer warm-up, so that weak directions are learnt before codes ignore them", "start", "05")
+LONGER = Advice("a longer warm-up, so that weak directions are learnt before codes ignore them", "start", "06")
 MORE_DIMENSIONS = Advice(
     "more latent dimensions, if the quantiser or a projection before it has few", "encoder", "05"
 )
