@@ -8,6 +8,8 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["VQNOTES_SCALE"] = "small"  # of notebook 10, on a machine with a GPU too
+os.environ.pop("VQNOTES_RESULTS", None)  # no results of an earlier run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it otherwise
 
 

@@ -84,8 +84,8 @@ def test_import_loads_nothing_heavy_but_torch():
 
 def test_modules_import_only_from_those_before_them():
     order = ["files", "interrupts", "downloads", "data"]
-    order += ["quantizers", "remedies", "replacement", "structured", "models", "training", "metrics"]
-    order += ["experiments", "league", "pairing", "figures", "verdicts", "diagnosis", "probing", "validation"]
+    order += ["quantizers", "remedies", "replacement", "structured", "models", "training", "metrics", "priors", "samples"]
+    order += ["experiments", "league", "scale", "pairing", "figures", "verdicts", "diagnosis", "probing", "validation"]
     order += ["plots", "widgets", "checks"]
     assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
     for name in order:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCORES_PER_CHUNK = 2**20  # distances held at once by nearest_code: 4 MB in float32, about a processor's cache
+SCORES_PER_CHUNK = 2**20  # distances held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
 LARGEST = 1e150  # in size: squares of more overflow even in float64
 INITS = ("uniform", "normal", "data", "kmeans")
 
@@ -102,7 +102,7 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
 
     flat = latents.reshape(runs, -1, dim)
     index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
-    rows = min(max(1, SCORES_PER_CHUNK // (runs * size)), flat.shape[1])
+    rows = min(max(1, SCORES_PER_CHUNK * (1 if flat.is_cpu else 64) // (runs * size)), flat.shape[1])
     buffer = torch.empty(runs, rows, size, dtype=dtype, device=flat.device)
     for start in range(0, flat.shape[1], rows):
         part = flat[:, start : start + rows]
