@@ -25,13 +25,13 @@ def wait(variances, bits, c, s0):
 MISTAKES = {
     "6.1": {
         "that is the water level": "least_error = 2",
-        "its own variance, 1": "least_error = 3 * 2",
+        "though its variance is 1": "least_error = 3 * 2",
         "still has an error": "least_error = 2 + 2",
         "all three share": "least_error = 3 * (256 / 64) ** (1 / 3)",
         "one bit for each": "least_error = (32 + 8 + 1) / 4",
         "all bits for the first": "least_error = 32 / 4**3 + 8 + 1",
-        "half a logarithm": "least_error = 2 * (256 / 8) ** 0.5 + 1",
-        "not by 2": "least_error = 9",
+        "by 4: its bits": "least_error = 2 * (256 / 8) ** 0.5 + 1",
+        "not by 2": "least_error = 32 / 2**2 + 8 / 2 + 1",
     },
     "6.2": {
         "all codes count alike": DIMENSION.format(**RIGHT | {"rows": "codebook"}),

@@ -18,14 +18,17 @@ def check_error_by_hand(answer) -> None:
         None,
         [
             (2, "that is the water level: the error is its sum over the numbers, and one of them lies below it"),
-            (6, "the third number lies below the level: its error is its own variance, 1"),
+            (
+                6,
+                "either the third number got the level as its error, though its variance is 1, or the first two "
+                "got equal bits: they must end at one level",
+            ),
             (4, "the number that gets no bits still has an error: its whole variance"),
             (3 * 4 ** (1 / 3), "all three share the bits here, but then the level lies above the third variance"),
             (41 / 4, "one bit for each is not best: a bit is worth most where the error is largest"),
-            (4 + 1 + 1, "equal bits for the first two are not best: they must end at one level"),
             (32 / 64 + 8 + 1, "all bits for the first number: after one of them the next is worth as much elsewhere"),
-            (2 * math.sqrt(32) + 1, "the bits of a Gaussian are half a logarithm: log2(variance / level) / 2"),
-            (256 ** (1 / 2) / 2 + 1, "a bit divides the error by 4, not by 2: errors are squares"),
+            (2 * math.sqrt(32) + 1, "a bit divides the squared error by 4: its bits are log2(variance / level) / 2"),
+            (8 + 4 + 1, "a bit divides the error by 4, not by 2: errors are squares"),
         ],
         tolerance=0.01,
     )
@@ -43,7 +46,7 @@ def check_code_dimension(answer) -> None:
         drawn = []
         for _ in range(4):
             # Dead codes fill 20 dimensions. Of the live ones a few, seldom used, fill 9, the others 4 or 5; all lie
-            # away from the origin, by far in dimension 0.
+            # away from the origin, by far in the last dimension.
             much = whole(generator, 4, 6)
             codes = torch.randn(96, 20, generator=generator)
             codes[:64] *= 0.0
