@@ -183,6 +183,25 @@ DEFECTS = [
      "the player runs one past the last value"),
     ("widgets", "encoded(image, kind), html.escape(words)", "encoded(image, kind), words",
      "sentence not escaped in the page"),
+    ("remedies", "(1 - (variance + 1e-4).sqrt()).relu()", "(1 - variance).relu()",
+     "spread: variances, not deviations, are to reach 1"),
+    ("remedies", "shared = (covariance - covariance.diagonal().diag_embed()).square()", "shared = covariance.square()",
+     "spread: variances are punished as covariances"),
+    ("priors", "device=x.device).triu(1)", "device=x.device).triu(2)", "attention sees the next code"),
+    ("priors", "before.new_full((len(before), 1), self.codes)", "before.new_full((len(before), 1), 0)",
+     "a row starts with code 0"),
+    ("priors", ".sum(dim=1) / math.log(2)", ".sum(dim=1)", "nats, not bits"),
+    ("priors", "next_of_each(weights, rows) / temperature", "next_of_each(weights, rows) * temperature",
+     "temperature the wrong way round"),
+    ("priors", "torch.rand(rows.shape, generator=generator)",
+     "torch.rand(len(rows), 1, generator=generator).expand(rows.shape)", "whole grids are shuffled, not places"),
+    ("samples", ".any(axis=1).mean()", ".any(axis=0).mean()", "coverage counts samples, not real points"),
+    ("samples", "np.fill_diagonal(among, np.inf)", "pass", "a point is its own nearest neighbour"),
+    ("samples", "ddof=1", "ddof=0", "spread: pairs of a point with itself count"),
+    ("scale", "if theirs != settings:", "if not theirs:", "results of other settings are taken"),
+    ("scale", "codes = torch.where(counts > 0, sums / counts.clamp_min(1), codes)",
+     "codes = sums / counts.clamp_min(1)", "a centroid without latents goes to 0"),
+    ("scale", "if step not in looks or step <= warmup:", "if step not in looks:", "measured before codes are placed"),
 ]
 
 NOTEBOOK_DEFECTS = [
@@ -215,5 +234,9 @@ NOTEBOOK_DEFECTS = [
     ("09_diagnose_your_own", "diagnose(cured.encode(crops).detach(), cured.quantizer.codes(), inputs=crops)",
      "diagnose(cured.encode(crops).detach(), mine.quantizer.codes(), inputs=crops)",
      "the cured model's latents with the collapsed model's codes"),
+    ("06_dimensional_collapse", '"repaired": again[0]', '"repaired": again[1]', "the gap reported as the repaired error"),
+    ("07_consequences", '("cooler", 0.6)', '("cooler", 1.6)', "the cooler prior is a warmer one"),
+    ("10_at_scale", 'untrained["step"] == SCALE.steps // 2', 'untrained["step"] == SCALE.steps',
+     "equal steps reported as equal quantised steps"),
 ]
 # fmt: on
