@@ -99,7 +99,7 @@ def section(title):
 
 def test_the_guide_matches_every_exercise_with_an_outcome():
     numbers = {one.number for path in NOTEBOOKS for one in exercises(nbformat.read(path, as_version=4).cells)}
-    named = re.findall(r"\b\d\.\d\b", section("What students can do afterwards"))
+    named = re.findall(r"\b\d+\.\d\b", section("What students can do afterwards"))
     assert set(named) == numbers and len(named) == len(numbers)
 
 
