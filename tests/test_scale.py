@@ -22,7 +22,7 @@ PARTS = 8  # two sizes, two arms, two seeds
 
 
 def sweep(folder, tiny=TINY, seeds=range(2)):
-    return scale.run(tiny, folder, seeds, progress=False)
+    return scale.run_sweep(tiny, folder, seeds, progress=False)
 
 
 def same(one, other):
@@ -146,7 +146,7 @@ def test_measures_are_those_of_metrics():
     torch.manual_seed(0)
     model = models.image_autoencoder(1, quantizers.VectorQuantizer(8, 3, update="ema"), width=8)
     model.quantizer.place_codes(*scale.lloyd(model.encode(train).detach().reshape(-1, 3), 8))
-    found, outcome = scale.measure(model, test)
+    found, outcome = scale.measure_model(model, test)
     codes, latents = model.quantizer.codebook, outcome.latents.reshape(-1, 3)
     assert found["perplexity"] == metrics.perplexity(outcome.index, 8) <= 8 * found["usage"]
     assert found["error"] == metrics.reconstruction_error(outcome.reconstruction, test)
@@ -174,7 +174,7 @@ def test_a_part_is_the_run_of_fit_with_the_same_start():
 
     options = {"steps": 16, "warmup": 8, "seed": 3, "batch_size": 8, "lr": TINY.lr, "progress": False}
     training.fit(model, train, init=None, callback=place, **options)
-    assert row["error"] == pytest.approx(scale.measure(model, test)[0]["error"], rel=1e-3)
+    assert row["error"] == pytest.approx(scale.measure_model(model, test)[0]["error"], rel=1e-3)
 
 
 def test_the_table_holds_every_run_and_look(whole):
@@ -215,7 +215,7 @@ def test_a_second_call_trains_nothing(whole):
 
 
 def test_killed_at_any_time_it_goes_on_to_the_same_table(whole, tmp_path):
-    code = f"from vqnotes.scale import Scale, run\nrun({TINY!r}, {str(tmp_path)!r}, range(2), progress=False)"
+    code = f"from vqnotes.scale import Scale, run_sweep\nrun_sweep({TINY!r}, {str(tmp_path)!r}, range(2), progress=False)"
     left = []
     for parts in (1, 4):  # once early, once later
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)

@@ -76,7 +76,7 @@ class Images(NamedTuple):
 class Results(NamedTuple):
     """What is saved of a sweep.
 
-    runs: one row a run and look, columns arm, K, seed, step, the measures of `measure`, gap (at the last step),
+    runs: one row a run and look, columns arm, K, seed, step, the measures of `measure_model`, gap (at the last step),
     device, seconds (of the run, shared among those trained together). shown: for each (arm, K), of the first seed,
     the counts of all codes over the test images, most used first, and SHOWN test images as rebuilt, uint8
     (SHOWN, C, H, W). trained, left: how many parts this call trained, how many are still to do.
@@ -158,7 +158,7 @@ def lloyd(latents: Tensor, codebook_size: int, seed: int = 0, steps: int = 10) -
     return codes, counts.to(latents.dtype) / len(latents)
 
 
-def measure(model: models.VQAutoencoder, test: Tensor) -> tuple[dict, models.Outcome]:
+def measure_model(model: models.VQAutoencoder, test: Tensor) -> tuple[dict, models.Outcome]:
     """The measures of one model on the test images, and its answer.
 
     usage, perplexity, error (`reconstruction_error`), effective dimension (of the codes as used). Of all codes, dead
@@ -208,7 +208,7 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
                 model.quantizer.place_codes(*lloyd(_sample(model, train, seed), size, seed))
             if step not in looks or step <= warmup:
                 continue
-            found, outcome = measure(model, test)
+            found, outcome = measure_model(model, test)
             last = {"gap": gap(model, train, seed)} if step == scale.steps else {}
             rows.append({"arm": arm, "K": size, "seed": seed, "step": step} | found | last)
             if last and seed == seeds[0]:
@@ -226,7 +226,7 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
 # ---------------------------------------------------------------- the sweep, saved part by part
 
 
-def run(
+def run_sweep(
     scale: Scale, folder: Path, seeds: Iterable[int], device: str | None = None, progress: bool = True
 ) -> Results:
     """Trains what is not in the folder yet, saves each part as soon as it is done, and returns all that is there.
