@@ -215,7 +215,7 @@ def test_a_second_call_trains_nothing(whole):
 
 
 def test_killed_at_any_time_it_goes_on_to_the_same_table(whole, tmp_path):
-    code = f"from vqnotes.scale import Scale, run_sweep\nrun_sweep({TINY!r}, {str(tmp_path)!r}, range(2), progress=False)"
+    code = f"from vqnotes.scale import *\nrun_sweep({TINY!r}, {str(tmp_path)!r}, range(2), progress=False)"
     left = []
     for parts in (1, 4):  # once early, once later
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
