@@ -20,7 +20,8 @@ ready = .venv/ready
 .PHONY: lab test run browser-test book slides student grade claims colab-test versions-test mutants bench league \
 	validation stamp clean
 
-run browser-test claims colab-test: export VQNOTES_SCALE ?= small  # notebook 10 also where there is a GPU
+# Notebook 10 in its small scale, also where there is a GPU:
+run browser-test claims colab-test: export VQNOTES_SCALE ?= small
 
 lab: $(ready)
 	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
