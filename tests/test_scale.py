@@ -56,10 +56,10 @@ def test_lloyd_is_that_of_scikit_learn(seed):
 
 
 def test_lloyd_by_hand_from_different_places_where_it_can():
-    latents = torch.tensor([[0.0], [0.0], [0.0], [6.0]])
-    assert sorted(scale.lloyd(latents, 2)[0][:, 0].tolist()) == [0, 6]
-    codes, share = scale.lloyd(latents, 4)  # two of four centroids have no latent
-    assert codes[:, 0].sort().values.tolist() == [0, 0, 0, 6] and sorted(share.tolist()) == [0, 0, 0.25, 0.75]
+    latents = torch.tensor([[1.0], [1.0], [1.0], [7.0]])
+    assert sorted(scale.lloyd(latents, 2)[0][:, 0].tolist()) == [1, 7]
+    codes, share = scale.lloyd(latents, 4)  # two of four centroids have no latent: they stay
+    assert codes[:, 0].sort().values.tolist() == [1, 1, 1, 7] and sorted(share.tolist()) == [0, 0, 0.25, 0.75]
     assert [one.tolist() for one in scale.lloyd(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), 1)] == [[[6]], [1]]
 
 
