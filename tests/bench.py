@@ -150,19 +150,20 @@ def batched_products(runs: int, batch: int, codes: int) -> Callable[[], None]:
     return work
 
 
-def many(repeats: int) -> Rows:
-    def build(seed: int) -> models.VQAutoencoder:
-        return models.mlp_autoencoder(16, VectorQuantizer(64, 8))
+def small(seed: int, width: int = 64) -> models.VQAutoencoder:
+    return models.mlp_autoencoder(16, VectorQuantizer(64, 8), width=width)
 
+
+def many(repeats: int) -> Rows:
     own = {"steps": 200, "batch_size": 128, "init": "uniform", "progress": False}
     for runs, goal in ((16, ">= 4"), (64, ">= 5")):
 
         def one_by_one(runs=runs) -> None:
             for seed in range(runs):
-                training.fit(build(seed), MODES, seed=seed, **own)
+                training.fit(small(seed), MODES, seed=seed, **own)
 
         def at_once(runs=runs) -> None:
-            training.fit_many(build, MODES, seeds=range(runs), **own)
+            training.fit_many(small, MODES, seeds=range(runs), **own)
 
         work = batched_products(runs, 128, 64)
 
@@ -185,7 +186,7 @@ def many(repeats: int) -> Rows:
 
 
 def watch(repeats: int) -> Rows:
-    model, steps = models.mlp_autoencoder(16, VectorQuantizer(64, 8)), 100
+    model, steps = small(0), 100
     looking = probing.CollapseWatch(MODES[:1024])
 
     def train() -> None:
@@ -198,13 +199,9 @@ def watch(repeats: int) -> Rows:
 def setting(seeds, width: int) -> list[dict]:
     """A setting of the sweep, in a worker of one thread."""
     torch.set_num_threads(1)
-    build = partial(_narrow, width=width)
+    build = partial(small, width=width)
     trained = training.fit_many(build, MODES, seeds=seeds, steps=400, init="uniform", progress=False)
     return [{"error": history.reconstruction[-1]} for _, history in trained]
-
-
-def _narrow(seed: int, width: int) -> models.VQAutoencoder:
-    return models.mlp_autoencoder(16, VectorQuantizer(64, 8), width=width)
 
 
 def sweep(repeats: int) -> Rows:

@@ -185,7 +185,7 @@ DEFECTS = [
      "sentence not escaped in the page"),
     ("remedies", "(1 - (variance + 1e-4).sqrt()).relu()", "(1 - variance).relu()",
      "spread: variances, not deviations, are to reach 1"),
-    ("remedies", "shared = (covariance - covariance.diagonal().diag_embed()).square()",
+    ("remedies", "shared = (covariance - variance.diag_embed()).square()",
      "shared = covariance.square()",
      "spread: variances are punished as covariances"),
     ("priors", "device=x.device).triu(1)", "device=x.device).triu(2)", "attention sees the next code"),

@@ -218,7 +218,7 @@ class SpreadLatents(VectorQuantizer):
         covariance = centered.T @ centered / max(1, len(flat) - 1)
         variance = covariance.diagonal()
         lacking = (1 - (variance + 1e-4).sqrt()).relu().mean()
-        shared = (covariance - covariance.diagonal().diag_embed()).square().sum() / self.dim
+        shared = (covariance - variance.diag_embed()).square().sum() / self.dim
         return super().loss(latents, chosen) + self.spread_weight * (lacking + shared)
 
 
