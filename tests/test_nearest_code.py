@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import brute_force, normal
 
-from vqnotes import quantizers
-from vqnotes.quantizers import nearest_code
+from vqnotes import search
+from vqnotes.search import nearest_code
 
 
 @pytest.mark.parametrize("offset, spread", [(0, 1), (1000, 1), (1, 1e-3), (-1e4, 1e-1)])
@@ -29,8 +29,8 @@ def test_the_textbook_expansion_fails_where_nearest_code_does_not(offset, spread
 
 @pytest.mark.parametrize("offset, spread", [(0, 1), (1000, 1), (1, 1e-3)])
 def test_nearest_code_hardly_ever_needs_to_measure_again(monkeypatch, offset, spread):
-    again, measure = [], quantizers._nearest_by_differences
-    monkeypatch.setattr(quantizers, "_nearest_by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
+    again, measure = [], search._by_differences
+    monkeypatch.setattr(search, "_by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
     nearest_code(offset + spread * normal(5000, 64), offset + spread * normal(512, 64, seed=1))
     assert sum(again) < 50  # without the shift to the centre it would be nearly all of them
 
@@ -71,7 +71,7 @@ def test_nearest_code_takes_any_float_dtype_and_leading_axes(dtype):
 
 @pytest.mark.parametrize("in_dims", [(0, 0), (1, 0), (None, 0), (0, None)])
 def test_nearest_code_under_vmap_is_the_same_run_by_run(in_dims, monkeypatch):
-    monkeypatch.setattr(quantizers, "SCORES_PER_CHUNK", 3 * 20 * 32)  # several chunks, the last one shorter
+    monkeypatch.setattr(search, "SCORES_PER_CHUNK", 3 * 20 * 32)  # several chunks, the last one shorter
     many, codebooks = normal(3, 10, 7, 8), torch.stack([normal(20, 8, seed=seed) + 100 * seed for seed in range(3)])
     codebooks[2, 5] = codebooks[2, 4]  # a tie, and runs far from each other
     many = many + 100 * torch.arange(3)[:, None, None, None]

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import brute_force, normal, press, run_python
-from sklearn.cluster import KMeans
+from helpers import press, run_python
 
 from vqnotes import data, metrics, models, quantizers, scale, training
 
@@ -38,39 +37,6 @@ def whole(tmp_path_factory):
     """A sweep that nothing interrupts, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     return sweep(folder), folder
-
-
-# ---------------------------------------------------------------- k-means where the latents are
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_lloyd_is_that_of_scikit_learn(seed):
-    latents = normal(500, 3, seed=seed, dtype=torch.float64)
-    start, _ = scale.lloyd(latents, 20, seed, steps=0)
-    assert len({tuple(row) for row in start.tolist()} & {tuple(row) for row in latents.tolist()}) == 20
-    codes, share = scale.lloyd(latents, 20, seed)
-    theirs = KMeans(20, init=start.numpy(), n_init=1, max_iter=10, tol=0, algorithm="lloyd").fit(latents.numpy())
-    assert np.allclose(codes.numpy(), theirs.cluster_centers_)
-    assert share.sum().item() == pytest.approx(1) and share.dtype == latents.dtype
-    assert torch.equal(share, brute_force(latents, codes).bincount(minlength=20).double() / 500)
-
-
-def test_lloyd_by_hand_from_different_places_where_it_can():
-    latents = torch.tensor([[1.0], [1.0], [1.0], [7.0]])
-    assert sorted(scale.lloyd(latents, 2)[0][:, 0].tolist()) == [1, 7]
-    codes, share = scale.lloyd(latents, 4)  # two of four centroids have no latent: they stay
-    assert codes[:, 0].sort().values.tolist() == [1, 1, 1, 7] and sorted(share.tolist()) == [0, 0, 0.25, 0.75]
-    assert [one.tolist() for one in scale.lloyd(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), 1)] == [[[6]], [1]]
-
-
-WRONG = [normal(5), normal(5, 2, 2), normal(0, 2), normal(5, 2).fill_(torch.nan), torch.ones(5, 2, dtype=torch.int64)]
-ENOUGH = normal(5, 2)
-
-
-@pytest.mark.parametrize("size, steps, latents", [(6, 1, ENOUGH), (2, -1, ENOUGH), *((2, 1, x) for x in WRONG)])
-def test_lloyd_refuses_what_it_cannot_use(latents, size, steps):
-    with pytest.raises(ValueError, match="latents"):
-        scale.lloyd(latents, size, steps=steps)
 
 
 # ---------------------------------------------------------------- scales, folders, data
@@ -145,7 +111,7 @@ def test_measures_are_those_of_metrics():
     _, train, test = scale.images(scale.SMALL)
     torch.manual_seed(0)
     model = models.image_autoencoder(1, quantizers.VectorQuantizer(8, 3, update="ema"), width=8)
-    model.quantizer.place_codes(*scale.lloyd(model.encode(train).detach().reshape(-1, 3), 8))
+    model.quantizer.place_codes(*quantizers.lloyd(model.encode(train).detach().reshape(-1, 3), 8))
     found, outcome = scale.measure_model(model, test)
     codes, latents = model.quantizer.codebook, outcome.latents.reshape(-1, 3)
     assert found["perplexity"] == metrics.perplexity(outcome.index, 8) <= 8 * found["usage"]
@@ -170,7 +136,7 @@ def test_a_part_is_the_run_of_fit_with_the_same_start():
     def place(step, now):
         if step == 8:
             latents = models.sample_latents(now, train, 512, torch.Generator().manual_seed(3))
-            quantizer.place_codes(*scale.lloyd(latents, 16, 3))
+            quantizer.place_codes(*quantizers.lloyd(latents, 16, 3))
 
     options = {"steps": 16, "warmup": 8, "seed": 3, "batch_size": 8, "lr": TINY.lr, "progress": False}
     training.fit(model, train, init=None, callback=place, **options)
@@ -254,7 +220,7 @@ def test_an_interrupt_costs_the_run_in_progress_only(whole, tmp_path, monkeypatc
 
 def test_a_part_that_fails_is_left_out_and_tried_again(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        placed = scale.lloyd
+        placed = quantizers.lloyd
         fails = lambda latents, size, *rest: placed(latents, size if size < 16 else 10**6, *rest)  # noqa: E731
         patch.setattr(scale, "lloyd", fails)
         with pytest.warns(UserWarning, match=r"some parts failed(?s:.*)'warm-up', 16, \[1\].*1000000 codes"):

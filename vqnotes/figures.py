@@ -67,9 +67,8 @@ def figures_of(latents, codebook, *, labels=None, inputs=None, seed: int = 0) ->
     flat, codes, grid = parted(latents, codebook)
     paired = None if inputs is None else Inputs(inputs, grid)
     size, count = len(codes), len(flat)
-    meter = metrics.UsageMeter(size)
     index = nearest_code(flat, codes)
-    meter.update(index)
+    meter = metrics.UsageMeter(size).update(index)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     rows = order[: min(AT_MOST, max(AT_LEAST, PER_CODE * size))]
     center = flat.mean(0, dtype=torch.float64)

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.quantizers import LARGEST, check_codebook, check_latents, kmeans, nearest_code
+from vqnotes.quantizers import kmeans
+from vqnotes.search import LARGEST, check_codebook, check_latents, nearest_code
+
+PART = 2**14  # vectors that are in float64 at once
 
 # ---------------------------------------------------------------- how the codes are used
 
@@ -26,13 +29,14 @@ class UsageMeter:
             raise ValueError(f"size must be positive, got {size}")
         self.counts = torch.zeros(size, dtype=torch.int64)
 
-    def update(self, index: Tensor) -> None:
-        """Adds the indices of one batch, of any shape."""
+    def update(self, index: Tensor) -> "UsageMeter":
+        """Adds the indices of one batch, of any shape. Returns the meter."""
         index = check_index(index).flatten().cpu()
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= len(self.counts):
             raise ValueError(f"index must be in 0 .. {len(self.counts) - 1}, got {low} .. {high}")
         self.counts += torch.bincount(index.long(), minlength=len(self.counts))
+        return self
 
     def usage(self) -> float:
         """Share of codes used at least once, in (0, 1]: #{k: n_k > 0} / K."""
@@ -63,16 +67,12 @@ def check_index(index: Tensor) -> Tensor:
 
 def usage(index: Tensor, size: int) -> float:
     """Share of the `size` codes that occur in the index, in (0, 1]. At most index.numel() / size."""
-    meter = UsageMeter(size)
-    meter.update(index)
-    return meter.usage()
+    return UsageMeter(size).update(index).usage()
 
 
 def perplexity(index: Tensor, size: int) -> float:
     """Effective number of codes in use, exp(entropy of their shares), in [1, size]. At most index.numel()."""
-    meter = UsageMeter(size)
-    meter.update(index)
-    return meter.perplexity()
+    return UsageMeter(size).update(index).perplexity()
 
 
 def mode_entropy(codebook: Tensor, latents: Tensor, y: Tensor) -> float:
@@ -117,13 +117,15 @@ def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
 def principal_variances(x: Tensor) -> np.ndarray:
     """Variances (D,) along the principal components of x (..., D), largest first; all 0 for constant x."""
     check_latents(x)
-    flat = x.detach().reshape(-1, x.shape[-1]).double()
+    flat = x.detach().reshape(-1, x.shape[-1])
     if len(flat) < 2:
         raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
-    if (flat == flat[0]).all():
+    if torch.equal(flat.amin(dim=0), flat.amax(dim=0)):
         return np.zeros(flat.shape[1])
-    centered = (flat - flat.mean(dim=0)).cpu().numpy()
-    return np.linalg.eigvalsh(centered.T @ centered / len(centered))[::-1].clip(min=0)
+    parts = flat.split(PART)  # float64 for one at a time
+    mean = sum(part.double().sum(dim=0) for part in parts) / len(flat)
+    covariance = sum((centered := part.double() - mean).T @ centered for part in parts) / len(flat)
+    return np.linalg.eigvalsh(covariance.cpu().numpy())[::-1].clip(min=0)
 
 
 def effective_dimension(x: Tensor, share: float = 0.99) -> int:
@@ -136,8 +138,7 @@ def effective_dimension(x: Tensor, share: float = 0.99) -> int:
     variances = principal_variances(x)
     if variances.sum() == 0:
         return 0
-    held = np.cumsum(variances) / variances.sum()
-    return int(np.searchsorted(held, share * (1 - 1e-12)) + 1)
+    return int(np.searchsorted(np.cumsum(variances) / variances.sum(), share * (1 - 1e-12)) + 1)
 
 
 def effective_rank(x: Tensor) -> float:
@@ -202,9 +203,9 @@ def quantization_error(latents: Tensor, codebook: Tensor, relative: bool = True)
     """
     check_codebook(codebook)
     check_latents(latents)
-    index = nearest_code(latents, codebook).flatten()
-    flat, chosen = latents.detach().reshape(-1, latents.shape[-1]), codebook.detach()[index]
-    error = (flat.double() - chosen.double()).square().sum(dim=1).mean().item()
+    flat, codes = latents.detach().reshape(-1, latents.shape[-1]), codebook.detach()
+    parts = zip(flat.split(PART), nearest_code(flat, codes).split(PART))
+    error = sum((z.double() - codes[index].double()).square().sum().item() for z, index in parts) / len(flat)
     if not relative:
         return error
     variance = principal_variances(flat).sum()
@@ -234,8 +235,7 @@ def reconstruction_error(reconstruction: Tensor, x: Tensor) -> float:
     Raises ValueError for shapes that differ, and for an x that does not vary.
     """
     if reconstruction.shape != x.shape or x.numel() == 0:
-        shapes = f"{tuple(reconstruction.shape)} and {tuple(x.shape)}"
-        raise ValueError(f"shapes must be equal and not empty, got {shapes}")
+        raise ValueError(f"shapes must be equal and not empty: {tuple(reconstruction.shape)}, {tuple(x.shape)}")
     wide = torch.promote_types(torch.promote_types(reconstruction.dtype, x.dtype), torch.float32)
     if wide.is_complex:
         raise ValueError(f"both must hold real numbers, got {reconstruction.dtype} and {x.dtype}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.quantizers import check_codebook, check_latents
+from vqnotes.search import check_codebook, check_latents
 
 
 class UnpairedInputs(ValueError):

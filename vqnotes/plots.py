@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vqnotes.experiments import summary
 from vqnotes.metrics import UsageMeter, check_index, check_labels, effective_dimension, principal_variances
-from vqnotes.quantizers import check_codebook, check_latents, nearest_code
+from vqnotes.search import check_codebook, check_latents, nearest_code
 from vqnotes.verdicts import Diagnosis
 
 PALETTE = sns.color_palette("colorblind")

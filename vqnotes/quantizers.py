@@ -1,4 +1,4 @@
-"""Vector quantisers: the nearest code, and a quantiser whose five stages can be changed one at a time."""
+"""The vector quantiser, whose stages can be changed one at a time, and how its codebook is started."""
 
 import warnings
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCORES_PER_CHUNK = 2**20  # distances held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
-LARGEST = 1e150  # in size: squares of more overflow even in float64
+from vqnotes.search import check_latents, check_latents_form, nearest_code
+
 INITS = ("uniform", "normal", "data", "kmeans")
 
 
@@ -19,113 +19,6 @@ class Quantized(NamedTuple):
     latents_q: Tensor
     index: Tensor
     loss: Tensor
-
-
-def check_latents(latents: Tensor, dim: int | None = None) -> None:
-    """Raises ValueError unless latents are (..., dim), floating point, not empty, finite, and below 1e150 in size."""
-    _check_latents_form(latents, dim)
-    if bad := int((~(latents.abs() < LARGEST)).sum()):
-        raise ValueError(f"latents hold {bad} NaN or infinite values, or above 1e150, shape {tuple(latents.shape)}")
-
-
-def check_codebook(codebook: Tensor) -> None:
-    """Raises ValueError unless the codebook is (K, D), floating point, not empty, finite, and below 1e150 in size."""
-    _check_codebook_form(codebook)
-    if not (codebook.abs() < LARGEST).all():
-        raise ValueError(f"codebook holds NaN or infinite values, or above 1e150, shape {tuple(codebook.shape)}")
-
-
-def _check_latents_form(latents: Tensor, dim: int | None) -> None:
-    if not (isinstance(latents, Tensor) and latents.is_floating_point() and latents.ndim and latents.numel()):
-        raise ValueError(f"latents must be floating point (..., D) and not empty, got {_shown(latents)}")
-    if dim is not None and latents.shape[-1] != dim:
-        raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
-
-
-def _check_codebook_form(codes: Tensor) -> None:
-    if not (isinstance(codes, Tensor) and codes.is_floating_point() and codes.ndim == 2 and codes.numel()):
-        raise ValueError(f"codebook must be floating point (K, D) and not empty, got {_shown(codes)}")
-
-
-def _shown(x) -> str:
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else str(type(x))
-
-
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the code at the smallest Euclidean distance from each latent; of equal ones, the lowest.
-
-    latents (..., D), codebook (K, D), any float dtype. Returns int64 (...,) in 0 .. K-1.
-    Raises ValueError for empty, NaN, infinite or mismatched input. In float64, differences below 1e-150 are none.
-
-    argmin_k ||z - e_k||^2 = argmin_k (||e_k||^2 / 2 - z.e_k), one matrix product. Far from the origin that
-    difference of large numbers loses the small distance it should give, so both sides are first shifted to the
-    centre of the codebook; and where the best two codes are closer than rounding can tell apart, that latent is
-    measured again by plain differences in float64. Works in chunks of latents: memory does not grow with N * K.
-    Half precision counts in float32, also under autocast; on a GPU, TF32 products must be off (PyTorch's default).
-    Under `torch.vmap` its runs are searched together.
-    """
-    _check_codebook_form(codebook)
-    _check_latents_form(latents, codebook.shape[1])
-    return _NearestCode.apply(latents, codebook)
-
-
-class _NearestCode(torch.autograd.Function):
-    """The search as one operation without gradient, so that `torch.vmap` can be told how R of them are done."""
-
-    @staticmethod
-    def forward(latents: Tensor, codebook: Tensor) -> Tensor:
-        return _nearest_in_each(latents[None], codebook[None])[0]
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(info, in_dims: tuple, latents: Tensor, codebook: Tensor) -> tuple[Tensor, int]:
-        each = [
-            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip((latents, codebook), in_dims)
-        ]
-        return _nearest_in_each(*each), 0
-
-
-@torch.no_grad()
-def _nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
-    """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
-    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebooks.dtype), torch.float32)
-    center = codebooks.to(dtype).mean(dim=1, keepdim=True)
-    codes = codebooks.to(dtype) - center
-    half_squares = codes.square().sum(dim=2)[:, None] / 2
-    runs, size, dim = codes.shape
-    longest = codes.norm(dim=2).amax(dim=1)[:, None, None]
-    rounding, tiny = 4 * (dim + 2) * torch.finfo(dtype).eps, torch.finfo(dtype).tiny
-
-    flat = latents.reshape(runs, -1, dim)
-    index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
-    rows = min(max(1, SCORES_PER_CHUNK * (1 if flat.is_cpu else 64) // (runs * size)), flat.shape[1])
-    buffer = torch.empty(runs, rows, size, dtype=dtype, device=flat.device)
-    for start in range(0, flat.shape[1], rows):
-        part = flat[:, start : start + rows]
-        z = part.to(dtype) - center
-        with torch.autocast(flat.device.type, enabled=False):
-            scores = torch.baddbmm(half_squares, z, codes.mT, alpha=-1, out=buffer[:, : z.shape[1]])
-        lowest, best = scores.min(dim=2, keepdim=True)
-        second = scores.scatter_(2, best, torch.inf).amin(dim=2, keepdim=True)
-        largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
-        sure = (second - lowest > rounding * largest + tiny)[..., 0]
-        best, unsure = best[..., 0], ~sure  # what is NaN, infinite, overflows or underflows is never sure
-        for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
-            again = unsure[run]
-            best[run, again] = _nearest_by_differences(part[run, again], codebooks[run])
-        index[:, start : start + rows] = best
-    return index.reshape(latents.shape[:-1])
-
-
-def _nearest_by_differences(latents: Tensor, codebook: Tensor) -> Tensor:
-    check_latents(latents)
-    check_codebook(codebook)
-    mode = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(latents.double(), codebook.double(), compute_mode=mode).argmin(dim=1)
 
 
 class VectorQuantizer(nn.Module):
@@ -164,7 +57,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
-        _check_latents_form(latents, self.dim)
+        check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = F.embedding(index, codes)
@@ -284,17 +177,43 @@ def _enough(latents: Tensor, codebook_size: int) -> Tensor:
 def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """k-means by scikit-learn: the centroids (K, D) and the share (K,) of the latents (..., D) in each cluster.
 
-    Above 1,024 codes it starts from random latents and makes 10 steps, since k-means++ takes time K^2.
+    Above 1,024 codes it is `lloyd`, since k-means++ takes time K^2.
     Raises ValueError for unusable latents or fewer latents than codes.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     check_latents(latents)
-    points = _enough(latents.detach(), codebook_size).to("cpu", torch.float64).numpy()  # twice as fast as float32
+    flat = _enough(latents.detach(), codebook_size)
+    if codebook_size > 1024:
+        return lloyd(flat, codebook_size, seed)
+    points = flat.to("cpu", torch.float64).numpy()  # twice as fast as float32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct latents than codes: some codes coincide
-        start, steps = ("random", 10) if codebook_size > 1024 else ("k-means++", 50)
-        fitted = KMeans(codebook_size, init=start, n_init=1, max_iter=steps, random_state=seed).fit(points)
+        fitted = KMeans(codebook_size, n_init=1, max_iter=50, random_state=seed).fit(points)
     share = np.bincount(fitted.labels_, minlength=codebook_size) / len(points)
     return torch.from_numpy(fitted.cluster_centers_).to(latents), torch.from_numpy(share).to(latents)
+
+
+def lloyd(latents: Tensor, codebook_size: int, seed: int = 0, steps: int = 10) -> tuple[Tensor, Tensor]:
+    """k-means where the latents are, on a GPU too: centroids (K, D) and the share (K,) of latents that each has.
+
+    Lloyd's algorithm from K latents (N, D) drawn without replacement, from different places where there are so many;
+    a centroid that no latent chooses stays. The same for any K, so that a sweep over K changes nothing else.
+    Raises ValueError for unusable latents, fewer latents than codes, or steps < 0.
+    """
+    check_latents(latents)
+    if latents.ndim != 2 or not 1 <= codebook_size <= len(latents) or steps < 0:
+        found = f"{tuple(latents.shape)}, {codebook_size} codes, {steps} steps"
+        raise ValueError(f"need latents (N, D), 1 .. N codes and steps >= 0, got {found}")
+    distinct = latents.unique(dim=0)
+    pool = distinct if len(distinct) >= codebook_size else latents
+    drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:codebook_size]
+    codes = pool[drawn.to(pool.device)]
+    for _ in range(steps):
+        index = nearest_code(latents, codes)
+        counts = torch.bincount(index, minlength=codebook_size)[:, None]
+        sums = torch.zeros_like(codes).index_add_(0, index, latents)
+        codes = torch.where(counts > 0, sums / counts.clamp_min(1), codes)
+    counts = torch.bincount(nearest_code(latents, codes), minlength=codebook_size)
+    return codes, counts.to(latents.dtype) / len(latents)

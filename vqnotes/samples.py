@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqnotes.priors import as_rows
-from vqnotes.quantizers import check_latents
+from vqnotes.search import check_latents
 
 
 def coverage(real: Tensor, samples: Tensor, k: int = 5) -> float:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from vqnotes import data, metrics, models, training
 from vqnotes.files import replaced
 from vqnotes.interrupts import noticed
-from vqnotes.quantizers import VectorQuantizer, check_latents, nearest_code
+from vqnotes.quantizers import VectorQuantizer, lloyd
 
 ARMS = {"untrained start": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
 LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps: when a run is measured
@@ -132,30 +132,6 @@ def images(scale: Scale) -> Images:
 
 
 # ---------------------------------------------------------------- one part: an arm, a size, some seeds
-
-
-def lloyd(latents: Tensor, codebook_size: int, seed: int = 0, steps: int = 10) -> tuple[Tensor, Tensor]:
-    """k-means where the latents are, on a GPU too: centroids (K, D) and the share (K,) of latents that each has.
-
-    Lloyd's algorithm from K latents (N, D) drawn without replacement, from different places where there are so many;
-    a centroid that no latent chooses stays. The same for any K, so that a sweep over K changes nothing else.
-    Raises ValueError for unusable latents, fewer latents than codes, or steps < 0.
-    """
-    check_latents(latents)
-    if latents.ndim != 2 or not 1 <= codebook_size <= len(latents) or steps < 0:
-        found = f"{tuple(latents.shape)}, {codebook_size} codes, {steps} steps"
-        raise ValueError(f"need latents (N, D), 1 .. N codes and steps >= 0, got {found}")
-    distinct = latents.unique(dim=0)
-    pool = distinct if len(distinct) >= codebook_size else latents
-    drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:codebook_size]
-    codes = pool[drawn.to(pool.device)]
-    for _ in range(steps):
-        index = nearest_code(latents, codes)
-        counts = torch.bincount(index, minlength=codebook_size)[:, None]
-        sums = torch.zeros_like(codes).index_add_(0, index, latents)
-        codes = torch.where(counts > 0, sums / counts.clamp_min(1), codes)
-    counts = torch.bincount(nearest_code(latents, codes), minlength=codebook_size)
-    return codes, counts.to(latents.dtype) / len(latents)
 
 
 def measure_model(model: models.VQAutoencoder, test: Tensor) -> tuple[dict, models.Outcome]:

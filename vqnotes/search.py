@@ -1,0 +1,193 @@
+"""The nearest code: exact, close to the time of its matrix product, in little memory, for many codebooks at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCORES_PER_CHUNK = 2**20  # held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
+BLOCK = 64  # scores, see _two_lowest_of_blocks
+DOUBTFUL = 64  # latents that a training step on a GPU measures again
+LARGEST = 1e150  # in size: squares of more overflow even in float64
+
+
+def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the code at the smallest Euclidean distance from each latent; of equal ones, the lowest.
+
+    latents (..., D), codebook (K, D), any float dtype. Returns int64 (...,) in 0 .. K-1.
+    Raises ValueError for empty, NaN, infinite or mismatched input. In float64, differences below 1e-150 are none.
+
+    argmin_k ||z - e_k||^2 = argmin_k (||e_k||^2 / 2 - z.e_k), one matrix product. Far from the origin that
+    difference of large numbers loses the small distance it should give, so both sides are first shifted to the
+    centre of the codebook; and where the best two codes are closer than rounding can tell apart, that latent is
+    measured again by plain differences in float64. Works in chunks of latents: memory does not grow with N * K.
+    Half precision counts in float32, also under autocast and where TF32 is allowed.
+    Under `torch.vmap` its runs are searched together.
+
+    On a GPU, a training step (latents that carry a gradient) does not wait to hear which latents are in doubt. It
+    measures 64 of them again; any more keep the choice that float32 made among codes equal up to rounding, and NaN
+    is not refused. Without a gradient the search is exact there, too.
+    """
+    check_codebook_form(codebook)
+    check_latents_form(latents, codebook.shape[1])
+    return _NearestCode.apply(latents, codebook)
+
+
+class _NearestCode(torch.autograd.Function):
+    """The search as one operation without gradient, so that `torch.vmap` can be told how R of them are done."""
+
+    @staticmethod
+    def forward(latents: Tensor, codebook: Tensor) -> Tensor:
+        return _nearest_in_each(latents[None], codebook[None], _may_wait(latents))[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info, in_dims: tuple, latents: Tensor, codebook: Tensor) -> tuple[Tensor, int]:
+        each = [
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip((latents, codebook), in_dims)
+        ]
+        return _nearest_in_each(*each, _may_wait(latents)), 0
+
+
+def _may_wait(latents: Tensor) -> bool:
+    """Whether the search may ask the device how many latents are in doubt, which halts a GPU."""
+    return not (latents.is_cuda and latents.requires_grad)
+
+
+@torch.no_grad()
+def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool = True) -> Tensor:
+    """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
+    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebooks.dtype), torch.float32)
+    center = codebooks.to(dtype).mean(dim=1, keepdim=True)
+    codes = codebooks.to(dtype) - center
+    runs, size, dim = codes.shape
+    longest = codes.norm(dim=2).amax(dim=1)[:, None, None]
+    rounding, tiny = 2 * (dim + 4) * torch.finfo(dtype).eps, torch.finfo(dtype).tiny  # twice Higham's n u |a| |b|
+
+    # A score is (z, 1) times (-e, ||e||^2 / 2): one product. Codes infinitely far away fill up the last block.
+    pairs = torch.cat([-codes, codes.square().sum(dim=2, keepdim=True) / 2], dim=2)
+    if size > BLOCK:
+        pairs = F.pad(pairs, (0, 0, 0, -size % BLOCK))
+        pairs[:, size:, dim] = torch.inf
+    two_lowest = _two_lowest_of_blocks if size > BLOCK else _two_lowest
+
+    flat = latents.reshape(runs, -1, dim)
+    index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
+    sure = torch.empty_like(index, dtype=torch.bool)
+    per_latent = runs * pairs.shape[1]
+    rows = min(max(1, SCORES_PER_CHUNK * (64 if flat.is_cuda else 1) // per_latent), flat.shape[1])
+    buffer = torch.empty(rows * per_latent, dtype=dtype, device=flat.device)
+    extended = torch.ones(runs, rows, dim + 1, dtype=dtype, device=flat.device)
+    for start in range(0, flat.shape[1], rows):
+        part = flat[:, start : start + rows]
+        count = part.shape[1]
+        z = torch.sub(part, center, out=extended[:, :count, :dim])
+        scores = buffer[: count * per_latent].view(runs, count, -1)
+        with _full_precision(flat.device.type):
+            torch.bmm(extended[:, :count], pairs.mT, out=scores)
+        lowest, best, second = two_lowest(scores)
+        largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
+        index[:, start : start + count] = best[..., 0]
+        sure[:, start : start + count] = (second - lowest > rounding * largest + tiny)[..., 0]
+
+    unsure = ~sure  # what is NaN, infinite, overflows or underflows is never sure
+    if not may_wait:
+        again = unsure.byte().topk(min(DOUBTFUL, unsure.shape[1]), dim=1).indices
+        some = flat.gather(1, again[..., None].expand(-1, -1, dim))
+        index.scatter_(1, again, _by_differences(some, codebooks))
+    else:
+        for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
+            check_codebook(codebooks[run])
+            for again in unsure[run].nonzero()[:, 0].split(max(1, SCORES_PER_CHUNK // size)):
+                check_latents(flat[run, again])
+                index[run, again] = _by_differences(flat[run, again], codebooks[run])
+    return index.reshape(latents.shape[:-1])
+
+
+def _two_lowest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Along the last axis: the lowest score, where it is, and the second lowest, (..., 1) each. Overwrites them."""
+    lowest, place = scores.min(dim=-1, keepdim=True)
+    return lowest, place, scores.scatter_(-1, place, torch.inf).amin(dim=-1, keepdim=True)
+
+
+def _two_lowest_of_blocks(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, for (R, B, K) with K a multiple of BLOCK, in a third of the time.
+
+    torch's minimum that says where it is takes six times as long on a processor as the one that does not. So the
+    blocks are only asked for their minimum, and the place is looked for in the best one alone.
+    """
+    blocks = scores.view(-1, BLOCK)
+    lowest_of_block = blocks.amin(dim=1).view(*scores.shape[:2], -1)
+    _, block, elsewhere = _two_lowest(lowest_of_block)
+    first = torch.arange(0, len(blocks), lowest_of_block.shape[2], device=scores.device).view(*scores.shape[:2], 1)
+    lowest, place, second = _two_lowest(blocks[first + block][..., 0, :])
+    return lowest, block * BLOCK + place, torch.minimum(second, elsewhere)
+
+
+def _by_differences(latents: Tensor, codebooks: Tensor) -> Tensor:
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(latents.double(), codebooks.double(), compute_mode=mode).argmin(dim=-1)
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Neither autocast nor TF32. The latter has a new name since torch 2.9 and must then not be read by its old."""
+    with torch.autocast(device, enabled=False):
+        if device != "cuda":
+            yield
+            return
+        settings = torch.backends.cuda.matmul
+        name, full = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+        before = getattr(settings, name)
+        setattr(settings, name, full)
+        try:
+            yield
+        finally:
+            setattr(settings, name, before)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def check_latents(latents: Tensor, dim: int | None = None) -> None:
+    """Raises ValueError unless latents are (..., dim), floating point, not empty, finite, and below 1e150 in size."""
+    check_latents_form(latents, dim)
+    if not _all_finite(latents):
+        bad = int((~(latents.abs() < LARGEST)).sum())
+        raise ValueError(f"latents hold {bad} NaN or infinite values, or above 1e150, shape {tuple(latents.shape)}")
+
+
+def check_codebook(codebook: Tensor) -> None:
+    """Raises ValueError unless the codebook is (K, D), floating point, not empty, finite, and below 1e150 in size."""
+    check_codebook_form(codebook)
+    if not _all_finite(codebook):
+        raise ValueError(f"codebook holds NaN or infinite values, or above 1e150, shape {tuple(codebook.shape)}")
+
+
+def check_latents_form(latents: Tensor, dim: int | None) -> None:
+    """As `check_latents`, but does not look at the values."""
+    if not (isinstance(latents, Tensor) and latents.is_floating_point() and latents.ndim and latents.numel()):
+        raise ValueError(f"latents must be floating point (..., D) and not empty, got {_shown(latents)}")
+    if dim is not None and latents.shape[-1] != dim:
+        raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
+
+
+def check_codebook_form(codes: Tensor) -> None:
+    """As `check_codebook`, but does not look at the values."""
+    if not (isinstance(codes, Tensor) and codes.is_floating_point() and codes.ndim == 2 and codes.numel()):
+        raise ValueError(f"codebook must be floating point (K, D) and not empty, got {_shown(codes)}")
+
+
+def _all_finite(x: Tensor) -> bool:
+    low, high = x.detach().aminmax()  # NaN if anything is; no copy of x
+    return bool((low > -LARGEST) & (high < LARGEST))
+
+
+def _shown(x) -> str:
+    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else str(type(x))
