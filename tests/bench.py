@@ -155,7 +155,7 @@ def small(seed: int, width: int = 64) -> models.VQAutoencoder:
 
 
 def many(repeats: int) -> Rows:
-    own = {"steps": 200, "batch_size": 128, "init": "uniform", "progress": False}
+    own = {"steps": 200, "init": "uniform", "progress": False}
     for runs, goal in ((16, ">= 4"), (64, ">= 5")):
 
         def one_by_one(runs=runs) -> None:
@@ -165,7 +165,7 @@ def many(repeats: int) -> Rows:
         def at_once(runs=runs) -> None:
             training.fit_many(small, MODES, seeds=range(runs), **own)
 
-        work = batched_products(runs, 128, 64)
+        work = batched_products(runs, 256, 64)
 
         def products(work=work) -> None:
             for _ in range(200):

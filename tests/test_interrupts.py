@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import Moments, normal, press
 
-from vqnotes import experiments, training
+from vqnotes import experiments, loop
 from vqnotes.experiments import grid, sweep
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
@@ -78,7 +78,7 @@ def test_a_run_interrupted_at_any_moment_is_a_shorter_run(many, update):
         assert_equal(replayed[steps], trained(many, update, steps=steps))
 
     marks = []  # how many moments have passed at each call back, and at the end
-    with Moments(training._train, training._train) as moments:
+    with Moments(loop.run_steps, loop.run_steps) as moments:
         trained(many, update, lambda step: marks.append(moments.now))
     marks.append(moments.now)
     rng = np.random.default_rng(many)
@@ -87,7 +87,7 @@ def test_a_run_interrupted_at_any_moment_is_a_shorter_run(many, update):
     for moment in chosen:
         called_back = []
         try:
-            with Moments(training._train, training._train, [moment]):
+            with Moments(loop.run_steps, loop.run_steps, [moment]):
                 runs = trained(many, update, called_back.append)
         except KeyboardInterrupt:
             assert not called_back  # it came before the run had begun

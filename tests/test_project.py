@@ -84,7 +84,17 @@ def test_import_loads_nothing_heavy_but_torch():
 
 def test_modules_import_only_from_those_before_them():
     order = ["files", "interrupts", "downloads", "data"]
-    order += ["search", "quantizers", "remedies", "replacement", "structured", "models", "training", "metrics"]
+    order += [
+        "search",
+        "quantizers",
+        "remedies",
+        "replacement",
+        "structured",
+        "models",
+        "loop",
+        "training",
+        "metrics",
+    ]
     order += ["priors", "samples", "experiments", "league", "scale"]
     order += ["pairing", "figures", "verdicts", "diagnosis", "probing", "validation", "plots", "widgets", "checks"]
     assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))

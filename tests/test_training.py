@@ -48,6 +48,16 @@ def test_width_is_the_encoders_alone():
         assert parameters(narrow.decoder) == parameters(wide.decoder)
 
 
+def test_training_trains_where_gradients_are_off():
+    """As they stay, unseen, where two interrupts tore `torch.no_grad`."""
+    errors = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            errors.append(fit(small_model(), normal(300, 4), steps=30, seed=0, progress=False).reconstruction)
+            assert torch.is_grad_enabled() == grad
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_the_same_seed_gives_the_same_run(update):
     x, results = normal(300, 4), []

@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state
 from tqdm.auto import tqdm
 
 from vqnotes.interrupts import held
+from vqnotes.loop import batches_of, descend
 from vqnotes.metrics import check_index
 
 
@@ -108,7 +109,7 @@ def fit_priors(
             priors.append(CodeTransformer(codes, rows.shape[2], **options).to(rows.device))
     weights, _ = stack_module_state(priors)  # each with a leading axis R
     optimizer = torch.optim.Adam(weights.values(), lr=lr, fused=True)
-    batches = [torch.Generator().manual_seed(seed) for seed in seeds]
+    batches = batches_of(rows.shape[1], batch_size, seeds, rows.device)
     which = torch.arange(len(seeds), device=rows.device)[:, None]
 
     def bits(weights: dict, batch: Tensor) -> Tensor:
@@ -117,20 +118,18 @@ def fit_priors(
     bits_of_each = torch.vmap(bits)
     curves = []
     try:
-        with held() as let_interrupt_in:
+        with held() as let_interrupt_in, torch.enable_grad():
             for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
                 let_interrupt_in()
-                drawn = torch.stack([torch.randint(rows.shape[1], (batch_size,), generator=own) for own in batches])
-                losses = bits_of_each(weights, rows[which, drawn.to(rows.device)])
-                optimizer.zero_grad()
-                losses.sum().backward()
-                optimizer.step()
-                curves.append(losses.tolist())
+                losses = bits_of_each(weights, rows[which, next(batches)])
+                descend(optimizer, losses.sum())
+                curves.append(losses.detach())
     except KeyboardInterrupt:
         pass
     for run, prior in enumerate(priors):
         prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
-    return [(prior, [figures[run] for figures in curves]) for run, prior in enumerate(priors)]
+    curves = torch.stack(curves, dim=1).tolist() if curves else [[] for _ in priors]
+    return list(zip(priors, curves))
 
 
 @torch.no_grad()

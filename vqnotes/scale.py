@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from vqnotes import data, metrics, models, training
 from vqnotes.files import replaced
 from vqnotes.interrupts import noticed
+from vqnotes.loop import latents_for_codes
 from vqnotes.quantizers import VectorQuantizer, lloyd
 
 ARMS = {"untrained start": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
@@ -155,14 +156,9 @@ def measure_model(model: models.VQAutoencoder, test: Tensor) -> tuple[dict, mode
 
 def gap(model: models.VQAutoencoder, train: Tensor, seed: int) -> float:
     """`optimality_gap`, with `lloyd` for k-means, on up to 32 latents a code of the training images."""
-    sample, codes = _sample(model, train, seed), model.quantizer.codes().detach()
+    sample, codes = latents_for_codes(model, train, seed), model.quantizer.codes().detach()
     best = metrics.quantization_error(sample, lloyd(sample, len(codes), seed)[0], relative=False)
     return metrics.quantization_error(sample, codes, relative=False) / best
-
-
-def _sample(model: models.VQAutoencoder, train: Tensor, seed: int) -> Tensor:
-    count = training.LATENTS_PER_CODE * len(model.quantizer.codes())
-    return models.sample_latents(model, train, count, torch.Generator().manual_seed(seed))
 
 
 def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: Tensor, test: Tensor) -> dict:
@@ -181,7 +177,7 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
     def watch(step: int, trained: list[models.VQAutoencoder]) -> None:
         for seed, model in zip(seeds, trained):
             if step == warmup:
-                model.quantizer.place_codes(*lloyd(_sample(model, train, seed), size, seed))
+                model.quantizer.place_codes(*lloyd(latents_for_codes(model, train, seed), size, seed))
             if step not in looks or step <= warmup:
                 continue
             found, outcome = measure_model(model, test)

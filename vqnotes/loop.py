@@ -1,0 +1,163 @@
+"""What `fit` and `fit_many` share: the plan of a run, what it makes small, and the loop over its steps."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from vqnotes.interrupts import held
+from vqnotes.models import VQAutoencoder, sample_latents
+
+LATENTS_PER_CODE = 32
+
+
+@dataclass
+class History:
+    """What happened, one entry a finished step: reconstruction error on the batch, and the quantiser's loss.
+
+    The error is the mean square over the variance of the data: 0 is perfect, 1 is what a constant picture gives.
+    The quantiser's loss is NaN during warm-up. interrupted: whether the run was stopped before its last step.
+    """
+
+    reconstruction: list[float] = field(default_factory=list)
+    quantizer: list[float] = field(default_factory=list)
+    interrupted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.reconstruction)
+
+
+@dataclass
+class Plan:
+    """The options of a run that do not depend on its seed."""
+
+    steps: int
+    warmup: int
+    init: str | None
+    batch_size: int
+    shuffle: bool
+    lr: float
+    codebook_lr: float | None
+    optimizer: Callable[..., torch.optim.Optimizer]
+    progress: bool
+
+    def __post_init__(self):
+        self.codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
+        rates = 0 < self.lr < float("inf") and 0 < self.codebook_lr < float("inf")
+        if self.steps < 1 or self.batch_size < 1 or not rates or not 0 <= self.warmup <= self.steps:
+            raise ValueError(
+                f"need steps >= 1, 0 <= warmup <= steps, batch_size >= 1 and learning rates > 0; got "
+                f"steps={self.steps}, warmup={self.warmup}, batch_size={self.batch_size}, lr={self.lr}, "
+                f"codebook_lr={self.codebook_lr}"
+            )
+
+    def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+        groups = {self.lr: [], self.codebook_lr: []}
+        for name, parameter in named_parameters:
+            groups[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
+        return self.optimizer([{"params": group, "lr": lr} for lr, group in groups.items() if group], fused=True)
+
+
+class Objective(nn.Module):
+    """What training makes small: a batch to (reconstruction error / variance of x, quantiser's loss), two scalars."""
+
+    def __init__(self, model: VQAutoencoder, x: Tensor):
+        super().__init__()
+        variance = x.var(correction=0) if x.numel() and x.is_floating_point() else torch.tensor(0.0)  # of all entries
+        if not (torch.isfinite(variance) and variance > 0):
+            shown = f"{x.dtype} {tuple(x.shape)}, variance {variance.item()}"
+            raise ValueError(f"x must be floating point, finite, and vary: got {shown}")
+        self.model = model
+        self.register_buffer("variance", variance)
+
+    def forward(self, batch: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
+        if quantize:
+            reconstruction, (_, _, quantizer_loss) = self.model(batch)
+        else:
+            reconstruction = self.model.decode(self.model.encode(batch))
+            quantizer_loss = torch.full_like(self.variance, torch.nan)
+        return F.mse_loss(reconstruction, batch) / self.variance, quantizer_loss
+
+
+def run_steps(
+    plan: Plan,
+    models: list[VQAutoencoder],
+    xs: list[Tensor],
+    seeds: list[int],
+    update: Callable[[Tensor, bool], Tensor],
+    watch: Callable[[int], None],
+    finish: Callable[[], None] = lambda: None,
+) -> list[History]:
+    """The loop over steps. update takes the batches' places in x (R, B) and gives error and loss (2, R).
+
+    An interrupt lands before a step: the models are then as after a run of as many steps as the histories have.
+    finish is called at the end, however it comes.
+    """
+    histories, figures = [History() for _ in models], []  # figures stay on the device: no step waits for them
+    device = xs[0].device
+    batches = batches_of(len(xs[0]), plan.batch_size, seeds, device, plan.shuffle)
+    random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+    def record() -> None:
+        if figures:
+            for history, errors, losses in zip(histories, *torch.stack(figures, dim=2).tolist()):
+                history.reconstruction, history.quantizer = errors, losses
+
+    try:
+        with held() as let_interrupt_in, random_state, torch.enable_grad(), ExitStack() as at_end:
+            at_end.callback(finish)
+            at_end.callback(record)
+            bar = tqdm(total=plan.steps, desc="training", leave=False, disable=not plan.progress)
+            at_end.callback(bar.close)
+            for model in models:
+                at_end.callback(model.train, model.training)
+                model.train()
+            torch.manual_seed(seeds[0])  # for quantisers that draw noise
+            for step in range(plan.steps + 1):
+                if step == plan.warmup and plan.init is not None:
+                    for model, x, seed in zip(models, xs, seeds):
+                        latents = latents_for_codes(model, x, seed) if plan.init in ("data", "kmeans") else None
+                        model.quantizer.init_codes(plan.init, latents, seed)
+                watch(step)
+                let_interrupt_in()
+                if step == plan.steps:
+                    break
+                figures.append(update(next(batches), step >= plan.warmup))
+                bar.update()
+    except KeyboardInterrupt:
+        for history in histories:
+            history.interrupted = True
+    return histories
+
+
+def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
+    """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
+    count = LATENTS_PER_CODE * len(model.quantizer.codes())
+    return sample_latents(model, x, count, torch.Generator().manual_seed(seed))
+
+
+def batches_of(
+    length: int, batch_size: int, seeds: list[int], device: torch.device, shuffle: bool = True
+) -> Iterator[Tensor]:
+    """Each step's places in x (R, B), without end. They are drawn for 16 steps at a time, and moved together."""
+    generators, ahead = [torch.Generator().manual_seed(seed) for seed in seeds], (16, batch_size)
+    in_order = torch.arange(16 * batch_size).view(16, 1, -1)
+    for start in count(step=16 * batch_size):
+        if shuffle:
+            drawn = torch.stack([torch.randint(length, ahead, generator=own) for own in generators], dim=1)
+        else:
+            drawn = ((start + in_order) % length).expand(-1, len(seeds), -1)
+        yield from drawn.to(device, non_blocking=True)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimiser; none if all that has a gradient stands still."""
+    optimizer.zero_grad(set_to_none=True)
+    if loss.requires_grad:
+        loss.backward()
+        optimizer.step()
