@@ -75,6 +75,13 @@ def test_entropy_gap_of_known_choices():
     assert entropy_gap(mixed).item() == approx(of_each - math.log(2), rel=1e-5)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_entropy_of_halves_is_that_of_all_codes(dim):
+    quantizer, latents = LFQ(2**dim, dim, entropy_weight=1.0, inverse_temperature=0.7, beta=0.0), normal(50, dim)
+    whole = entropy_gap(1.4 * latents @ quantizer.codes().T)
+    assert quantizer(latents).loss.item() == approx(whole.item(), rel=1e-4)
+
+
 def test_entropy_loss_means_the_same_at_any_scale():
     latents, codes = normal(50, 4), normal(8, 4, seed=1)
     extra = []

@@ -222,11 +222,15 @@ class SpreadLatents(VectorQuantizer):
         return super().loss(latents, chosen) + self.spread_weight * (lacking + shared)
 
 
-def entropy_gap(scores: Tensor) -> Tensor:
-    """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K)."""
-    share = scores.softmax(dim=-1)
-    of_each = -(share * scores.log_softmax(dim=-1)).sum(-1).mean()
-    mean = share.mean(0)
+def entropy_gap(*scores: Tensor) -> Tensor:
+    """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K).
+
+    Two scores (N, I) and (N, J) are those of choices made independently, that together make one of K = I * J.
+    """
+    logs = [one.log_softmax(dim=-1) for one in scores]
+    shares = [one.exp() for one in logs]
+    of_each = -sum((share * log).sum(-1).mean() for share, log in zip(shares, logs))
+    mean = shares[0].mean(0) if len(scores) == 1 else shares[0].T @ shares[1] / len(shares[0])
     return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 

@@ -1,0 +1,61 @@
+"""What the bench and the plots of growth both time, and how."""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from vqnotes import data, models
+from vqnotes.quantizers import VectorQuantizer
+
+MODES = data.gaussian_modes(modes=32, per_mode=150, dim=16).x
+
+
+def small(seed: int, width: int = 64) -> models.VQAutoencoder:
+    return models.mlp_autoencoder(16, VectorQuantizer(64, 8), width=width)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def ratios(repeats: int, first: Callable, second: Callable) -> str:
+    """How many times as long the first takes as the second, alternating. The first call of each does not count."""
+    first(), second()
+    found = [seconds(first) / seconds(second) for _ in range(repeats)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} .. {max(found):.2f})"
+
+
+def both_ways(quantizer: torch.nn.Module, *batches: Tensor) -> Callable[[], None]:
+    """One forward and one backward pass on the next of the batches, by our quantiser or a peer's."""
+    inputs = cycle([batch.clone().requires_grad_() for batch in batches])
+
+    def work() -> None:
+        latents = next(inputs)
+        latents.grad = None
+        latents_q, _, loss = quantizer(latents)
+        (latents_q.square().mean() + loss.sum()).backward()
+
+    return work
+
+
+def search_alone(latents: Tensor, codes: Tensor, rows: int) -> Callable[[], None]:
+    """The limit: product and argmin in chunks of so many rows, without a gradient or a check."""
+    half_squares = codes.square().sum(1) / 2
+
+    def work() -> None:
+        for part in latents.split(rows):
+            torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
+
+    return work
+
+
+def fastest_search(latents: Tensor, codes: Tensor) -> Callable[[], None]:
+    """The limit in its best chunk size."""
+    works = [search_alone(latents, codes, 2**bits // len(codes)) for bits in range(17, 24) if 2**bits >= len(codes)]
+    return min(works, key=lambda work: min(seconds(work) for _ in range(3)))
