@@ -7,7 +7,7 @@
 # make colab-test      runs each notebook alone, with the versions that Colab has (10 minutes)
 # make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
-# make bench  how fast the module is, beside its peers and beside the limit of the machine (20 minutes)
+# make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
 # make league      reruns the long table of remedies (20 minutes)
 # make validation  retrains the models that the diagnosis is judged by (10 minutes)
 # Each target does all of its own set-up in .venv.

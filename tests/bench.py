@@ -1,4 +1,4 @@
-"""How fast is the module, beside its peers and beside the limit of the machine? `make bench`, about twenty minutes.
+"""How fast is the module, beside its peers and beside the limit of the machine? `make bench`, half an hour.
 
 python tests/bench.py [SECTION ...] [--repeats M]     all sections, or some: see SECTIONS
 
@@ -9,12 +9,12 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
-from bench_tools import MODES, both_ways, fastest_search, ratios, small
+from bench_tools import MODES, batched_products, both_ways, fastest_search, ratios, small
 from growth import growth
 
 from vqnotes import diagnosis, experiments, league, metrics, probing, training
@@ -102,22 +102,6 @@ def remedies(repeats: int) -> Rows:
 # ---------------------------------------------------------------- many runs
 
 
-def batched_products(runs: int, batch: int, codes: int) -> Callable[[], None]:
-    """The matrix products of a step of all runs, forward and backward, and nothing else."""
-    layers = [(16, 64), (64, 64), (64, 8), (8, 64), (64, 64), (64, 16)]
-    weights = [torch.randn(runs, *shape) for shape in layers]
-    inputs = [torch.randn(runs, batch, shape[0]) for shape in layers]
-    outputs = [torch.randn(runs, batch, shape[1]) for shape in layers]
-    latents, codebooks = torch.randn(runs, batch, 8), torch.randn(runs, 8, codes)
-
-    def work() -> None:
-        for x, weight, gradient in zip(inputs, weights, outputs):
-            x @ weight, x.mT @ gradient, gradient @ weight.mT
-        latents @ codebooks
-
-    return work
-
-
 def many(repeats: int) -> Rows:
     own = {"steps": 100, "init": "uniform", "progress": False}
     for runs, goal in ((16, ">= 4"), (64, ">= 5")):
@@ -129,12 +113,7 @@ def many(repeats: int) -> Rows:
         def at_once(runs=runs) -> None:
             training.fit_many(small, MODES, seeds=range(runs), **own)
 
-        work = batched_products(runs, 256, 64)
-
-        def products(work=work) -> None:
-            for _ in range(100):
-                work()
-
+        products = batched_products(runs, 256, 64, steps=100)
         case = f"{runs} runs of 100 steps"
         yield case, "fit one by one / fit_many", ratios(repeats, one_by_one, at_once), goal
         yield case, "fit_many / its matrix products", ratios(repeats, at_once, products), "<= 3"

@@ -59,3 +59,20 @@ def fastest_search(latents: Tensor, codes: Tensor) -> Callable[[], None]:
     """The limit in its best chunk size."""
     works = [search_alone(latents, codes, 2**bits // len(codes)) for bits in range(17, 24) if 2**bits >= len(codes)]
     return min(works, key=lambda work: min(seconds(work) for _ in range(3)))
+
+
+def batched_products(runs: int, batch: int, codes: int, steps: int) -> Callable[[], None]:
+    """The matrix products of so many steps of all runs, forward and backward, and nothing else."""
+    layers = [(16, 64), (64, 64), (64, 8), (8, 64), (64, 64), (64, 16)]
+    weights = [torch.randn(runs, *shape) for shape in layers]
+    inputs = [torch.randn(runs, batch, shape[0]) for shape in layers]
+    outputs = [torch.randn(runs, batch, shape[1]) for shape in layers]
+    latents, codebooks = torch.randn(runs, batch, 8), torch.randn(runs, 8, codes)
+
+    def work() -> None:
+        for _ in range(steps):
+            for x, weight, gradient in zip(inputs, weights, outputs):
+                x @ weight, x.mT @ gradient, gradient @ weight.mT
+            latents @ codebooks
+
+    return work

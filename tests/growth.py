@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from bench_tools import MODES, both_ways, fastest_search, seconds, small
+from bench_tools import MODES, batched_products, both_ways, fastest_search, seconds, small
 
 from vqnotes import training
 from vqnotes.quantizers import VectorQuantizer, nearest_code
@@ -31,7 +31,7 @@ def training_of(runs: int) -> Works:
     def train() -> None:
         training.fit_many(small, MODES, seeds=range(runs), steps=20, init="uniform", progress=False)
 
-    return {"fit_many, 20 steps": train}
+    return {"fit_many, 20 steps": train, "limit: its matrix products": batched_products(runs, 256, 64, steps=20)}
 
 
 GROWTH = {

@@ -81,7 +81,8 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool = True) 
     index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
     sure = torch.empty_like(index, dtype=torch.bool)
     per_latent = runs * pairs.shape[1]
-    rows = min(max(1, SCORES_PER_CHUNK * (64 if flat.is_cuda else 1) // per_latent), flat.shape[1])
+    wanted = SCORES_PER_CHUNK * (64 if flat.is_cuda else 1) // per_latent
+    rows = min(max(dim + 1, wanted), flat.shape[1])  # fewer would read large codebooks more often than scores
     buffer = torch.empty(rows * per_latent, dtype=dtype, device=flat.device)
     extended = torch.ones(runs, rows, dim + 1, dtype=dtype, device=flat.device)
     for start in range(0, flat.shape[1], rows):
