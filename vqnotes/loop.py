@@ -137,8 +137,8 @@ def run_steps(
 
 def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
     """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
-    count = LATENTS_PER_CODE * len(model.quantizer.codes())
-    return sample_latents(model, x, count, torch.Generator().manual_seed(seed))
+    wanted = LATENTS_PER_CODE * len(model.quantizer.codes())
+    return sample_latents(model, x, wanted, torch.Generator().manual_seed(seed))
 
 
 def batches_of(
