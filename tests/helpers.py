@@ -15,6 +15,12 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
 
 
+def between_neighbours(codebook, count):
+    """Latents halfway between a code and the one nearest to it, as good as equally far from both."""
+    distances = torch.cdist(codebook.double(), codebook.double()).fill_diagonal_(torch.inf)
+    return (codebook + codebook[distances.argmin(dim=1)])[:count] / 2
+
+
 def brute_force(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code, by all differences in float64."""
     return (latents.double()[:, None] - codebook.double()[None]).square().sum(-1).argmin(1)

@@ -8,7 +8,7 @@ import contextlib
 
 import pytest
 import torch
-from helpers import brute_force, normal
+from helpers import between_neighbours, brute_force, normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -106,10 +106,10 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(search, "_may_wait", lambda latents: False)
 
 
-@pytest.mark.parametrize("size", [7, 64, 300])
+@pytest.mark.parametrize("size", [60, 64, 300])
 def test_without_waiting_the_search_is_exact_for_64_latents_in_doubt(as_on_a_gpu, size):
-    codebook = normal(size, 8)
-    latents = torch.cat([normal(500, 8, seed=1), (codebook[:1] + codebook[1:2]).expand(60, 8) / 2])
+    codebook = 10 + normal(size, 3)
+    latents = torch.cat([10 + normal(60, 3, seed=1), between_neighbours(codebook, 60)])
     assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
     assert torch.equal(
         torch.vmap(nearest_code)(torch.stack([latents, latents + 1]), torch.stack([codebook, codebook + 1])),

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 import torch
-from helpers import brute_force, normal
+from helpers import between_neighbours, brute_force, normal
 
 from vqnotes import search
 from vqnotes.search import nearest_code
@@ -41,6 +41,19 @@ def test_nearest_code_gives_ties_to_the_lowest_index():
     base = normal(100, 16)
     assert nearest_code(normal(3000, 16, seed=1), base.repeat(5, 1)).max() < 100
     assert (nearest_code(normal(50, 16, seed=1), torch.ones(9, 16)) == 0).all()
+
+
+def test_nearest_code_sees_a_rival_anywhere_in_the_codebook():
+    codebook = 100 + normal(1000, 3)  # neighbours are mostly in different blocks of 64
+    latents = between_neighbours(codebook, 1000)
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+
+
+@pytest.mark.parametrize("size", [63, 65, 127, 128])
+def test_nearest_code_has_no_other_codes_than_those_of_the_codebook(size):
+    codebook = torch.nn.functional.normalize(normal(size, 8), dim=1)
+    latents = 1e-3 * normal(300, 8, seed=1)  # nearer to the centre than to any code
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
 
 
 def test_nearest_code_is_exact_under_autocast():
