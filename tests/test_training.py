@@ -2,12 +2,14 @@
 
 import signal
 import threading
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from helpers import normal, run_python
 
+from vqnotes.loop import batches_of
 from vqnotes.models import FromPatches, ToPatches, VQAutoencoder, evaluate, image_autoencoder, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import fit
@@ -56,6 +58,34 @@ def test_training_trains_where_gradients_are_off():
             errors.append(fit(small_model(), normal(300, 4), steps=30, seed=0, progress=False).reconstruction)
             assert torch.is_grad_enabled() == grad
     assert errors[0] == errors[1]
+
+
+def test_batches_in_order_go_on_and_random_ones_are_drawn_by_each_seed():
+    in_order = islice(batches_of(10, 4, [3, 5], torch.device("cpu"), shuffle=False), 40)
+    assert torch.equal(torch.cat(list(in_order), dim=1), (torch.arange(160) % 10).expand(2, -1))
+    drawn = torch.stack(list(islice(batches_of(1000, 4, [3, 5], torch.device("cpu")), 40)))
+    for run, seed in enumerate((3, 5)):
+        generator = torch.Generator().manual_seed(seed)
+        one_by_one = [torch.randint(1000, (4,), generator=generator) for _ in range(40)]
+        assert torch.equal(drawn[:, run], torch.stack(one_by_one))
+
+
+def test_the_codebook_has_a_learning_rate_of_its_own():
+    model = small_model()
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    fit(model, normal(300, 4), steps=5, seed=0, init=None, lr=1e-2, codebook_lr=1e-9, progress=False)
+    moved = {name: (one - before[name]).abs().max().item() for name, one in model.named_parameters()}
+    assert 0 < moved.pop("quantizer.codebook") < 1e-7 and min(moved.values()) > 1e-3
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_seed_starts_the_codes(seed):
+    found = []
+    watch = lambda step, model: found.append(model.quantizer.codes().detach().clone())  # noqa: E731
+    fit(small_model(), normal(300, 4), steps=1, seed=seed, init="uniform", callback=watch, progress=False)
+    expected = VectorQuantizer(8, 2)
+    expected.init_codes("uniform", seed=seed)
+    assert torch.equal(found[0], expected.codes())
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
