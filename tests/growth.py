@@ -2,17 +2,17 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from bench_tools import MODES, batched_products, both_ways, fastest_search, seconds, small
+from notebook_tools import ROOT
 
 from vqnotes import training
 from vqnotes.quantizers import VectorQuantizer, nearest_code
 
-PICTURE = Path(__file__).parent.parent / "docs" / "growth.png"
+PICTURE = ROOT / "docs" / "growth.png"
 Works = dict[str, Callable[[], object]]
 
 
@@ -63,4 +63,4 @@ def growth(repeats: int) -> Iterator[tuple]:
         axes.legend(fontsize=7)
     figure.savefig(PICTURE, dpi=110)
     plt.close(figure)
-    yield "all three", "drawn in", str(PICTURE.relative_to(PICTURE.parent.parent)), ""
+    yield "all three", "drawn in", str(PICTURE.relative_to(ROOT)), ""

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from vqnotes.interrupts import held
 from vqnotes.models import VQAutoencoder, sample_latents
+from vqnotes.quantizers import BLIND_INITS
 
 LATENTS_PER_CODE = 32
 
@@ -121,7 +122,7 @@ def run_steps(
             for step in range(plan.steps + 1):
                 if step == plan.warmup and plan.init is not None:
                     for model, x, seed in zip(models, xs, seeds):
-                        latents = latents_for_codes(model, x, seed) if plan.init in ("data", "kmeans") else None
+                        latents = None if plan.init in BLIND_INITS else latents_for_codes(model, x, seed)
                         model.quantizer.init_codes(plan.init, latents, seed)
                 watch(step)
                 let_interrupt_in()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vqnotes.search import check_latents, check_latents_form, nearest_code
 
-INITS = ("uniform", "normal", "data", "kmeans")
+BLIND_INITS = ("uniform", "normal")  # need no latents
+INITS = (*BLIND_INITS, "data", "kmeans")
 
 
 class Quantized(NamedTuple):

@@ -61,7 +61,7 @@ def _may_wait(latents: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool = True) -> Tensor:
+def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tensor:
     """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
     dtype = torch.promote_types(torch.promote_types(latents.dtype, codebooks.dtype), torch.float32)
     center = codebooks.to(dtype).mean(dim=1, keepdim=True)
