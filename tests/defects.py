@@ -11,7 +11,7 @@ DEFECTS = [
     ("search", "torch.minimum(second, elsewhere)", "second", "a rival in another block is not seen"),
     ("search", "pairs[:, size:, dim] = torch.inf", "pass", "the last block is filled up with codes at the centre"),
     ("search", "second - lowest > rounding * largest + tiny", "second > lowest", "what rounding hides is sure"),
-    ("search", "again = unsure.byte()", "again = sure.byte()", "on a GPU the wrong latents are measured again"),
+    ("search", "again = unsure.byte()", "again = (~unsure).byte()", "on a GPU the wrong latents are measured again"),
     ("search", "setattr(settings, name, before)", "pass", "TF32 stays off after the search"),
     ("search", "low > -LARGEST) & (high", "low > -LARGEST) | (high", "infinite values in one direction pass"),
     ("quantizers", "return F.mse_loss(chosen, latents.detach()) + self.beta * commitment",

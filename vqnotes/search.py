@@ -96,19 +96,24 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tens
         largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
         index[:, start : start + count] = best[..., 0]
         sure[:, start : start + count] = (second - lowest > rounding * largest + tiny)[..., 0]
+    # What is NaN or infinite, overflows or underflows is never sure.
+    _measure_again(index, ~sure, flat, codebooks, may_wait)
+    return index.reshape(latents.shape[:-1])
 
-    unsure = ~sure  # what is NaN, infinite, overflows or underflows is never sure
+
+def _measure_again(index: Tensor, unsure: Tensor, flat: Tensor, codebooks: Tensor, may_wait: bool) -> None:
+    """Puts the code nearest by differences where the index (R, N) is unsure, for latents (R, N, D)."""
     if not may_wait:
         again = unsure.byte().topk(min(DOUBTFUL, unsure.shape[1]), dim=1).indices
-        some = flat.gather(1, again[..., None].expand(-1, -1, dim))
+        some = flat.gather(1, again[..., None].expand(-1, -1, flat.shape[2]))
         index.scatter_(1, again, _by_differences(some, codebooks))
-    else:
-        for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
-            check_codebook(codebooks[run])
-            for again in unsure[run].nonzero()[:, 0].split(max(1, SCORES_PER_CHUNK // size)):
-                check_latents(flat[run, again])
-                index[run, again] = _by_differences(flat[run, again], codebooks[run])
-    return index.reshape(latents.shape[:-1])
+        return
+    for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
+        check_codebook(codebooks[run])
+        for again in unsure[run].nonzero()[:, 0].split(max(1, SCORES_PER_CHUNK // codebooks.shape[1])):
+            some = flat[run, again]
+            check_latents(some)
+            index[run, again] = _by_differences(some, codebooks[run])
 
 
 def _two_lowest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
