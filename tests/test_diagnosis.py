@@ -13,8 +13,8 @@ from helpers import normal
 from vqnotes import data
 from vqnotes.diagnosis import THRESHOLDS, decide, diagnose, encoder_at_fault, labels_lost
 from vqnotes.figures import AT_MOST, PER_CODE, _codebook_figures, _left_over, figures_of, shared_dimensions
+from vqnotes.kmeans import kmeans
 from vqnotes.pairing import around
-from vqnotes.quantizers import kmeans
 from vqnotes.verdicts import VERDICTS
 
 

@@ -7,7 +7,8 @@ from helpers import brute_force, normal
 from sklearn.cluster import KMeans
 from vector_quantize_pytorch import VectorQuantize
 
-from vqnotes.quantizers import INITS, VectorQuantizer, kmeans, lloyd
+from vqnotes.kmeans import kmeans, lloyd
+from vqnotes.quantizers import INITS, VectorQuantizer
 
 # ---------------------------------------------------------------- losses and gradients, worked by hand
 

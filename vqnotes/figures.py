@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
+from vqnotes.kmeans import kmeans
 from vqnotes.pairing import Inputs, around, as_tensor, parted
-from vqnotes.quantizers import kmeans, nearest_code
+from vqnotes.search import nearest_code
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
 INPUTS_SAMPLE, INPUTS_PER_CODE = 8192, 16

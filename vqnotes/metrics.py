@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.quantizers import kmeans
+from vqnotes.kmeans import kmeans
 from vqnotes.search import LARGEST, check_codebook, check_latents, nearest_code
 
 PART = 2**14  # vectors that are in float64 at once

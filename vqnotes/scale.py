@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from vqnotes import data, metrics, models, training
 from vqnotes.files import replaced
 from vqnotes.interrupts import noticed
+from vqnotes.kmeans import lloyd
 from vqnotes.loop import latents_for_codes
-from vqnotes.quantizers import VectorQuantizer, lloyd
+from vqnotes.quantizers import VectorQuantizer
 
 ARMS = {"untrained start": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
 LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps: when a run is measured

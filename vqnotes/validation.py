@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from vqnotes import data, diagnosis, experiments, league, models, training
 from vqnotes.figures import Figures, figures_of
 from vqnotes.files import replaced
+from vqnotes.kmeans import kmeans
 from vqnotes.metrics import reconstruction_error
-from vqnotes.quantizers import VectorQuantizer, kmeans, nearest_code
+from vqnotes.quantizers import VectorQuantizer, nearest_code
 from vqnotes.remedies import RotationTrick, SimVQ
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed
 from vqnotes.verdicts import VERDICTS
