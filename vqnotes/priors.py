@@ -17,6 +17,8 @@ from vqnotes.interrupts import held
 from vqnotes.loop import batches_of, descend
 from vqnotes.metrics import check_index
 
+SAMPLED_AT_ONCE = 128  # rows: the attention of all at once took hundreds of megabytes
+
 
 class CodeTransformer(nn.Module):
     """Causal transformer over rows of codes: a distribution of each code, given those before it in the row.
@@ -168,7 +170,8 @@ def sample(
     next_of_each = torch.vmap(lambda weights, before: functional_call(priors[0], weights, before)[:, -1])
     rows = torch.empty(len(priors), count, 0, dtype=torch.int64, device=priors[0].place.device)
     for _ in range(priors[0].positions):
-        shares = (next_of_each(weights, rows) / temperature).softmax(dim=-1)
+        logits = torch.cat([next_of_each(weights, part) for part in rows.split(SAMPLED_AT_ONCE, dim=1)], dim=1)
+        shares = (logits / temperature).softmax(dim=-1)
         waits = [torch.empty(shares.shape[1:]).exponential_(generator=own) for own in generators]
         # Code k wins a race of exponential waits at rates p_k with probability p_k.
         drawn = (shares / torch.stack(waits).to(shares)).argmax(dim=-1, keepdim=True)
