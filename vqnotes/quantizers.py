@@ -39,6 +39,8 @@ class VectorQuantizer(nn.Module):
     Raises ValueError for options out of range. Squares, and so the loss, are infinite beyond about 1e19 in size.
     """
 
+    replaceable = True  # whether a remedy may put single codes elsewhere: not where codes are computed, nor on a grid
+
     def __init__(
         self, codebook_size: int, dim: int, *, beta: float = 0.25, update: str = "gradient", decay: float = 0.99
     ):

@@ -29,6 +29,8 @@ class SimVQ(VectorQuantizer):
     Raises ValueError for update="ema": codes that are computed cannot be averaged.
     """
 
+    replaceable = False
+
     def __init__(self, codebook_size: int, dim: int, **options):
         super().__init__(codebook_size, dim, **options)
         _need_gradient(self)
@@ -54,6 +56,8 @@ class AffineCodes(VectorQuantizer):
     latents as moving averages. decay: share of the old average kept a step, in [0, 1).
     Raises ValueError for update="ema", which follows the latents by itself, and for decay out of range.
     """
+
+    replaceable = False
 
     def __init__(self, codebook_size: int, dim: int, *, affine_decay: float = 0.99, **options):
         super().__init__(codebook_size, dim, **options)

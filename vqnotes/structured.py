@@ -13,6 +13,8 @@ from vqnotes.remedies import entropy_gap
 class _FixedCodes(VectorQuantizer):
     """A codebook that never moves. `init_codes` leaves it as it is."""
 
+    replaceable = False
+
     def __init__(self, codes: Tensor, **options):
         super().__init__(*codes.shape, **options)
         del self.codebook
