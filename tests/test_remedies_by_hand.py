@@ -54,15 +54,27 @@ def test_diveq_moves_latent_and_code_along_the_line_between_them():
     assert z.grad[0].tolist() == approx((torch.tensor([5.0, 10.0]) - along).tolist())
 
 
-def test_diveq_noise_is_relative_to_the_distance_and_absent_in_evaluation():
-    quantizer = with_codes(DiVeQ(1, 3, variance=0.01), [[0.0, 0.0, 0.0]])
-    latents = torch.tensor([[10.0, 0.0, 0.0]]).repeat(20_000, 1)
+@pytest.mark.parametrize("far", [10.0, 0.1])
+def test_diveq_turns_by_noise_of_its_own_size_at_any_distance_and_keeps_the_distance(far):
+    deviation = 1e-3
+    latents = torch.tensor([[far, 0.0, 0.0]], dtype=torch.float64).repeat(20_000, 1)
+    quantizer = with_codes(DiVeQ(1, 3), [[0.0, 0.0, 0.0]]).double()
     torch.manual_seed(0)
     off = quantizer.train()(latents).latents_q.detach()
-    sideways = off[:, 1:].std().item()
-    assert 0.9 < sideways < 1.1  # 10 * sqrt(0.01)
-    assert torch.allclose((latents - off).norm(dim=1), torch.tensor(10.0), rtol=1e-5)
-    assert torch.equal(quantizer.eval()(latents[:5]).latents_q, torch.zeros(5, 3))
+    assert off[:, 1:].std().item() == approx(deviation, rel=0.03)  # of the default, as in the authors' code
+    assert torch.allclose((latents - off).norm(dim=1), torch.full((), far, dtype=torch.float64))
+
+
+def test_diveq_in_evaluation_is_the_code_and_passes_the_gradient_it_has_in_training_without_noise():
+    weight, found = normal(50, 3, seed=2), []
+    for variance, training in ((0.5, False), (0.0, True)):
+        z = normal(50, 3).requires_grad_()
+        quantizer = with_codes(DiVeQ(4, 3, variance=variance), normal(4, 3, seed=1)).train(training)
+        latents_q, index, _ = quantizer(z)
+        assert torch.equal(latents_q, quantizer.codebook[index])
+        found.append(torch.autograd.grad((latents_q * weight).sum(), [z, quantizer.codebook]))
+    for in_evaluation, in_training in zip(*found):
+        assert in_evaluation.abs().sum() > 0 and torch.equal(in_evaluation, in_training)
 
 
 def test_entropy_gap_of_known_choices():
@@ -195,7 +207,9 @@ def test_residual_codes_are_all_sums_in_the_order_of_the_index():
     with_codes(quantizer.stages[1], [[0.0, 0], [1, 0], [0, 1]])
     assert quantizer.codes().tolist() == [[0, 0], [10, 10], [1, 0], [11, 10], [0, 1], [10, 11]]
     quantized = quantizer(torch.tensor([[10.9, 10.1], [0.1, 0.8]]))
-    assert quantized.index.tolist() == [3, 4] and quantized.latents_q.tolist() == [[11, 10], [0, 1]]
+    assert quantized.index.tolist() == [[1, 1], [0, 2]] and quantized.latents_q.tolist() == [[11, 10], [0, 1]]
+    assert quantizer.joint_index(quantized.index).tolist() == [3, 4]
+    assert torch.equal(quantizer.lookup(quantized.index), quantized.latents_q)
 
 
 # ---------------------------------------------------------------- pitfalls
@@ -281,7 +295,7 @@ def test_replacement_forgets_the_average_of_the_code_before():
         (lambda: FSQ(64, 3, levels=(8, 8)), "64 codes of 2 dimensions, not 64 of 3"),
         (lambda: FSQ(4, 2, levels=(2, 2)), r"at least 3, got \[2, 2\]"),
         (lambda: LFQ(60, 6), r"6 dimensions has 2\^6 codes, not 60"),
-        (lambda: LFQ(64, 6, inverse_temperature=0), "inverse_temperature above 0"),
+        (lambda: LFQ(64, 6, inverse_temperature=0), "inverse_temperature must be above 0, got 0"),
         (lambda: ResidualVQ(64, 2, stages=(8, 4)), r"stages \[8, 4\] make 32 codes, not 64"),
         (lambda: ResidualVQ(1, 2, stages=()), r"stages \[\]"),
         (lambda: CosineCodes(8, 2)(torch.zeros(3, 5)), r"\(3, 5\)"),
