@@ -48,7 +48,6 @@ class VectorQuantizer(nn.Module):
 
     excludes: dict[type, str] = {}
     comes_before: dict[type, str] = {}
-    replaceable = True  # whether a remedy may put single codes elsewhere: not where codes are computed, nor on a grid
 
     def __init__(
         self,
@@ -173,7 +172,7 @@ class VectorQuantizer(nn.Module):
 
 
 def check_combination(kind: type) -> None:
-    """Raises ValueError, with the reason, if remedies that `kind` inherits from do not work together or in this order.
+    """Raises ValueError, with the reason, if remedies that `kind` inherits from do not work together in this order.
 
     What a class itself says in `excludes` and `comes_before` counts for all that inherit from it.
     """

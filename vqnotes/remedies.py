@@ -4,7 +4,7 @@ They combine by inheritance, since each passes on to the next what it does not c
 
     class Both(CodeExpiry, RotationTrick): ...
 
-What does not work together, or in one order only, says so in `excludes` or `comes_before`, and raises when it is made.
+What does not work together, or in one order only, says so in `excludes` or `comes_before`, and raises when made.
 A step may write into the codebook before the gradient is taken: what uses the codes in a product copies them first.
 
 What is no quantiser is not here: a better start is `init_codes`, a warm-up is an option of `training.fit`, moving
@@ -26,7 +26,7 @@ from vqnotes.quantizers import VectorQuantizer, not_negative, share_of, straight
 class SimVQ(VectorQuantizer):
     """SimVQ (arXiv:2411.02038): codes are C W^T with C fixed and W (D, D) learnt, so that all codes move together.
 
-    C starts as N(0, 1/D) and W as the identity; `init_codes` puts C elsewhere and W back to the identity, a bias to 0.
+    C starts as N(0, 1/D) and W as the identity; `init_codes` puts C elsewhere, W back to the identity, a bias to 0.
     bias: adds a learnt vector (D,) to all codes. start: "identity", or "linear" for W, and the bias, as torch's
     `nn.Linear` starts them, U(-1/sqrt(D), 1/sqrt(D)).
 
@@ -35,8 +35,6 @@ class SimVQ(VectorQuantizer):
     beta and not the commitment, a slip that they keep: four times theirs, for their 0.25, is ours with beta=4.
     Raises ValueError for another start, or update="ema": codes that are computed cannot be averaged.
     """
-
-    replaceable = False
 
     def __init__(self, codebook_size: int, dim: int, *, bias: bool = False, start: str = "identity", **options):
         super().__init__(codebook_size, dim, **options)
@@ -75,7 +73,6 @@ class AffineCodes(VectorQuantizer):
     Raises ValueError for update="ema", which follows the latents by itself, and for affine_decay out of range.
     """
 
-    replaceable = False
     comes_before = {SimVQ: "the map of SimVQ would undo the mean and spread that AffineCodes gives its codes"}
 
     def __init__(self, codebook_size: int, dim: int, *, affine_decay: float = 0.99, **options):
@@ -114,12 +111,11 @@ class LearntAffineCodes(VectorQuantizer):
         codes = (1 + affine_lr * s) * c + affine_lr * b
 
     c the learnt codes, s and b (D,) learnt from 0 on, so that all codes move together. affine_lr: how much faster
-    they are learnt than the codes, above 0; vqtorch's example has 10. (Its groups of codes are not here.) `init_codes`
-    puts s and b back to 0.
+    they are learnt than the codes, above 0; vqtorch's example has 10. (Its groups of codes are not here.)
+    `init_codes` puts s and b back to 0.
     Raises ValueError for update="ema": codes that are computed cannot be averaged; and for affine_lr not above 0.
     """
 
-    replaceable = False
     excludes = {AffineCodes: "AffineCodes sets the mean and spread that LearntAffineCodes should learn"}
 
     def __init__(self, codebook_size: int, dim: int, *, affine_lr: float = 10.0, **options):
@@ -208,11 +204,11 @@ class DiVeQ(VectorQuantizer):
     def __init__(self, codebook_size: int, dim: int, *, variance: float = 1e-6, beta: float = 0.0, **options):
         super().__init__(codebook_size, dim, beta=beta, **options)
         need_gradient(self)
-        self.variance, self.codebook_loss = not_negative("variance", variance), False
+        self.noise_variance, self.codebook_loss = not_negative("variance", variance), False
 
     def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        gap, noisy = chosen - latents, self.training and self.variance > 0
-        noise = self.variance**0.5 * torch.randn_like(gap) if noisy else 0
+        gap, noisy = chosen - latents, self.training and self.noise_variance > 0
+        noise = self.noise_variance**0.5 * torch.randn_like(gap) if noisy else 0
         moved = latents + gap.norm(dim=-1, keepdim=True) * unit((gap + noise).detach())
         return moved if noisy else straight_through(chosen, moved)  # without noise exactly the code
 

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqnotes.quantizers import VectorQuantizer, nearest_code, not_negative, share_of, shares
+from vqnotes.quantizers import VectorQuantizer, nearest_code, not_negative, rows, share_of, shares
+from vqnotes.remedies import AffineCodes, LearntAffineCodes, SimVQ
+
+ONE_RULE = "one rule alone can say which codes start anew"
 
 
 class _Replacing(VectorQuantizer):
@@ -18,14 +21,12 @@ class _Replacing(VectorQuantizer):
     Where there are fewer latents than codes to place, they are used again with noise, so that no codes are clones.
     """
 
+    excludes = dict.fromkeys(
+        (SimVQ, AffineCodes, LearntAffineCodes), "codes that are computed cannot be put in another place"
+    )
     noise = 0.0  # on all latents that are drawn: its standard deviation in each direction, relative to their length
 
     def __init__(self, codebook_size: int, dim: int, **options):
-        if not self.replaceable:
-            raise ValueError(
-                f"{type(self).__name__}: codes that are computed, or a fixed grid, cannot be put in another place; "
-                "combine remedies that replace codes with a quantiser whose codes are free"
-            )
         super().__init__(codebook_size, dim, **options)
         with torch.random.fork_rng(devices=[]):  # weights that are made next are the same as with any quantiser
             start = torch.randint(2**32, ())
@@ -119,6 +120,8 @@ class LeastRecentlyUsed(_Replacing):
     Raises ValueError for patience < 1 or a negative noise.
     """
 
+    excludes = {RandomRestart: ONE_RULE}
+
     def __init__(
         self, codebook_size: int, dim: int, *, patience: float | None = None, noise: float = 0.01, **options
     ):
@@ -163,6 +166,8 @@ class OnlineClustering(_Replacing):
     Raises ValueError for another anchor or memory out of range.
     """
 
+    excludes = {RandomRestart: ONE_RULE, LeastRecentlyUsed: ONE_RULE}
+
     def __init__(self, codebook_size: int, dim: int, *, anchor: str = "random", memory: float = 0.99, **options):
         super().__init__(codebook_size, dim, **options)
         if anchor not in ("random", "probrandom", "closest"):
@@ -193,6 +198,56 @@ class OnlineClustering(_Replacing):
             return F.embedding(nearest_code(self.codes(), latents), latents)
         self.draws.add_(1)
         return F.embedding(near_at_random(self.codes(), latents, uniform(self.draws, self.codebook_size)), latents)
+
+
+class CodeSplitting(_Replacing):
+    """Replacement as in DiVeQ's code (arXiv:2509.26469): codes hardly chosen start anew beside codes that are.
+
+    Every `interval` steps, codes that were chosen in less than `threshold` of these steps are put onto codes that the
+    batch's latents chose, each as likely as latents chose it, plus noise; with the defaults, codes that nobody chose
+    in 100 steps. noise: its standard deviation in each direction, relative to the code's length.
+
+    The authors' code draws by the number of steps in which a code was chosen, not by the latents of the last one, and
+    its noise of 1e-9 is none in float32 (noise=0): a copy gets latents only once its original has moved.
+    Raises ValueError for interval < 1, a threshold not in [0, 1), or a negative noise.
+    """
+
+    excludes = {RandomRestart: ONE_RULE, LeastRecentlyUsed: ONE_RULE, OnlineClustering: ONE_RULE}
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        interval: int = 100,
+        threshold: float = 0.01,
+        noise: float = 0.01,
+        **options,
+    ):
+        super().__init__(codebook_size, dim, **options)
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1 step, got {interval}")
+        self.interval, self.threshold = interval, share_of("threshold", threshold)
+        self.noise = not_negative("noise", noise)
+        self.register_buffer("steps", torch.zeros(()))  # since codes were last replaced
+        self.register_buffer("chosen_in", torch.zeros(codebook_size))  # so many of them
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        super().place_codes(codes, share)
+        self.steps.zero_()
+        self.chosen_in.zero_()
+
+    @torch.no_grad()
+    def after_step(self, latents: Tensor, index: Tensor) -> None:
+        super().after_step(latents, index)
+        self.steps.add_(1)
+        self.chosen_in.add_(shares(index, self.chosen_in) > 0)
+        due = self.steps >= self.interval
+        rare = self.chosen_in < self.threshold * self.interval
+        self.replace(due & rare, rows(self.codes(), index.flatten()))
+        self.steps.mul_(~due)
+        self.chosen_in.mul_(~due)
 
 
 def near_at_random(codes: Tensor, latents: Tensor, numbers: Tensor, at_once: int = 2**22) -> Tensor:

@@ -21,6 +21,7 @@ from vqnotes.remedies import (
     need_gradient,
     positive,
 )
+from vqnotes.replacement import _Replacing
 
 SUMS_LISTED = 2**20  # at most, of a residual quantiser
 
@@ -31,9 +32,8 @@ class _FixedCodes(VectorQuantizer):
     Raises ValueError for update="ema", and in combination with what moves or reshapes codes.
     """
 
-    replaceable = False
     excludes = dict.fromkeys(
-        (SimVQ, AffineCodes, LearntAffineCodes, CosineCodes, DiVeQ, OrthogonalCodes),
+        (SimVQ, AffineCodes, LearntAffineCodes, CosineCodes, DiVeQ, OrthogonalCodes, _Replacing),
         "the codes are a fixed grid, which cannot be moved or given another shape",
     )
 
@@ -155,8 +155,8 @@ class LFQ(_FixedCodes):
 class ResidualVQ(nn.Module):
     """Residual quantisation (SoundStream, arXiv:2107.03312, section 3.3): each stage codes what the last one left.
 
-    latents_q is the sum of the stages' codes, index (..., S) the S stages' indices, loss the mean of their losses. Few
-    vectors make many codes, all their sums, but not any codes. Nothing here depends on how many sums there are.
+    latents_q is the sum of the stages' codes, index (..., S) the S stages' indices, loss the mean of their losses.
+    Few vectors make many codes, all their sums, but not any codes. Nothing here depends on how many sums there are.
     The gradient is that of the sum, once: `estimate` of the kind is asked about it and not stage by stage, as in the
     DiVeQ authors' code. (vector-quantize-pytorch adds up the stages' gradients, so latents get S times as much.)
 
@@ -232,7 +232,7 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
-        """As `VectorQuantizer.init_codes`, stage after stage, each on what the one before it left, by its own seed."""
+        """As `VectorQuantizer.init_codes`, stage after stage, each on what is left, by a seed of its own."""
         later = np.random.default_rng(seed).integers(2**31, size=len(self.stages) - 1)  # not the same codes again
         for stage, own_seed in zip(self.stages, [seed, *later.tolist()]):
             stage.init_codes(how, latents, own_seed)
