@@ -309,3 +309,60 @@ def test_replacement_forgets_the_average_of_the_code_before():
 def test_bad_input_is_refused(make, shown):
     with pytest.raises(ValueError, match=shown):
         make()
+
+
+# ---------------------------------------------------------------- what a planted defect would change
+
+
+def rotation(u, v):
+    """The matrix that turns the direction u onto v and leaves alone what is orthogonal to both, in float64."""
+    w = (u + v) / (u + v).norm()
+    return torch.eye(len(u), dtype=torch.float64) - 2 * torch.outer(w, w) + 2 * torch.outer(v, u)
+
+
+@pytest.mark.parametrize("degrees", [5.0, 60.0, 120.0, 151.0, 170.0, 179.0, 179.8])
+def test_rotation_turns_by_any_angle_short_of_a_half_turn(degrees):
+    angle, g = math.radians(degrees), torch.tensor([3.0, 7.0, -2.0])
+    z = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+    q = torch.tensor([[3 * math.cos(angle), 3 * math.sin(angle), 0.0]])
+    (RotationTrick(1, 3).estimate(z, q) * g).sum().backward()
+    start, end = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), q[0].double() / q[0].double().norm()
+    turn = rotation(start, end)
+    assert torch.allclose(turn @ start, end)
+    assert torch.allclose(z.grad[0].double(), 1.5 * turn.T @ g.double(), atol=1e-2)
+    assert not torch.allclose(z.grad[0], g, atol=0.5)  # not straight through
+
+
+def test_the_temperature_of_entropy_is_held_constant():
+    """The gradient is that with the same temperature given as a number; one that flows into it is another."""
+    codes, found = normal(8, 4, seed=1), []
+    chosen = codes[torch.cdist(normal(50, 4), codes).argmin(1)]
+    temperature = (normal(50, 4) - chosen).square().sum(1).mean().item()
+    for options in ({}, {"temperature": temperature, "relative": False}):
+        quantizer = with_codes(EntropyLoss(8, 4, entropy_weight=1.0, beta=0.0, **options), codes)
+        z = normal(50, 4).requires_grad_()
+        found.append(torch.autograd.grad(quantizer(z).loss, [z, quantizer.codebook]))
+    for relative, absolute in zip(*found):
+        assert torch.allclose(relative, absolute, atol=1e-6) and relative.abs().sum() > 1e-3
+
+
+def test_the_entropy_of_signs_is_sure_a_twentieth_off_zero():
+    """exp(2 * 100 * 2 * 0.05) = e^20 to 1: each latent is sure, all codes are in use, so the gap is -log 16."""
+    quantizer = LFQ(16, 4, entropy_weight=1.0, beta=0.0)
+    assert quantizer(0.05 * quantizer.codes()).loss.item() == approx(-math.log(16), abs=1e-3)
+
+
+@pytest.mark.parametrize("size, dim", [(64, 8), (8, 64), (1, 3), (3, 1)])
+def test_orthogonality_is_the_sum_over_all_pairs_of_codes(size, dim):
+    quantizer, z = with_codes(OrthogonalCodes(size, dim, orthogonal_weight=1.0), normal(size, dim)), normal(5, dim)
+    unit = torch.nn.functional.normalize(normal(size, dim, dtype=torch.float64), dim=1)
+    expected = (unit @ unit.T).square().sum().item() / size**2 - 1 / size
+    extra = quantizer.loss(z, z) - VectorQuantizer.loss(quantizer, z, z)
+    assert extra.item() == approx(expected, abs=1e-6)
+
+
+def test_orthogonality_of_very_many_codes_needs_no_product_of_all_pairs():
+    """131,072 codes: all pairs would take 69 GB."""
+    quantizer = OrthogonalCodes(2**17, 4)
+    quantizer(normal(8, 4)).loss.backward()
+    assert (quantizer.codebook.grad != 0).any(dim=1).all()

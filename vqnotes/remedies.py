@@ -219,7 +219,8 @@ class DiVeQ(VectorQuantizer):
 class OrthogonalCodes(VectorQuantizer):
     """Orthogonality loss (arXiv:2112.00384, eq. 2): codes should point in different directions.
 
-    loss + weight * (sum_ij cos(e_i, e_j)^2 / K^2 - 1 / K); the bracket is 0 for orthogonal codes, at most 1 - 1/K.
+    loss + orthogonal_weight * (sum_ij cos(e_i, e_j)^2 / K^2 - 1 / K); the bracket is 0 for orthogonal codes, at most
+    1 - 1/K.
     With U (K, D) the codes' directions the sum is |U U^T|^2 = |U^T U|^2, and the second product is only (D, D).
     Raises ValueError for a negative weight, or update="ema", which no loss can move.
     """
@@ -238,9 +239,9 @@ class OrthogonalCodes(VectorQuantizer):
 class EntropyLoss(VectorQuantizer):
     """Entropy loss, as in MaskGIT's tokenisers and LFQ (arXiv:2310.05737, eq. 5): sure choices, all codes in use.
 
-    loss + weight * (mean of H(p(.|z)) - H(mean of p(.|z))), p(k|z) proportional to exp(-||z - e_k||^2 / T), with
-    T = temperature * (mean squared distance to the nearest code), held constant, so that it means the same at any
-    scale; or T = temperature with relative=False, as in MaskGIT's code, which has temperature=0.01.
+    loss + entropy_weight * (mean of H(p(.|z)) - H(mean of p(.|z))), p(k|z) proportional to exp(-||z - e_k||^2 / T),
+    with T = temperature * (mean squared distance to the nearest code), held constant, so that it means the same at
+    any scale; or T = temperature with relative=False, as in MaskGIT's code, which has temperature=0.01.
     The bracket, in nats, is at least -log K. It sends gradients to latents and, with update="gradient", to all codes.
     Raises ValueError for a negative weight or a temperature not above 0.
     """
@@ -271,7 +272,7 @@ class EntropyLoss(VectorQuantizer):
 class SpreadLatents(VectorQuantizer):
     """Rank regulariser: the variance and covariance terms of VICReg (arXiv:2105.04906, eq. 1 and 4) on the latents.
 
-    loss + weight * (variance_weight * mean_i max(0, 1 - sqrt(C_ii + 1e-4)) + sum_{i != j} C_ij^2 / D), C the
+    loss + spread_weight * (variance_weight * mean_i max(0, 1 - sqrt(C_ii + 1e-4)) + sum_{i != j} C_ij^2 / D), C the
     covariance (D, D) of the batch's latents. The bracket is 0 if they vary by 1 in every dimension, independently,
     whatever the inputs vary by; unit latents, as `CosineCodes` makes them, vary by 1/sqrt(D) at most.
     variance_weight: of the variance beside the covariance. VICReg has 25; its code halves that for each of its two
