@@ -176,15 +176,15 @@ def check_combination(kind: type) -> None:
 
     What a class itself says in `excludes` and `comes_before` counts for all that inherit from it.
     """
-    order = kind.__mro__
+    order, made_of = kind.__mro__, f"class {kind.__name__}({', '.join(base.__name__ for base in kind.__bases__)})"
     for one in order:
         for other, why in vars(one).get("excludes", {}).items():
             if other in order:
-                raise ValueError(f"{kind.__name__}: {why}")
+                raise ValueError(f"{kind.__name__}: {why}; got {made_of}")
         for other, why in vars(one).get("comes_before", {}).items():
             if other in order and order.index(other) < order.index(one):
-                right = f"class {kind.__name__}({one.__name__}, {other.__name__})"
-                raise ValueError(f"{kind.__name__}: {why}; write {right}")
+                first = f"{one.__name__} must come before {other.__name__}"
+                raise ValueError(f"{kind.__name__}: {why}, so {first}; got {made_of}")
 
 
 def rows(codes: Tensor, index: Tensor) -> Tensor:

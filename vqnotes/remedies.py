@@ -199,7 +199,7 @@ class DiVeQ(VectorQuantizer):
     Raises ValueError for a negative variance, or update="ema".
     """
 
-    excludes = {RotationTrick: "RotationTrick and DiVeQ both say what the gradient is: one of them"}
+    excludes = {RotationTrick: "RotationTrick and DiVeQ both say what the gradient is: take one of them"}
 
     def __init__(self, codebook_size: int, dim: int, *, variance: float = 1e-6, beta: float = 0.0, **options):
         super().__init__(codebook_size, dim, beta=beta, **options)

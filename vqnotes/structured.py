@@ -119,7 +119,7 @@ class LFQ(_FixedCodes):
     Raises ValueError unless codebook_size = 2^dim, or for negative weights or an inverse temperature not above 0.
     """
 
-    excludes = {FSQ: "FSQ and LFQ are two grids: one of them", EntropyLoss: "LFQ has an entropy loss of its own"}
+    excludes = {FSQ: "FSQ and LFQ are two grids: take one of them", EntropyLoss: "LFQ has an entropy loss of its own"}
 
     def __init__(
         self,
@@ -176,8 +176,8 @@ class ResidualVQ(nn.Module):
         made = type(self.stages[0])
         if made.prepare is not VectorQuantizer.prepare:
             raise ValueError(
-                f"stages cannot be {made.__name__}: it bounds latents, or its codes have a fixed size, "
-                "so that the next stage cannot code what is left"
+                f"stages must be able to code what is left, got kind={made.__name__}, which bounds latents, or has "
+                "codes of a fixed size"
             )
 
     def forward(self, latents: Tensor) -> Quantized:
