@@ -20,12 +20,13 @@ from vqnotes.remedies import (
     CosineCodes,
     DiVeQ,
     EntropyLoss,
+    LearntAffineCodes,
     OrthogonalCodes,
     RotationTrick,
     SimVQ,
     SpreadLatents,
 )
-from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
+from vqnotes.replacement import CodeExpiry, CodeSplitting, LeastRecentlyUsed, OnlineClustering, RandomRestart
 from vqnotes.structured import FSQ, LFQ, ResidualVQ
 
 MORE = os.environ.get("VQNOTES_FUZZ")
@@ -124,28 +125,35 @@ class ClusteringDiVeQ(OnlineClustering, DiVeQ):
     pass
 
 
+class CosineSimVQ(CosineCodes, SimVQ):
+    pass
+
+
 WEIGHTS = [0, 0.5, 0.9, 1, 7, 0.25, -1, math.nan, math.inf]
 UPDATES = ["gradient", "ema"]
 KINDS = {
     VectorQuantizer: {"beta": WEIGHTS, "update": [*UPDATES, "sgd"], "decay": WEIGHTS},
-    SimVQ: {"update": ["gradient", "ema"]},
+    SimVQ: {"update": UPDATES, "bias": [True], "start": ["identity", "linear", "far"]},
+    CosineSimVQ: {"bias": [True]},
     AffineCodes: {"affine_decay": WEIGHTS},
+    LearntAffineCodes: {"affine_lr": WEIGHTS},
     CosineCodes: {"update": UPDATES},
     RotationTrick: {"update": UPDATES},
-    DiVeQ: {"variance": WEIGHTS},
+    DiVeQ: {"variance": WEIGHTS, "beta": WEIGHTS},
     OrthogonalCodes: {"orthogonal_weight": WEIGHTS},
-    SpreadLatents: {"spread_weight": WEIGHTS, "update": UPDATES},
-    EntropyLoss: {"entropy_weight": WEIGHTS, "temperature": WEIGHTS, "update": UPDATES},
+    SpreadLatents: {"spread_weight": WEIGHTS, "variance_weight": WEIGHTS, "update": UPDATES},
+    EntropyLoss: {"entropy_weight": WEIGHTS, "temperature": WEIGHTS, "relative": [False], "update": UPDATES},
     RandomRestart: {"threshold": WEIGHTS, "memory": WEIGHTS, "update": UPDATES},
     CodeExpiry: {"threshold": WEIGHTS, "memory": WEIGHTS},
-    LeastRecentlyUsed: {"patience": WEIGHTS, "update": UPDATES},
-    OnlineClustering: {"anchor": ["random", "closest", "far"], "memory": WEIGHTS, "update": UPDATES},
+    LeastRecentlyUsed: {"patience": [None, *WEIGHTS], "noise": WEIGHTS, "update": UPDATES},
+    OnlineClustering: {"anchor": ["random", "probrandom", "closest", "far"], "memory": WEIGHTS, "update": UPDATES},
+    CodeSplitting: {"interval": [1, 2, *WEIGHTS], "threshold": WEIGHTS, "noise": WEIGHTS, "update": UPDATES},
     ExpiryRotation: {"update": UPDATES},
     RestartOrthogonalEntropy: {},
     ClusteringDiVeQ: {},
-    FSQ: {"levels": [(3,), (4, 5), (3, 3, 3), (300, 3), (1500,), (2, 3), ()]},
+    FSQ: {"levels": [(3,), (4, 5), (3, 3, 3), (300, 3), (1500,), (2, 3), ()], "bound": ["tan", "far"]},
     LFQ: {"entropy_weight": WEIGHTS, "inverse_temperature": WEIGHTS, "beta": WEIGHTS},
-    ResidualVQ: {"stages": [(2, 3), (5,), (1, 1, 2), (), (0, 2)], "kind": [VectorQuantizer, CosineCodes]},
+    ResidualVQ: {"stages": [(2, 3), (5,), (1, 1, 2), (), (0, 2)], "kind": [RotationTrick, SimVQ, CosineCodes]},
 }
 
 

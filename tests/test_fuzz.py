@@ -156,6 +156,7 @@ def test_every_quantizer_forward_and_backward(quantizer, data):
         if quantized is REFUSED:
             continue
         latents_q, index, loss = quantized
+        index = quantizer.joint_index(index) if isinstance(quantizer, ResidualVQ) else index
         assert latents.isfinite().all() and latents_q.shape == latents.shape and latents.shape[-1] == dim
         assert index.shape == latents.shape[:-1] and index.dtype == torch.int64
         assert 0 <= index.min() and index.max() < size and loss.shape == ()

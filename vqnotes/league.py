@@ -104,13 +104,15 @@ def measures(one: data.LabelledData, model: models.VQAutoencoder) -> dict[str, f
     The gap is between the quantiser's codes and k-means, both on the latents as the quantiser sees them (`prepare`).
     """
     outcome, quantizer = models.evaluate(model, one.x), model.quantizer
-    codes = quantizer.codes().detach()
+    codes, index = quantizer.codes().detach(), outcome.index
+    if isinstance(quantizer, ResidualVQ):
+        index = quantizer.joint_index(index)
     return {
         "gap": metrics.optimality_gap(quantizer.prepare(outcome.latents[:2400]), codes),
         "relative error": metrics.reconstruction_error(outcome.reconstruction, one.x),
-        "usage": metrics.usage(outcome.index, CODES),
-        "codes in effect": metrics.perplexity(outcome.index, CODES) / CODES,
-        "effective dimension": metrics.effective_dimension(codes[outcome.index]),
+        "usage": metrics.usage(index, CODES),
+        "codes in effect": metrics.perplexity(index, CODES) / CODES,
+        "effective dimension": metrics.effective_dimension(codes[index]),
         "separability": metrics.separability(outcome.latents[:1200], one.y[:1200]),
     }
 

@@ -138,7 +138,7 @@ def run_steps(
 
 def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
     """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
-    wanted = LATENTS_PER_CODE * len(model.quantizer.codes())
+    wanted = LATENTS_PER_CODE * model.quantizer.largest_codebook
     return sample_latents(model, x, wanted, torch.Generator().manual_seed(seed))
 
 

@@ -15,7 +15,10 @@ INITS = (*BLIND_INITS, "data", "kmeans")
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns: latents_q (..., D), index (...,) int64, loss (a scalar)."""
+    """What a quantiser returns: latents_q (..., D), index (...,) int64, loss (a scalar).
+
+    One of several stages, as `structured.ResidualVQ`, has an index a stage: (..., stages).
+    """
 
     latents_q: Tensor
     index: Tensor
@@ -32,23 +35,40 @@ class VectorQuantizer(nn.Module):
         loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
         after_step(latents, index)   the update outside autograd: moving averages (appendix A.1)
 
+    Remedies combine by inheritance: each stage passes on to super() what it does not change. A remedy says which
+    others it does not work with, and why, in `excludes` and `comes_before`: {other class: reason}.
+
     codebook_size: K. dim: D. beta: weight of the commitment loss, at least 0.
     update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
     latents that chose it, and the loss keeps only the commitment part.
-    decay: share of the old average kept a step, in [0, 1) ("ema" only).
-    Raises ValueError for options out of range. Squares, and so the loss, are infinite beyond about 1e19 in size.
+    decay: share of the old average kept a step, in [0, 1), for "ema" only; None for 0.99.
+    Raises ValueError for options out of range, a decay without averages, or remedies that do not work together.
+    Squares, and so the loss, are infinite beyond about 1e19 in size.
     """
 
+    excludes: dict[type, str] = {}
+    comes_before: dict[type, str] = {}
+
     def __init__(
-        self, codebook_size: int, dim: int, *, beta: float = 0.25, update: str = "gradient", decay: float = 0.99
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        beta: float = 0.25,
+        update: str = "gradient",
+        decay: float | None = None,
     ):
+        check_combination(type(self))
         super().__init__()
         if codebook_size < 1 or dim < 1:
             raise ValueError(f"codebook_size and dim must be positive, got {codebook_size} and {dim}")
         if update not in ("gradient", "ema"):
             raise ValueError(f"update must be 'gradient' or 'ema', got {update!r}")
+        if update != "ema" and decay is not None:
+            raise ValueError(f"decay is that of update='ema': got decay={decay} with update={update!r}")
         self.codebook_size, self.dim, self.update = codebook_size, dim, update
-        self.beta, self.decay = not_negative("beta", beta), share_of("decay", decay)
+        self.beta, self.decay = not_negative("beta", beta), share_of("decay", 0.99 if decay is None else decay)
+        self.codebook_loss = update == "gradient"  # whether the loss moves the codes
         codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if update == "gradient":
             self.codebook = nn.Parameter(codebook)
@@ -61,8 +81,7 @@ class VectorQuantizer(nn.Module):
         check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
-        # A third of the time of F.embedding, there and back. Of a copy: a remedy may move codes before the way back.
-        chosen = codes.clone().index_select(0, index.flatten()).view(*index.shape, -1)
+        chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
         wide = torch.promote_types(torch.promote_types(latents.dtype, chosen.dtype), torch.float32)
         loss = self.loss(latents.to(wide), chosen.to(wide))
         quantized = Quantized(self.estimate(latents, chosen), index, loss)
@@ -84,7 +103,7 @@ class VectorQuantizer(nn.Module):
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         commitment = F.mse_loss(latents, chosen.detach())
-        if self.update == "ema":
+        if not self.codebook_loss:
             return self.beta * commitment
         return F.mse_loss(chosen, latents.detach()) + self.beta * commitment
 
@@ -105,6 +124,15 @@ class VectorQuantizer(nn.Module):
         self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
         step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
         self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
+
+    @property
+    def largest_codebook(self) -> int:
+        """The number of codes that are placed together, which says how many latents a start needs: K."""
+        return self.codebook_size
+
+    def lookup(self, index: Tensor) -> Tensor:
+        """The codes (..., D) of an index (...,), as the decoder gets them."""
+        return rows(self.codes(), index)
 
     @torch.no_grad()
     def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
@@ -141,6 +169,27 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(codes)
         if self.update == "ema":
             self.share.copy_(share)
+
+
+def check_combination(kind: type) -> None:
+    """Raises ValueError, with the reason, if remedies that `kind` inherits from do not work together in this order.
+
+    What a class itself says in `excludes` and `comes_before` counts for all that inherit from it.
+    """
+    order, made_of = kind.__mro__, f"class {kind.__name__}({', '.join(base.__name__ for base in kind.__bases__)})"
+    for one in order:
+        for other, why in vars(one).get("excludes", {}).items():
+            if other in order:
+                raise ValueError(f"{kind.__name__}: {why}; got {made_of}")
+        for other, why in vars(one).get("comes_before", {}).items():
+            if other in order and order.index(other) < order.index(one):
+                first = f"{one.__name__} must come before {other.__name__}"
+                raise ValueError(f"{kind.__name__}: {why}, so {first}; got {made_of}")
+
+
+def rows(codes: Tensor, index: Tensor) -> Tensor:
+    """The rows (..., D) of codes (K, D) at an index (...,): a third of the time of F.embedding, there and back."""
+    return codes.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 def straight_through(value: Tensor, moved: Tensor) -> Tensor:

@@ -3,24 +3,53 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqnotes.quantizers import Quantized, VectorQuantizer, nearest_code, not_negative, straight_through
-from vqnotes.remedies import entropy_gap
+from vqnotes.quantizers import Quantized, VectorQuantizer, nearest_code, not_negative, rows
+from vqnotes.remedies import (
+    AffineCodes,
+    CosineCodes,
+    DiVeQ,
+    EntropyLoss,
+    LearntAffineCodes,
+    OrthogonalCodes,
+    SimVQ,
+    SpreadLatents,
+    entropy_gap,
+    need_gradient,
+    positive,
+)
+from vqnotes.replacement import _Replacing
+
+SUMS_LISTED = 2**20  # at most, of a residual quantiser
 
 
 class _FixedCodes(VectorQuantizer):
-    """A codebook that never moves. `init_codes` leaves it as it is."""
+    """A codebook that never moves: a grid. `init_codes` leaves it as it is. beta: 0 unless given.
 
-    def __init__(self, codes: Tensor, **options):
-        super().__init__(*codes.shape, **options)
+    Raises ValueError for update="ema", and in combination with what moves or reshapes codes.
+    """
+
+    excludes = dict.fromkeys(
+        (SimVQ, AffineCodes, LearntAffineCodes, CosineCodes, DiVeQ, OrthogonalCodes, _Replacing),
+        "the codes are a fixed grid, which cannot be moved or given another shape",
+    )
+
+    def __init__(self, codebook_size: int, dim: int, *, beta: float = 0.0, **options):
+        super().__init__(codebook_size, dim, beta=beta, **options)
+        need_gradient(self)
+        self.codebook_loss = False
+
+    def fix(self, codes: Tensor) -> None:
+        """Makes codes (K, D) the codebook, for good."""
         del self.codebook
         self.register_buffer("codebook", codes)
 
     def prepare(self, latents: Tensor) -> Tensor:
         nearest_code(latents, latents.new_zeros(1, self.dim))  # refuses what is not (..., D) or not finite
-        return latents
+        return super().prepare(latents)
 
     def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
         pass
@@ -31,13 +60,22 @@ class FSQ(_FixedCodes):
 
     z_i is bounded to (L_i - 1) / 2 by tanh (and shifted by half a step where L_i is even), rounded, and divided by
     floor(L_i / 2), so codes are a grid in [-1, 1]^D. Gradients pass the rounding straight through. There is no
-    loss and nothing to search: index = sum_i digit_i * L_1 ... L_(i-1).
+    loss, unless a beta is given for the commitment, and nothing to search: index = sum_i digit_i * L_1 ... L_(i-1).
 
     levels: L_1 .. L_D, each at least 3; their product is codebook_size, their number dim.
-    Raises ValueError if they are not, or for levels below 3.
+    bound: with b = (L_i - 1) / 2 and o = 1/2 where L_i is even, 0 where it is odd, "atanh" bounds z_i to
+    1.001 b tanh(z_i + atanh(o / 1.001 b)) - o, so that 0 stays 0, as vector-quantize-pytorch does; "tan" to
+    0.999 b tanh(z_i + tan(o / 0.999 b)) - o, as the paper's appendix and its authors' notebook do. They differ by
+    little: 0 moves by less than a thousandth of a level, and the range is 0.2 % less.
+    Raises ValueError for levels below 3 or of another product or number, or another bound.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, levels: Sequence[int]):
+    excludes = {
+        SpreadLatents: "FSQ bounds latents to (-1, 1): to vary by 1 there, all must be at the outermost levels"
+    }
+
+    def __init__(self, codebook_size: int, dim: int, *, levels: Sequence[int], bound: str = "atanh", **options):
+        super().__init__(codebook_size, dim, **options)
         levels = [int(level) for level in levels]
         if not levels or min(levels) < 3:
             raise ValueError(f"FSQ needs levels of at least 3, got {levels}")
@@ -46,27 +84,28 @@ class FSQ(_FixedCodes):
                 f"levels {levels} make {math.prod(levels)} codes of {len(levels)} dimensions, "
                 f"not {codebook_size} of {dim}"
             )
+        if bound not in ("atanh", "tan"):
+            raise ValueError(f"bound must be 'atanh' or 'tan', got {bound!r}")
+        self.bound = bound
         basis = [math.prod(levels[:i]) for i in range(dim)]
         digits = torch.stack([torch.arange(codebook_size) // b % level for b, level in zip(basis, levels)], dim=1)
         half = torch.tensor(levels) // 2
-        super().__init__((digits - half) / half)
+        self.fix((digits - half) / half)
         self.register_buffer("levels", torch.tensor(levels))
         self.register_buffer("basis", torch.tensor(basis))
 
     def prepare(self, latents: Tensor) -> Tensor:
         latents = super().prepare(latents)
-        reach = ((self.levels - 1) * (1 + 1e-3) / 2).to(latents.dtype)
+        stretch, inverse = (1 + 1e-3, torch.atanh) if self.bound == "atanh" else (1 - 1e-3, torch.tan)
+        reach = ((self.levels - 1) * stretch / 2).to(latents.dtype)
         offset = (self.levels % 2 == 0).to(latents.dtype) / 2
-        bounded = torch.tanh(latents + torch.atanh(offset / reach)) * reach - offset
+        bounded = torch.tanh(latents + inverse(offset / reach)) * reach - offset
         return bounded / (self.levels // 2)
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
         half = self.levels // 2
         digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.levels - 1)
         return digits.mul(self.basis).sum(-1)  # in whole numbers: exact in bf16 too
-
-    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        return latents.new_zeros(())
 
 
 class LFQ(_FixedCodes):
@@ -80,6 +119,8 @@ class LFQ(_FixedCodes):
     Raises ValueError unless codebook_size = 2^dim, or for negative weights or an inverse temperature not above 0.
     """
 
+    excludes = {FSQ: "FSQ and LFQ are two grids: take one of them", EntropyLoss: "LFQ has an entropy loss of its own"}
+
     def __init__(
         self,
         codebook_size: int,
@@ -88,15 +129,15 @@ class LFQ(_FixedCodes):
         entropy_weight: float = 0.1,
         inverse_temperature: float = 100.0,
         beta: float = 0.25,
+        **options,
     ):
-        if dim < 1 or codebook_size != 2**dim:
+        super().__init__(codebook_size, dim, beta=beta, **options)
+        if codebook_size != 2**dim:
             raise ValueError(f"LFQ of {dim} dimensions has 2^{dim} codes, not {codebook_size}")
-        if not 0 < inverse_temperature < math.inf:
-            raise ValueError(f"LFQ needs inverse_temperature above 0, got {inverse_temperature}")
-        bits = 2 ** torch.arange(dim - 1, -1, -1)
-        super().__init__((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float(), beta=beta)
         self.entropy_weight = not_negative("entropy_weight", entropy_weight)
-        self.inverse_temperature = inverse_temperature
+        self.inverse_temperature = positive("inverse_temperature", inverse_temperature)
+        bits = 2 ** torch.arange(dim - 1, -1, -1)
+        self.fix((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float())
         self.register_buffer("bits", bits)
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
@@ -108,18 +149,19 @@ class LFQ(_FixedCodes):
         many = 2 ** (self.dim - half)  # the second half of the bits
         halves = (flat[:, :half], codes[::many, :half]), (flat[:, half:], codes[:many, half:])
         scores = [z @ e.T * (2 * self.inverse_temperature) for z, e in halves]
-        commitment = (latents - chosen.detach()).square().mean()
-        return self.entropy_weight * entropy_gap(*scores) + self.beta * commitment
+        return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(*scores)
 
 
 class ResidualVQ(nn.Module):
     """Residual quantisation (SoundStream, arXiv:2107.03312, section 3.3): each stage codes what the last one left.
 
-    latents_q is the sum of the stages' codes, index = sum_i index_i * K_1 ... K_(i-1), loss the mean of the stages'.
-    The codes are all sums, (K_1 * K_2 * ..., D): few vectors make many codes, but not any codes.
+    latents_q is the sum of the stages' codes, index (..., S) the S stages' indices, loss the mean of their losses.
+    Few vectors make many codes, all their sums, but not any codes. Nothing here depends on how many sums there are.
+    The gradient is that of the sum, once: `estimate` of the kind is asked about it and not stage by stage, as in the
+    DiVeQ authors' code. (vector-quantize-pytorch adds up the stages' gradients, so latents get S times as much.)
 
     codebook_size: the product of the stages' sizes. stages: their sizes. kind, options: what every stage is.
-    Raises ValueError if the sizes' product is not codebook_size.
+    Raises ValueError if the sizes' product is not codebook_size, or for a kind that cannot code what is left.
     """
 
     def __init__(
@@ -131,32 +173,69 @@ class ResidualVQ(nn.Module):
             raise ValueError(f"stages {stages} make {math.prod(stages)} codes, not {codebook_size}")
         self.codebook_size, self.dim = codebook_size, dim
         self.stages = nn.ModuleList(kind(size, dim, **options) for size in stages)
+        made = type(self.stages[0])
+        if made.prepare is not VectorQuantizer.prepare:
+            raise ValueError(
+                f"stages must be able to code what is left, got kind={made.__name__}, which bounds latents, or has "
+                "codes of a fixed size"
+            )
 
     def forward(self, latents: Tensor) -> Quantized:
-        """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss)."""
-        left, index, basis, parts = latents, 0, 1, []
+        """latents (..., D) to Quantized(latents_q (..., D), index (..., S), loss)."""
+        left, chosen, parts = latents, 0, []
         for stage in self.stages:
+            codes = stage.codes().clone()  # as they are before the stage moves them
             parts.append(stage(left))
-            index, basis = index + parts[-1].index * basis, basis * stage.codebook_size
-            left = left - parts[-1].latents_q.detach()
-        losses = torch.stack([part.loss for part in parts])
-        chosen = sum(part.latents_q for part in parts)
-        return Quantized(straight_through(chosen, latents), index, losses.mean())
+            code = rows(codes, parts[-1].index)
+            chosen, left = chosen + code, left - code.detach()
+        index = torch.stack([part.index for part in parts], dim=-1)
+        loss = torch.stack([part.loss for part in parts]).mean()
+        return Quantized(self.stages[0].estimate(latents, chosen), index, loss)
 
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
 
+    def lookup(self, index: Tensor) -> Tensor:
+        """The sums of codes (..., D) of an index (..., S), as the decoder gets them."""
+        return sum(stage.lookup(own) for stage, own in zip(self.stages, index.unbind(-1), strict=True))
+
+    @property
+    def largest_codebook(self) -> int:
+        """The number of codes that are placed together: those of the largest stage."""
+        return max(stage.codebook_size for stage in self.stages)
+
     def codes(self) -> Tensor:
+        """All sums (K_1 * K_2 * ..., D), in the order of `joint_index`; ValueError if there are more than 2^20."""
+        if self.codebook_size > SUMS_LISTED:
+            raise ValueError(
+                f"{self.codebook_size:,} sums of codes are too many to list (at most {SUMS_LISTED:,}): "
+                "ask each of the stages for its codes(), or look up an index"
+            )
         sums = torch.zeros(1, self.dim, device=self.stages[0].codes().device)
         for stage in self.stages:
             sums = (stage.codes()[:, None] + sums).reshape(-1, self.dim)
         return sums
 
+    def joint_index(self, index: Tensor) -> Tensor:
+        """One number (...,) for an index (..., S): sum_i index_i * K_1 ... K_(i-1), the place of the sum in codes().
+
+        Raises ValueError if not every sum has a number in int64.
+        """
+        if self.codebook_size > 2**63:
+            raise ValueError(
+                f"{self.codebook_size:,} sums are too many to number them in int64: use an index a stage"
+            )
+        joint, basis = 0, 1
+        for stage, own in zip(self.stages, index.unbind(-1), strict=True):
+            joint, basis = joint + own * basis, basis * stage.codebook_size
+        return joint
+
     @torch.no_grad()
     def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
-        """As `VectorQuantizer.init_codes`, stage after stage, each on what the one before it left."""
-        for stage in self.stages:
-            stage.init_codes(how, latents, seed)
+        """As `VectorQuantizer.init_codes`, stage after stage, each on what is left, by a seed of its own."""
+        later = np.random.default_rng(seed).integers(2**31, size=len(self.stages) - 1)  # not the same codes again
+        for stage, own_seed in zip(self.stages, [seed, *later.tolist()]):
+            stage.init_codes(how, latents, own_seed)
             if latents is not None:
                 codes = stage.codes()
-                latents = latents - codes[stage.assign(latents, codes)]
+                latents = latents - rows(codes, stage.assign(latents, codes))

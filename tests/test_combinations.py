@@ -1,0 +1,370 @@
+"""Every ordered pair of remedies works, with what both of them do, or says at construction why it cannot."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+from helpers import brute_force, normal
+
+from vqnotes import remedies, replacement, structured
+from vqnotes.metrics import quantization_error
+from vqnotes.models import mlp_autoencoder
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies import (
+    AffineCodes,
+    CosineCodes,
+    DiVeQ,
+    EntropyLoss,
+    LearntAffineCodes,
+    OrthogonalCodes,
+    RotationTrick,
+    SimVQ,
+    SpreadLatents,
+    unit,
+)
+from vqnotes.replacement import CodeExpiry, CodeSplitting, LeastRecentlyUsed, OnlineClustering, RandomRestart
+from vqnotes.structured import FSQ, LFQ, ResidualVQ
+from vqnotes.training import fit, fit_many
+
+CODES, DIM = 16, 4
+X = normal(300, 6) @ normal(6, 6, seed=1)
+LATENTS = normal(64, DIM, seed=5) + 3
+LOST = -50 * torch.ones(DIM)  # a code here is chosen by none of these latents, nor are they by its direction
+
+# ---------------------------------------------------------------- what each remedy does, to be seen in a combination
+
+
+def follows_its_map(quantizer):
+    """All codes go through W, which has moved; C has not."""
+    assert not torch.equal(quantizer.transform.data, torch.eye(DIM))
+    assert not any(one is quantizer.codebook for one in quantizer.parameters())
+    return depends_on(quantizer, quantizer.transform)
+
+
+def depends_on(quantizer, tensor):
+    """Whether another value of the tensor gives other codes, all of them."""
+    before = quantizer.codes().detach().clone()
+    with torch.no_grad():
+        tensor.add_(normal(*tensor.shape, seed=3))
+        after = quantizer.codes().clone()
+        tensor.sub_(normal(*tensor.shape, seed=3))
+    return ((after - before).abs().sum(1) > 1e-4).all()
+
+
+def follows_the_latents(quantizer):
+    """The mean of the latents as they are compared is heard."""
+    before, compared = quantizer.mean.clone(), quantizer.prepare(LATENTS)
+    quantizer.train()(LATENTS)
+    expected = 0.99 * before + 0.01 * compared.mean(0)
+    return torch.allclose(quantizer.mean, expected, atol=1e-4) and depends_on(quantizer, quantizer.mean)
+
+
+def has_learnt_scale_and_shift(quantizer):
+    moved = quantizer.scale.abs().sum() > 0 and quantizer.shift.abs().sum() > 0
+    return moved and depends_on(quantizer, quantizer.shift)
+
+
+def compares_directions(quantizer):
+    lengths = torch.cat([quantizer.codes(), quantizer.prepare(LATENTS)]).norm(dim=1)
+    return torch.allclose(lengths, torch.ones(()), atol=1e-5)
+
+
+def has_the_gradient_of(kind):
+    def same(quantizer):
+        plain, found = kind(CODES, DIM), []
+        for one in (quantizer.eval(), plain.eval()):
+            z, q = normal(20, DIM).requires_grad_(), normal(20, DIM, seed=1).requires_grad_()
+            (one.estimate(z, q) * normal(20, DIM, seed=2)).sum().backward()
+            found.append((z.grad, q.grad))
+        (own, own_code), (expected, expected_code) = found
+        alone = expected_code is None and own_code is None or torch.allclose(own_code, expected_code)
+        return torch.allclose(own, expected, atol=1e-6) and alone
+
+    return same
+
+
+def has_its_own_loss(weight):
+    """The loss is that without the remedy, plus its weight times something that is not 0."""
+
+    def added(quantizer):
+        z = quantizer.prepare(normal(64, quantizer.dim))
+        chosen, losses, usual = (
+            quantizer.codes()[quantizer.assign(z, quantizer.codes())],
+            [],
+            getattr(quantizer, weight),
+        )
+        for times in (0, 1, 2):
+            setattr(quantizer, weight, times * usual)
+            losses.append(quantizer.loss(z, chosen).item())
+        setattr(quantizer, weight, usual)
+        none, once, twice = losses
+        return abs(once - none) > 1e-6 and twice - once == pytest.approx(once - none, rel=1e-3)
+
+    return added
+
+
+def brings_back_lost_codes(quantizer):
+    """A code that nobody chooses stands, after some steps, where latents are or the codes that they choose."""
+    with torch.no_grad():
+        quantizer.codebook[3] = LOST
+    for name in {"idle", "use", "steps", "chosen_in"} & set(dict(quantizer.named_buffers())):
+        getattr(quantizer, name).zero_()
+    before = quantizer.codes()[3].detach().clone()
+    for _ in range(5):
+        quantizer.train()(LATENTS)
+    compared = quantizer.prepare(LATENTS)
+    usual = (quantizer.codes()[quantizer.eval()(LATENTS).index] - compared).norm(dim=1).max()
+    then, now = ((code - compared).norm(dim=1).min() for code in (before, quantizer.codes()[3]))
+    return now < then and now < 1.1 * usual < then
+
+
+def keeps_its_grid(quantizer):
+    options = {"levels": (2 * (4,))} if isinstance(quantizer, FSQ) else {}
+    kind, dim = (FSQ, 2) if options else (LFQ, 4)
+    return torch.equal(quantizer.codes(), kind(16, dim, **options).codes())
+
+
+# class: (options for these small runs, what is to be seen)
+EFFECTS = {
+    SimVQ: ({}, follows_its_map),
+    AffineCodes: ({}, follows_the_latents),
+    LearntAffineCodes: ({}, has_learnt_scale_and_shift),
+    CosineCodes: ({}, compares_directions),
+    RotationTrick: ({}, has_the_gradient_of(RotationTrick)),
+    DiVeQ: ({}, has_the_gradient_of(DiVeQ)),
+    OrthogonalCodes: ({}, has_its_own_loss("orthogonal_weight")),
+    EntropyLoss: ({}, has_its_own_loss("entropy_weight")),
+    SpreadLatents: ({}, has_its_own_loss("spread_weight")),
+    RandomRestart: ({"memory": 0.5}, brings_back_lost_codes),
+    CodeExpiry: ({"memory": 0.5, "threshold": 0.1}, brings_back_lost_codes),
+    LeastRecentlyUsed: ({"patience": 3}, brings_back_lost_codes),
+    OnlineClustering: ({}, brings_back_lost_codes),
+    CodeSplitting: ({"interval": 3, "threshold": 0.3}, brings_back_lost_codes),
+    FSQ: ({"levels": (4, 4)}, keeps_its_grid),
+    LFQ: ({}, keeps_its_grid),
+}
+PAIRS = [pair for pair in itertools.permutations(EFFECTS, 2) if not issubclass(*pair) and not issubclass(*pair[::-1])]
+each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(kind.__name__ for kind in pair))
+
+
+def made(*kinds, **options):
+    """A quantiser of these kinds, in this order, or ValueError."""
+    for kind in kinds:
+        options |= EFFECTS.get(kind, ({},))[0]
+    return type("Both", kinds, {})(CODES, 2 if FSQ in kinds else DIM, **options)
+
+
+def allowed(*kinds, **options):
+    try:
+        made(*kinds, **options)
+    except ValueError:
+        return False
+    return True
+
+
+def trained(quantizer, seed=0):
+    """Ten steps of a small model with it, and the parameters before."""
+    torch.manual_seed(seed)
+    model = mlp_autoencoder(6, quantizer, width=16)
+    before = {name: value.detach().clone() for name, value in quantizer.named_parameters()}
+    options = {"steps": 10, "seed": seed, "init": "data", "lr": 1e-2, "batch_size": 64, "progress": False}
+    history = fit(model, X, **options)
+    return model, history, before
+
+
+# ---------------------------------------------------------------- the pairs
+
+
+def test_no_remedy_is_left_out():
+    found = {
+        kind
+        for module in (remedies, replacement, structured)
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, VectorQuantizer) and not name.startswith("_")
+    }
+    assert found - {VectorQuantizer} == set(EFFECTS)
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+@each_pair
+def test_a_pair_works_or_says_why_not(pair, update):
+    try:
+        quantizer = made(*pair, update=update)
+    except ValueError as error:
+        reason = str(error)  # a sentence that starts with the class that was made, and says more
+        assert reason.startswith("Both") and len(reason.split()) > 3, reason
+        return
+    model, history, before = trained(quantizer)
+    assert torch.isfinite(torch.tensor([*history.reconstruction, *history.quantizer])).all()
+
+    # All that is learnt has a gradient, and has moved.
+    quantizer.train().zero_grad()
+    reconstruction, (latents_q, _, loss) = model(X)
+    assert torch.isfinite(latents_q).all()
+    ((reconstruction - X).square().mean() + loss).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
+    for name, parameter in quantizer.named_parameters():
+        assert not torch.equal(parameter.data, before[name]), name
+
+    # The codes that are compared are those that are chosen, and the nearest.
+    latents = model.encode(X).detach()
+    latents_q, index, _ = quantizer.eval()(latents)
+    assert torch.allclose(latents_q, quantizer.codes()[index], atol=1e-5)
+    nearest = brute_force(quantizer.prepare(latents), quantizer.codes())
+    assert (index == nearest).double().mean() > 0.99
+
+    # What each of them does is there.
+    for kind in pair:
+        if quantizer.dim == DIM or kind is FSQ:
+            assert EFFECTS[kind][1](quantizer), kind.__name__
+
+
+ORDERED = {SimVQ, AffineCodes, LearntAffineCodes, CosineCodes}
+
+
+@each_pair
+def test_the_order_matters_only_between_those_that_make_the_codes(pair):
+    if not set(pair) <= ORDERED:
+        assert allowed(*pair) == allowed(*pair[::-1])
+
+
+@pytest.mark.parametrize(
+    "pair, works",
+    [
+        ((CosineCodes, SimVQ), True),
+        ((SimVQ, CosineCodes), False),
+        ((CosineCodes, AffineCodes), True),
+        ((AffineCodes, CosineCodes), False),
+        ((AffineCodes, SimVQ), True),
+        ((SimVQ, AffineCodes), False),
+        ((DiVeQ, OrthogonalCodes), True),
+        ((DiVeQ, EntropyLoss), True),
+        ((CodeSplitting, DiVeQ), True),
+        ((FSQ, EntropyLoss), True),
+        ((RotationTrick, DiVeQ), False),
+        ((RandomRestart, LeastRecentlyUsed), False),
+        ((LFQ, EntropyLoss), False),
+        ((CodeExpiry, SimVQ), False),
+        ((FSQ, CodeExpiry), False),
+        ((FSQ, LFQ), False),
+    ],
+)
+def test_these_pairs_are_allowed_and_these_are_not(pair, works):
+    assert allowed(*pair) == works
+
+
+def test_what_must_come_first_is_said():
+    with pytest.raises(ValueError, match=r"CosineCodes must come before SimVQ; got class Both\(SimVQ, CosineCodes\)"):
+        made(SimVQ, CosineCodes)
+
+
+MANY = [(CosineCodes, SimVQ), (AffineCodes, EntropyLoss), (CodeSplitting, DiVeQ), (DiVeQ, OrthogonalCodes)]
+MANY += [
+    (FSQ, EntropyLoss),
+    (RotationTrick, LearntAffineCodes),
+    (SpreadLatents, LFQ),
+    (OnlineClustering, CosineCodes),
+]
+
+
+@pytest.mark.parametrize("pair", MANY, ids=lambda pair: "-".join(kind.__name__ for kind in pair))
+def test_pairs_train_many_at_once_as_one_by_one(pair):
+    quiet = {"variance": 0} if DiVeQ in pair else {}  # noise is drawn for all runs together
+    options = {"steps": 10, "init": "data", "lr": 1e-2, "batch_size": 64, "progress": False}
+
+    def build(seed):
+        torch.manual_seed(seed)
+        return mlp_autoencoder(6, made(*pair, **quiet), width=16)
+
+    for seed, (model, history) in zip((0, 3), fit_many(build, X, seeds=(0, 3), **options)):
+        other = build(seed)
+        assert history.reconstruction == pytest.approx(fit(other, X, seed=seed, **options).reconstruction, rel=1e-3)
+        assert torch.allclose(model.quantizer.codes(), other.quantizer.codes(), atol=1e-3)
+
+
+def test_three_together():
+    quantizer = made(LeastRecentlyUsed, EntropyLoss, CosineCodes, OrthogonalCodes, RotationTrick)
+    trained(quantizer)
+    for kind in (EntropyLoss, CosineCodes, OrthogonalCodes, RotationTrick, LeastRecentlyUsed):
+        assert EFFECTS[kind][1](quantizer), kind.__name__
+
+
+# ---------------------------------------------------------------- in the stages of a residual quantiser
+
+
+@pytest.mark.parametrize("kind", [VectorQuantizer, *EFFECTS], ids=lambda kind: kind.__name__)
+def test_stages_of_any_kind_code_better_than_one_of_them_or_are_refused(kind):
+    options, latents = EFFECTS.get(kind, ({},))[0], normal(512, DIM, seed=7) + 1
+    if kind in (CosineCodes, FSQ, LFQ):
+        with pytest.raises(ValueError, match=f"code what is left, got kind={kind.__name__}"):
+            ResidualVQ(256, DIM if kind is not FSQ else 2, stages=(16, 16), kind=kind, **options)
+        return
+    errors = []
+    for stages in ((16,), (16, 16)):
+        torch.manual_seed(0)
+        quantizer = ResidualVQ(16 ** len(stages), DIM, stages=stages, kind=kind, **options)
+        quantizer.init_codes("kmeans", latents)
+        for _ in range(5):
+            quantizer.train()(latents)
+        quantizer.zero_grad()
+        z = latents.clone().requires_grad_()
+        latents_q, _, loss = quantizer(z)
+        ((latents_q * normal(512, DIM)).sum() + loss).backward()
+        for name, parameter in quantizer.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        latents_q = quantizer.eval()(latents).latents_q
+        errors.append(((latents_q - latents).square().sum() / (latents - latents.mean(0)).square().sum()).item())
+    assert errors[1] < 0.6 * errors[0] < 0.6
+
+
+@pytest.mark.parametrize("kind", [RotationTrick, DiVeQ])
+def test_the_gradient_of_stages_is_that_of_the_sum(kind):
+    options = {"variance": 0} if kind is DiVeQ else {}
+    whole, alone = ResidualVQ(64, DIM, stages=(8, 8), kind=kind, **options), kind(64, DIM, **options)
+    whole.init_codes("normal", seed=1)
+    z, weight, found = normal(50, DIM), normal(50, DIM, seed=2), []
+    index = whole(z).index
+    for quantizer in (whole, alone):
+        latents = z.clone().requires_grad_()
+        chosen = whole.lookup(index) if quantizer is alone else None
+        out = quantizer.estimate(latents, chosen) if quantizer is alone else quantizer(latents).latents_q
+        found.append(torch.autograd.grad((out * weight).sum(), latents)[0])
+    assert torch.allclose(*found, atol=1e-6) and not torch.allclose(found[0], weight, atol=1e-2)
+    if kind is DiVeQ:
+        whole.zero_grad()
+        (whole(z).latents_q * weight).sum().backward()
+        assert all(stage.codebook.grad.abs().sum() > 0 for stage in whole.stages)
+
+
+@pytest.mark.parametrize("stages, steps", [(3, 4), (8, 3)])
+def test_stages_of_real_size_train_and_are_measured_in_little_memory(stages, steps):
+    """3 x 1,024 sums would take 34 GB, 8 x 1,024 have no number in int64."""
+    x, dim = normal(4096, 8), 4
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(1024**stages, dim, stages=[1024] * stages)
+    model = mlp_autoencoder(8, quantizer, width=16)
+    fit(model, x, steps=steps, seed=0, init="data", batch_size=512, progress=False)
+    latents = model.encode(x).detach()
+    latents_q, index, loss = quantizer.eval()(latents)
+    assert index.shape == (4096, stages) and index.min() >= 0 and index.max() < 1024 and torch.isfinite(loss)
+    assert torch.allclose(quantizer.lookup(index), latents_q, atol=1e-5)
+    first = quantizer.stages[0].codes().detach()
+    error = (latents_q - latents).square().sum() / (latents - latents.mean(0)).square().sum()
+    assert error < 0.5 * quantization_error(latents, first)
+    with pytest.raises(ValueError, match="too many to list"):
+        quantizer.codes()
+    if stages == 3:
+        joint = quantizer.joint_index(index)
+        assert torch.equal(joint[5], index[5, 0] + 1024 * index[5, 1] + 1024**2 * index[5, 2])
+    else:
+        with pytest.raises(ValueError, match="too many to number them"):
+            quantizer.joint_index(index)
+
+
+def test_stages_do_not_start_with_the_same_codes():
+    quantizer = ResidualVQ(64, DIM, stages=(8, 8))
+    quantizer.init_codes("normal", seed=3)
+    assert not torch.allclose(quantizer.stages[0].codes(), quantizer.stages[1].codes())
+    assert len(unit(quantizer.codes()).unique(dim=0)) == 64
