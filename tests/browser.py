@@ -28,6 +28,8 @@ from pathlib import Path
 import nbformat
 from notebook_tools import NOTEBOOKS
 
+from vqnotes.printing import say
+
 try:
     from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
 except ImportError:
@@ -225,7 +227,7 @@ def main() -> int:
                 problems += visit(browser, address, path, options.screenshots)
             browser.close()
     for problem in problems:
-        print(problem)
+        say(problem)
     return int(bool(problems))
 
 

@@ -21,6 +21,8 @@ import nbformat
 from notebook_tools import NOTEBOOKS, ROOT
 from packaging.requirements import Requirement
 
+from vqnotes.printing import say
+
 BUILD = ROOT / "build" / "environments"
 RUN = """\
 import json, sys
@@ -106,7 +108,7 @@ def stopped(path: Path, packages: Path, variables: dict[str, str]) -> list[str]:
     """Problems of a notebook that needs a network and has none: it should say so in a sentence, not a traceback."""
     notebook, *_ = run_alone(path, packages, variables | NO_NETWORK)
     message = next((text for kind, text in printed(notebook) if kind == "error"), "no error at all")
-    print(f"{path.name} without a network: {message}", flush=True)
+    say(f"{path.name} without a network: {message}", flush=True)
     good = re.search(r"SystemExit: .* could not be installed.* network", message) and "Traceback" not in message
     return [] if good else [f"{path.name} without a network: {message}"]
 

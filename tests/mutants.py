@@ -21,6 +21,8 @@ from defects import DEFECTS, NOTEBOOK_DEFECTS
 from notebook_tools import ROOT
 from tqdm import tqdm
 
+from vqnotes.printing import say
+
 WORKERS = 2
 PARTS = ["vqnotes", "tests", "notebooks", "docs", "pyproject.toml", "constraints.txt", "environment.yml", "README.md"]
 PARTS += ["Makefile", ".ci"]
@@ -115,12 +117,12 @@ def main(words: list[str]) -> str | None:
                 return f"fails without any defect: {failed}"
         noticed = [pool.submit(one, path, (old, new)) for path, old, new, _ in jobs]
         for (path, old, new, wrong), future in zip(tqdm(jobs, desc="defects"), noticed):
-            print(f"{future.result() or 'SURVIVES'} | {path.name}: {wrong} | {old!r} -> {new!r}", flush=True)
+            say(f"{future.result() or 'SURVIVES'} | {path.name}: {wrong} | {old!r} -> {new!r}", flush=True)
             if not future.result():
                 survivors[path.suffix].append(wrong)
     for kind, lost in survivors.items():
         total = sum(1 for path, *_ in jobs if path.suffix == kind)
-        print(f"{kind}: {total - len(lost)} of {total} noticed; not: {lost}")
+        say(f"{kind}: {total - len(lost)} of {total} noticed; not: {lost}")
     in_module = sum(1 for path, *_ in jobs if path.suffix == ".py")
     too_many = len(survivors[".py"]) > in_module / 10 or survivors[".ipynb"]
     return "too many defects were not noticed" if too_many else None

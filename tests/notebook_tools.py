@@ -27,7 +27,14 @@ SHOWN = {  # figures that stand in docs/ too: notebook, file, and how the altern
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    "language_info": {  # what an export to a script needs; no version, so that files do not change with the machine
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
 }
 SETUP = """\
 # On Colab this installs the course's module; anywhere else it only imports it.

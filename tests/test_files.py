@@ -140,7 +140,7 @@ def copy(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     handouts = importlib.import_module("handouts")
     monkeypatch.setattr(handouts, "NOTEBOOKS", NOTEBOOKS[:1])
-    monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(range(99), "correct"))
+    monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(checks, 400 * "wrong "))
     (tmp_path / "sheet.csv").write_text("old")
     monkeypatch.setattr(sys, "argv", ["command", "--out", str(tmp_path / "sheet.csv")])
     monkeypatch.setattr(experiments, "sweep", swept_long_ago)

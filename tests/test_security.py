@@ -275,12 +275,15 @@ def test_an_explorer_shows_text_as_text():
 def test_grades_hold_no_formulas(tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     handouts = importlib.import_module("handouts")
-    monkeypatch.setattr(handouts, "verdicts", lambda path, checks: {"0.1": name, "0.2": "correct"})
+    said = {"0.1": name, "0.2": "correct", "0.3": "wrong"}
+    monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(checks, "not found") | said)
     (tmp_path / name).mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / name / "mine.ipynb")
     table = handouts.grade(tmp_path)
-    assert table["notebook"].tolist() == [str(Path(name) / "mine.ipynb")] * 2 and table["verdict"][0] == name
+    assert table["notebook"].tolist() == [str(Path(name) / "mine.ipynb")] * 3 and table["verdict"][0] == name
     with (tmp_path / "grades.csv").open(newline="", encoding="utf-8") as stored:
-        _, *rows = csv.reader(stored)
-    assert len(rows) == 2 and not [entry for row in rows for entry in row if entry[0] in "=+-@\t\r\n "]
-    assert rows[0][0].removeprefix("'") == table["notebook"][0] and rows[0][2].removeprefix("'") == name
+        rows = [*csv.DictReader(stored)]
+    assert len(rows) == 3 and not [entry for row in rows for entry in row.values() if entry[0] in "=+-@\t\r\n "]
+    assert rows[0]["notebook"].removeprefix("'") == table["notebook"][0]
+    assert rows[0]["verdict"].removeprefix("'") == name
+    assert rows[0]["student"].removeprefix("'") == table["student"][0] == Path(name).parts[0]

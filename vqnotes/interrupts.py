@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def cut_off() -> str:
+    """What was cut off in this process and has not run to its end since, after how much: one sentence, or ""."""
+    return ""
+
+
 @contextmanager
 def handled(handler: Callable) -> Iterator[None]:
     """Meanwhile the handler gets every interrupt; then the one before it does again.

@@ -14,6 +14,7 @@ import pandas as pd
 
 from vqnotes import data, experiments, metrics, models, training
 from vqnotes.files import replaced
+from vqnotes.printing import say
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import AffineCodes, CosineCodes, DiVeQ, EntropyLoss, OrthogonalCodes, RotationTrick, SimVQ
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
@@ -152,7 +153,7 @@ def main() -> None:
     with replaced(options.out) as beside:
         runs.drop(columns="ms a step").round(4).to_csv(beside, index=False)
     for bed in RANKED:
-        print(bed, table(runs, bed).round(3).to_string(), sep="\n")
+        say(bed, table(runs, bed).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from vqnotes.figures import Figures, figures_of
 from vqnotes.files import replaced
 from vqnotes.kmeans import kmeans
 from vqnotes.metrics import reconstruction_error
+from vqnotes.printing import say
 from vqnotes.quantizers import VectorQuantizer, nearest_code
 from vqnotes.remedies import RotationTrick, SimVQ
 from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed
@@ -250,9 +251,9 @@ def main() -> None:
     with replaced(options.out) as beside:
         table.to_csv(beside, index=False, float_format="%.5g")
     table = table.assign(confirmed=confirmed(table)).query("confirmed")
-    print("thresholds by the first half:", thresholds(table[table["half"] == "set"]))
+    say(f"thresholds by the first half: {thresholds(table[table['half'] == 'set'])}")
     for half, part in table.groupby("half"):
-        print(half, pd.crosstab(part["label"], verdicts(part)).to_string(), sep="\n")
+        say(half, pd.crosstab(part["label"], verdicts(part)).to_string())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqnotes.printing import say
+
 NOT_YET, CORRECT, WRONG = "not attempted yet", "correct", "wrong because "
 
 
@@ -66,7 +68,7 @@ def check(
         verdict = _verdict(answer, reference, cases, mistakes, measure, tolerance)
     except Exception as error:  # a notebook goes on whatever its reader wrote
         verdict = f"{WRONG}the check could not read the answer ({type(error).__name__}: {error})"
-    print(f"Exercise {number}: {verdict}")
+    say(f"Exercise {number}: {verdict}")
 
 
 def _verdict(answer, reference, cases, mistakes, measure, tolerance) -> str:

@@ -1,0 +1,88 @@
+"""What is printed for people gets into any file: also where that holds no tick and no Greek letter, as on Windows."""
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from notebook_tools import ROOT
+
+from vqnotes.printing import IN_WORDS, printable, say
+
+TEXT = "✓ β = 0.25 ± 1 · é 数"
+
+
+@pytest.mark.parametrize(
+    "encoding, expected",
+    [
+        ("utf-8", TEXT),
+        ("utf-16", TEXT),
+        ("cp1252", "ok beta = 0.25 ± 1 · é ?"),
+        ("ascii", "ok beta = 0.25 +- 1 * ? ?"),
+        ("cp437", "ok ß = 0.25 ± 1 · é ?".replace("ß", "β" if "β".encode("cp437", "ignore") else "beta")),
+    ],
+)
+def test_what_cannot_be_encoded_is_said_in_words(encoding, expected):
+    assert printable(TEXT, encoding) == expected
+    assert expected.encode(encoding)
+
+
+def test_the_words_are_plain():
+    assert all(word.isascii() and not sign.isascii() for sign, word in IN_WORDS.items())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_say_prints_what_print_would_if_it_could(encoding, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, newline="\n"))
+    say("✓ one", 2, flush=True)
+    assert written.getvalue() == b"ok one\n2\n"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # has no encoding
+    say("✓ one")
+    assert sys.stdout.getvalue() == "✓ one\n"
+
+
+PRINTS = {
+    "an exercise": "from vqnotes.exercises import check\ncheck('1.2', 1, 2, None, [(1, '2 · bits / D, η² and ✓')])",
+    "the league": """
+import pandas as pd
+from vqnotes import experiments, league
+runs = league.long_table().assign(**{"ms a step": 1.0})
+runs["remedy"] = runs["remedy"].replace({"plain": "plain, β"})
+runs.attrs["failed"] = []
+experiments.sweep = lambda *_, **__: runs
+league.main()""",
+    "the validation": """
+from vqnotes import experiments, validation
+table = validation.models_made()
+table.attrs["failed"] = []
+table["label"] = table["label"].replace({"healthy": "healthy ✓"})
+validation.thresholds = lambda table: {"β": 1}
+experiments.sweep = lambda *_, **__: table
+validation.main()""",
+}
+
+
+@pytest.mark.parametrize("name", PRINTS)
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_commands_and_checks_print_into_any_file(name, encoding, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", PRINTS[name]]
+    command += [] if name == "an exercise" else ["--out", str(tmp_path / "table.csv")]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert re.search("beta|bits / D", done.stdout.decode(encoding))
+
+
+def test_the_module_prints_in_no_other_way():
+    """A bare print is one sentence of ours away from a UnicodeEncodeError."""
+    allowed = {"printing.py"}
+    for path in (ROOT / "vqnotes").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        lines = [
+            node.lineno for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        ]
+        assert not lines or path.name in allowed, f"{path}, lines {lines}: use say"

@@ -1,0 +1,49 @@
+"""Text that any terminal, file or pipe can take, also where it has no ✓ and no β (cp1252 on Windows, ASCII)."""
+
+import sys
+
+IN_WORDS = {
+    "✓": "ok",
+    "✗": "wrong",
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "η": "eta",
+    "²": "^2",
+    "±": "+-",
+    "·": "*",
+    "×": "x",
+    "−": "-",
+    "–": "-",
+    "…": "...",
+    "≈": "about",
+    "≤": "<=",
+    "≥": ">=",
+    "→": "->",
+}
+
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """The text as it is if it can be encoded; otherwise each character that cannot in words, or as "?".
+
+    encoding: that of sys.stdout unless given. UTF-8 takes everything.
+    """
+    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(_in_words(one, encoding) for one in text)
+    return text
+
+
+def _in_words(character: str, encoding: str) -> str:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return IN_WORDS.get(character, "?")
+    return character
+
+
+def say(*texts: object, flush: bool = False) -> None:
+    """Prints the texts, one a line, so that no character of theirs can stop the program."""
+    print(*(printable(str(one)) for one in texts), sep="\n", flush=flush)
