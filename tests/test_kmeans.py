@@ -116,6 +116,12 @@ def test_neither_the_origin_nor_the_unit_matters(offset, size):
         assert torch.allclose(share, torch.full_like(share, 1 / 50))
 
 
+def test_far_from_the_origin_no_digit_is_lost():
+    latents, _ = clusters(50, 30, deviation=0.01)
+    near, far = (kmeans(offset + latents.double(), 50)[0] - offset for offset in (0, 2**30))
+    assert torch.allclose(near, far, atol=1e-6)
+
+
 def test_half_precision_counts_in_single():
     latents = clusters(30, 400)[0].half()
     codes, share = kmeans(latents, 30)
