@@ -9,6 +9,7 @@ from helpers import normal
 
 from vqnotes import metrics
 from vqnotes.data import gaussian_modes
+from vqnotes.kmeans import kmeans
 
 # ---------------------------------------------------------------- usage
 
@@ -177,6 +178,54 @@ def test_optimality_gap_is_1_for_kmeans_and_large_for_a_shrunk_codebook():
     assert metrics.optimality_gap(modes.x, 0.01 * modes.centers) > 10
     with pytest.raises(ValueError, match="too few"):
         metrics.optimality_gap(modes.x[:5], modes.centers)
+
+
+def perfect_and_latents(per_code, noise, codes=64, dim=8, seed=0):
+    """The centres of clusters and latents around them. No noise: codes for a Gaussian, and other latents of it."""
+    centers, rng = normal(codes, dim, seed=seed), np.random.default_rng(seed)
+    if noise is None:
+        return kmeans(normal(256 * codes, dim, seed=seed), codes)[0], normal(per_code * codes, dim, seed=seed + 50)
+    y = torch.from_numpy(rng.integers(0, codes, per_code * codes))
+    return centers, centers[y] + noise * normal(per_code * codes, dim, seed=seed + 50)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.3, None])
+@pytest.mark.parametrize("per_code, off", [(16, 0.2), (64, 0.1)])
+def test_optimality_gap_of_a_perfect_codebook_is_1(per_code, off, noise):
+    for seed in range(4):
+        codebook, latents = perfect_and_latents(per_code, noise, seed=seed)
+        assert metrics.optimality_gap(latents, codebook, seed) == pytest.approx(1, abs=off)
+
+
+@pytest.mark.parametrize("per_code", [1, 2, 4, 15])
+def test_optimality_gap_says_how_many_latents_it_needs(per_code):
+    codebook, latents = perfect_and_latents(per_code, 0.02)
+    with pytest.raises(ValueError, match=f"{64 * per_code} latents are too few .* 64 codes by: need 16 a code, 1024"):
+        metrics.optimality_gap(latents, codebook)
+
+
+@pytest.mark.parametrize("per_code, most", [(16, 0.2), (64, 0.1)])
+def test_optimality_gap_of_a_codebook_that_knows_all_latents_is_a_little_below_1(per_code, most):
+    _, latents = perfect_and_latents(per_code, None)
+    fitted = kmeans(latents, 64, seed=7)[0]
+    assert 1 - most < metrics.optimality_gap(latents, fitted) < 1
+    fresh = normal(64 * 64, 8, seed=99)
+    assert metrics.optimality_gap(fresh, fitted) > 1.05, "on latents that it does not know it loses what it learnt"
+
+
+def test_optimality_gap_of_collapsed_codebooks_is_large_and_falls_back_to_1():
+    codebook, latents = perfect_and_latents(16, 0.02)
+    for collapsed in (codebook[:1].repeat(64, 1), codebook[:32].repeat(2, 1), codebook.mean(0) + 1e-3 * codebook):
+        assert metrics.optimality_gap(latents, collapsed) > 100
+    assert metrics.optimality_gap(torch.ones(64, 2), torch.ones(4, 2)) == 1
+    assert metrics.optimality_gap(torch.ones(64, 2), torch.zeros(4, 2)) == math.inf
+    assert metrics.optimality_gap(latents.view(4, 16, 16, 8), codebook) == metrics.optimality_gap(latents, codebook)
+
+
+def test_optimality_gap_depends_on_its_seed():
+    codebook, latents = perfect_and_latents(32, 0.3)
+    gaps = [metrics.optimality_gap(latents, codebook, seed) for seed in (0, 0, 1)]
+    assert gaps[0] == gaps[1] != gaps[2]
 
 
 def test_reconstruction_error_is_a_share_of_the_variance():

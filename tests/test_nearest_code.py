@@ -3,12 +3,15 @@
 import threading
 import time
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from helpers import between_neighbours, brute_force, normal
 
 from vqnotes import search
+from vqnotes.models import image_autoencoder, mlp_autoencoder
+from vqnotes.quantizers import VectorQuantizer
 from vqnotes.search import nearest_code
 
 
@@ -41,6 +44,19 @@ def test_nearest_code_gives_ties_to_the_lowest_index():
     base = normal(100, 16)
     assert nearest_code(normal(3000, 16, seed=1), base.repeat(5, 1)).max() < 100
     assert (nearest_code(normal(50, 16, seed=1), torch.ones(9, 16)) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearest_code_measures_no_latent_again_for_clones_or_tight_clusters(monkeypatch, dtype):
+    again, measure = [], search._by_differences
+    monkeypatch.setattr(search, "_by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
+    latents, base = normal(3000, 16, dtype=dtype), normal(100, 16, seed=1, dtype=dtype)
+    codebook = base[torch.from_numpy(np.random.default_rng(0).integers(0, 100, 700))]  # copies in any order
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+    latents, codebook = (10 * base.repeat(30, 1) + 1e-4 * latents), 10 * base.repeat(5, 1)
+    codebook = codebook + 1e-4 * normal(500, 16, seed=2, dtype=dtype)  # too close to tell apart by a float32 product
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+    assert sum(again) < 50
 
 
 def test_nearest_code_sees_a_rival_anywhere_in_the_codebook():
@@ -139,3 +155,46 @@ def test_nearest_code_needs_little_memory():
 def test_nearest_code_refuses_bad_input_and_shows_it(latents, codebook, shown):
     with pytest.raises(ValueError, match=shown):
         nearest_code(latents, codebook)
+
+
+# ---------------------------------------------------------------- programs without Python
+
+
+def small_models():
+    """Models whose codes lie on their latents; for each two batches of different sizes."""
+    models = mlp_autoencoder(5, VectorQuantizer(128, 3)), image_autoencoder(1, VectorQuantizer(128, 3))
+    for model, x in zip(models, (normal(300, 5), normal(300, 1, 8, 8).sigmoid())):
+        model.quantizer.init_codes("data", model.encode(x).detach())
+        yield model.eval(), x[:16], x[16:39]
+
+
+@pytest.mark.parametrize("model, x, other", list(small_models()))
+def test_a_model_is_exported_for_any_batch_size(model, x, other):
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)).module()
+    for batch in (x, other):
+        (ours, quantized), (theirs, exported) = model(batch), program(batch)
+        assert torch.equal(exported.index, quantized.index) and len(quantized.index.unique()) > 8
+        assert torch.allclose(theirs, ours, atol=1e-6) and torch.allclose(exported.loss, quantized.loss)
+        assert torch.equal(exported.latents_q, quantized.latents_q)
+
+
+def test_what_is_exported_is_shifted_to_the_codes_too():
+    latents, codebook = 1000 + normal(500, 16), 1000 + normal(100, 16, seed=1)
+
+    class Search(torch.nn.Module):
+        def forward(self, z):
+            return nearest_code(z, codebook)
+
+    program = torch.export.export(Search(), (latents,)).module()
+    assert torch.equal(program(latents), brute_force(latents, codebook))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own making
+@pytest.mark.parametrize("model, x, other", list(small_models()))
+def test_a_compiled_model_searches_as_exactly_as_before(model, x, other):
+    with torch.no_grad():
+        model.quantizer.codebook[64:] = model.quantizer.codebook[:64]  # ties, which a product alone may not see
+    compiled = torch.compile(model, backend="eager")
+    for batch in (x, other):
+        assert torch.equal(compiled(batch)[1].index, model(batch)[1].index)
+    assert compiled(x)[1].index.max() < 64

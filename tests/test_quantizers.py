@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import brute_force, normal
-from sklearn.cluster import KMeans
 from vector_quantize_pytorch import VectorQuantize
 
-from vqnotes.kmeans import kmeans, lloyd
+from vqnotes.kmeans import kmeans
 from vqnotes.quantizers import INITS, VectorQuantizer
 
 # ---------------------------------------------------------------- losses and gradients, worked by hand
@@ -189,43 +188,3 @@ def test_forward_refuses_latents_of_another_size_or_not_finite():
         VectorQuantizer(4, 2)(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="1 NaN"):
         VectorQuantizer(4, 2)(torch.tensor([[0.0, torch.nan]]))
-
-
-# ---------------------------------------------------------------- k-means where the latents are
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_lloyd_is_that_of_scikit_learn(seed):
-    latents = normal(500, 3, seed=seed, dtype=torch.float64)
-    start, _ = lloyd(latents, 20, seed, steps=0)
-    assert len({tuple(row) for row in start.tolist()} & {tuple(row) for row in latents.tolist()}) == 20
-    codes, share = lloyd(latents, 20, seed)
-    theirs = KMeans(20, init=start.numpy(), n_init=1, max_iter=10, tol=0, algorithm="lloyd").fit(latents.numpy())
-    assert np.allclose(codes.numpy(), theirs.cluster_centers_)
-    assert share.sum().item() == pytest.approx(1) and share.dtype == latents.dtype
-    assert torch.equal(share, brute_force(latents, codes).bincount(minlength=20).double() / 500)
-
-
-def test_kmeans_of_very_many_codes_is_lloyd():
-    latents = normal(2, 1030, 3)
-    for ours, theirs in zip(kmeans(latents, 1025, seed=5), lloyd(latents.reshape(-1, 3), 1025, seed=5)):
-        assert torch.equal(ours, theirs)
-    assert not torch.equal(kmeans(latents, 1024, seed=5)[0], lloyd(latents.reshape(-1, 3), 1024, seed=5)[0])
-
-
-def test_lloyd_by_hand_from_different_places_where_it_can():
-    latents = torch.tensor([[1.0], [1.0], [1.0], [7.0]])
-    assert sorted(lloyd(latents, 2)[0][:, 0].tolist()) == [1, 7]
-    codes, share = lloyd(latents, 4)  # two of four centroids have no latent: they stay
-    assert codes[:, 0].sort().values.tolist() == [1, 1, 1, 7] and sorted(share.tolist()) == [0, 0, 0.25, 0.75]
-    assert [one.tolist() for one in lloyd(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), 1)] == [[[6]], [1]]
-
-
-WRONG = [normal(5), normal(5, 2, 2), normal(0, 2), normal(5, 2).fill_(torch.nan), torch.ones(5, 2, dtype=torch.int64)]
-ENOUGH = normal(5, 2)
-
-
-@pytest.mark.parametrize("size, steps, latents", [(6, 1, ENOUGH), (2, -1, ENOUGH), *((2, 1, x) for x in WRONG)])
-def test_lloyd_refuses_what_it_cannot_use(latents, size, steps):
-    with pytest.raises(ValueError, match="latents"):
-        lloyd(latents, size, steps=steps)

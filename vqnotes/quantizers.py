@@ -139,7 +139,7 @@ class VectorQuantizer(nn.Module):
         """Starts the codebook anew.
 
         how: "uniform" U(-1/K, 1/K); "normal" N(0, 1); "data" K rows of the latents drawn without replacement;
-        "kmeans" the centroids of k-means on the latents (scikit-learn; k-means++ start).
+        "kmeans" the centroids of `kmeans` on the latents.
         latents: (..., D), needed by the last two. With EMA, "kmeans" also starts each code's share at that of its
         cluster; the others start it at 0, so the first latents that choose a code determine it entirely.
         Raises ValueError for another `how` or fewer latents than codes.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 
 SCORES_PER_CHUNK = 2**20  # held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
 BLOCK = 64  # scores, see _two_lowest_of_blocks
+PART = 2**14  # latents that are in float64 at once
 DOUBTFUL = 64  # latents that a training step on a GPU measures again
 LARGEST = 1e150  # in size: squares of more overflow even in float64
 
@@ -29,10 +31,26 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     On a GPU, a training step (latents that carry a gradient) does not wait to hear which latents are in doubt. It
     measures 64 of them again; any more keep the choice that float32 made among codes equal up to rounding, and NaN
     is not refused. Without a gradient the search is exact there, too.
+
+    A program made by `torch.export` shifts, multiplies and takes the minimum, in memory N * K: the same codes, but
+    any of those that are equal up to rounding, and NaN is not refused. `torch.compile` leaves the search as it is.
     """
     check_codebook_form(codebook)
     check_latents_form(latents, codebook.shape[1])
+    if _exporting():
+        return _by_product(latents, codebook)
     return _NearestCode.apply(latents, codebook)
+
+
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former since torch 2.7
+
+
+def _by_product(latents: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest_code` without its precautions, but for the shift: what a program without Python can hold."""
+    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebook.dtype), torch.float32)
+    center = codebook.to(dtype).mean(dim=0)
+    z, codes = latents.to(dtype) - center, codebook.to(dtype) - center
+    return (codes.square().sum(dim=1) / 2 - z @ codes.mT).argmin(dim=-1)
 
 
 class _NearestCode(torch.autograd.Function):
@@ -109,11 +127,30 @@ def _measure_again(index: Tensor, unsure: Tensor, flat: Tensor, codebooks: Tenso
         index.scatter_(1, again, _by_differences(some, codebooks))
         return
     for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
-        check_codebook(codebooks[run])
-        for again in unsure[run].nonzero()[:, 0].split(max(1, SCORES_PER_CHUNK // codebooks.shape[1])):
-            some = flat[run, again]
-            check_latents(some)
-            index[run, again] = _by_differences(some, codebooks[run])
+        codes, again = codebooks[run], unsure[run].nonzero()[:, 0]
+        check_codebook(codes)
+        measure, rows = _by_differences, max(1, SCORES_PER_CHUNK // codes.shape[0])
+        if len(again) > len(codes):  # so many are worth a look at why
+            first = _first_of_equal(codes)
+            if len(first) < len(codes) or torch.promote_types(flat.dtype, codes.dtype) != torch.float64:
+                measure, rows = partial(_among, first), PART
+        for some in again.split(rows):
+            latents = flat[run, some]
+            check_latents(latents)
+            index[run, some] = measure(latents, codes)
+
+
+def _among(kept: Tensor, latents: Tensor, codebook: Tensor) -> Tensor:
+    """The search again, in float64, among the codes that are kept."""
+    codes = codebook[kept].double()
+    return kept[_nearest_in_each(latents[None].double(), codes[None], may_wait=True)[0]]
+
+
+def _first_of_equal(codebook: Tensor) -> Tensor:
+    """Indices of the codes that are not equal to an earlier one, ascending."""
+    distinct, group = codebook.unique(dim=0, return_inverse=True)
+    every = torch.arange(len(codebook), device=codebook.device)
+    return every.new_full((len(distinct),), len(codebook)).scatter_reduce_(0, group, every, "amin").sort().values
 
 
 def _two_lowest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
