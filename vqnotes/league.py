@@ -6,11 +6,13 @@ python -m vqnotes.league --seeds 32 --steps 600   writes the long table that `lo
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from vqnotes import data, experiments, metrics, models, training
 from vqnotes.files import replaced
@@ -143,11 +145,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.league", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=LONG)
     options = parser.parse_args()
     settings = experiments.grid(bed=RANKED, remedy=REMEDIES)
-    run = partial(compete, steps=options.steps)
-    runs = experiments.sweep(run, settings, seeds=range(10_000, 10_000 + options.seeds))
+    run, seeds = partial(compete, steps=options.steps), range(10_000, 10_000 + options.seeds)
+    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        runs = experiments.sweep(run, settings, seeds=seeds, executor=pool)
     if runs.attrs["failed"]:
         raise SystemExit("some runs failed: nothing was written")
     with replaced(options.out) as beside:

@@ -238,10 +238,11 @@ def models_made() -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.validation", description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     parts = []
-    with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for half, seeds in SEEDS.items():
             todo = [setting for setting in settings() if setting["half"] == half]
             parts.append(experiments.sweep(examine, todo, seeds=seeds, executor=pool))
