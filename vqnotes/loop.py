@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vqnotes.interrupts import held
+from vqnotes.interrupts import held, note_cut, note_whole
 from vqnotes.models import VQAutoencoder, sample_latents
 from vqnotes.quantizers import BLIND_INITS
 
@@ -44,8 +44,8 @@ class Plan:
     shuffle: bool
     lr: float
     codebook_lr: float | None
-    optimizer: Callable[..., torch.optim.Optimizer]
-    progress: bool
+    optimizer: Callable[..., torch.optim.Optimizer] = field(repr=False)
+    progress: bool = field(repr=False)
 
     def __post_init__(self):
         self.codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
@@ -86,6 +86,7 @@ class Objective(nn.Module):
 
 
 def run_steps(
+    name: str,
     plan: Plan,
     models: list[VQAutoencoder],
     xs: list[Tensor],
@@ -96,9 +97,11 @@ def run_steps(
 ) -> list[History]:
     """The loop over steps. update takes the batches' places in x (R, B) and gives error and loss (2, R).
 
-    An interrupt lands before a step: the models are then as after a run of as many steps as the histories have.
-    finish is called at the end, however it comes.
+    An interrupt lands before a step: the models are then as after a run of as many steps as the histories have. It is
+    noted under the name, see `interrupts.cut_off`. finish is called at the end, however it comes.
     """
+    shapes = [tuple(one.shape) for one in (xs[0], *models[0].parameters())]
+    same_run = (name, repr(plan), tuple(seeds), repr(shapes), repr(models[0]))
     histories, figures = [History() for _ in models], []  # figures stay on the device: no step waits for them
     device = xs[0].device
     batches = batches_of(len(xs[0]), plan.batch_size, seeds, device, plan.shuffle)
@@ -130,9 +133,11 @@ def run_steps(
                     break
                 figures.append(update(next(batches), step >= plan.warmup))
                 bar.update()
+            note_whole(same_run)
     except KeyboardInterrupt:
         for history in histories:
             history.interrupted = True
+        note_cut(same_run, f"{name} (seed {', '.join(map(str, seeds))})", len(histories[0]), plan.steps, "steps")
     return histories
 
 

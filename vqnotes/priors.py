@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from tqdm.auto import tqdm
 
-from vqnotes.interrupts import held
+from vqnotes.interrupts import held, note_cut, note_whole
 from vqnotes.loop import batches_of, descend
 from vqnotes.metrics import check_index
 
@@ -89,7 +89,8 @@ def fit_priors(
     grids: one index tensor (N, ...) a seed, all of one shape; each (...) is read as a row, line by line.
     codes: K. seeds: of the weights and of the batches. options: of `CodeTransformer`.
     Returns for each seed the prior and its negative log-likelihood on the batch of every step, in bits a grid.
-    An interrupt ends all runs after the same number of steps, and they are returned as they are then.
+    An interrupt ends all runs after the same number of steps, and they are returned as they are then; a line
+    says after how many.
     Raises ValueError for grids that are empty, of different shapes, too few or too many, or hold other codes than
     0 .. K-1; for no seed or one given twice; for steps or batch_size < 1 or a learning rate not above 0.
     """
@@ -116,7 +117,10 @@ def fit_priors(
         return _bits(functional_call(priors[0], weights, batch[:, :-1]), batch).mean()
 
     bits_of_each = torch.vmap(bits)
-    curves = []
+    curves, same_run = (
+        [],
+        ("fit_priors", tuple(rows.shape), codes, tuple(seeds), steps, batch_size, lr, repr(options)),
+    )
     try:
         with held() as let_interrupt_in, torch.enable_grad():
             for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
@@ -124,8 +128,9 @@ def fit_priors(
                 losses = bits_of_each(weights, rows[which, next(batches)])
                 descend(optimizer, losses.sum())
                 curves.append(losses.detach())
+            note_whole(same_run)
     except KeyboardInterrupt:
-        pass
+        note_cut(same_run, f"fit_priors (seed {', '.join(map(str, seeds))})", len(curves), steps, "steps")
     for run, prior in enumerate(priors):
         prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
     curves = torch.stack(curves, dim=1).tolist() if curves else [[] for _ in priors]

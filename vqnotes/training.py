@@ -39,7 +39,7 @@ def fit(
     callback: called as callback(step, model) before each step and once after the last. It may change the model:
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
     An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
-    is returned, and the model is as after that many steps.
+    is returned, the model is as after that many steps, and a line says after how many.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
     not above 0, or warmup outside 0 .. steps.
     """
@@ -56,7 +56,7 @@ def fit(
         if callback is not None:
             callback(step, model)
 
-    return run_steps(plan, [model], [x], [seed], update, watch)[0]
+    return run_steps("fit", plan, [model], [x], [seed], update, watch)[0]
 
 
 def fit_many(
@@ -84,7 +84,8 @@ def fit_many(
     x: (N, ...) for all runs, or a list of one such tensor a seed, all of the same shape.
     callback: called as callback(step, models) before each step and once after the last. It may change the models
     as in `fit`; what stands still or is in eval mode is read from the first of them, for all.
-    The other options are those of `fit`. An interrupt ends all runs after the same number of steps.
+    The other options are those of `fit`. An interrupt ends all runs after the same number of steps, and a line
+    says after how many.
     Raises ValueError as `fit` does, and for no seed, a seed given twice, data or models of different shapes.
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
@@ -132,7 +133,7 @@ def fit_many(
             tensor.data = tensor.data.clone()
 
     try:
-        histories = run_steps(plan, models, xs, seeds, update, watch, unstack)
+        histories = run_steps("fit_many", plan, models, xs, seeds, update, watch, unstack)
     except ValueError as error:
         lost = [seed for seed, tensors in zip(seeds, own) if not all(t.isfinite().all() for t in tensors.values())]
         if not lost:
