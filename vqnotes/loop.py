@@ -1,5 +1,6 @@
 """What `fit` and `fit_many` share: the plan of a run, what it makes small, and the loop over its steps."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -57,11 +58,29 @@ class Plan:
                 f"codebook_lr={self.codebook_lr}"
             )
 
+        _check_closure(getattr(self.optimizer, "func", self.optimizer))  # of a functools.partial
+
     def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-        groups = {self.lr: [], self.codebook_lr: []}
+        """The optimiser, in its fused form (one kernel for all tensors) if it has one."""
+        by_rate = {self.lr: [], self.codebook_lr: []}
         for name, parameter in named_parameters:
-            groups[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
-        return self.optimizer([{"params": group, "lr": lr} for lr, group in groups.items() if group], fused=True)
+            by_rate[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
+        groups = [{"params": group, "lr": lr} for lr, group in by_rate.items() if group]
+        try:
+            optimizer = self.optimizer(groups, fused=True)
+        except (TypeError, RuntimeError):  # it does not know the word; it cannot be fused here, or with its options
+            optimizer = self.optimizer(groups)
+        _check_closure(optimizer)
+        return optimizer
+
+
+def _check_closure(optimizer: object) -> None:
+    """ValueError if its steps must be given a closure, to measure the loss several times, as LBFGS does."""
+    step = getattr(optimizer, "step", None)
+    closure = step and inspect.signature(step).parameters.get("closure")
+    if closure and closure.default is inspect.Parameter.empty:
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise ValueError(f"{name} needs a closure that measures the loss again: take one that steps by a gradient")
 
 
 class Objective(nn.Module):

@@ -35,13 +35,14 @@ def fit(
     seed: of the batches and of the initialisation; the model's own weights are the caller's.
     shuffle: batches are drawn at random; if False, they run through x in its own order, over and over.
     codebook_lr: learning rate of the quantiser's parameters, None for `lr`. (EMA codes have none.)
-    optimizer: one of torch.optim's classes that know fused=True: Adam, AdamW, SGD.
+    optimizer: a class of torch.optim or any other, or a function, called with a list of parameter groups; for
+    options of its own, as in functools.partial(torch.optim.SGD, momentum=0.9). Its fused form is used if it has one.
     callback: called as callback(step, model) before each step and once after the last. It may change the model:
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
     An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
     is returned, the model is as after that many steps, and a line says after how many.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
-    not above 0, or warmup outside 0 .. steps.
+    not above 0, warmup outside 0 .. steps, or an optimiser that needs a closure (LBFGS).
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
     objective = Objective(model, x)
