@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -169,15 +168,22 @@ def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
 def batches_of(
     length: int, batch_size: int, seeds: list[int], device: torch.device, shuffle: bool = True
 ) -> Iterator[Tensor]:
-    """Each step's places in x (R, B), without end. They are drawn for 16 steps at a time, and moved together."""
-    generators, ahead = [torch.Generator().manual_seed(seed) for seed in seeds], (16, batch_size)
-    in_order = torch.arange(16 * batch_size).view(16, 1, -1)
-    for start in count(step=16 * batch_size):
-        if shuffle:
-            drawn = torch.stack([torch.randint(length, ahead, generator=own) for own in generators], dim=1)
-        else:
-            drawn = ((start + in_order) % length).expand(-1, len(seeds), -1)
-        yield from drawn.to(device, non_blocking=True)
+    """Each step's places in x (R, B), without end, by `passes`: taken for 16 steps at a time, and moved together."""
+    streams = [passes(length, 16 * batch_size, seed, shuffle) for seed in seeds]
+    for ahead in zip(*streams):
+        yield from torch.stack(ahead).view(len(seeds), 16, batch_size).transpose(0, 1).to(device, non_blocking=True)
+
+
+def passes(length: int, count: int, seed: int, shuffle: bool) -> Iterator[Tensor]:
+    """All of 0 .. length - 1 over and over, `count` at a time: each pass in a new random order, or in their own."""
+    generator, places = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
+    torch.randperm(length, generator=generator)  # not used: by it `sample_latents` chooses what the codes start from
+    while True:
+        while len(places) < count:
+            one_pass = torch.randperm(length, generator=generator) if shuffle else torch.arange(length)
+            places = torch.cat([places, one_pass])
+        yield places[:count]
+        places = places[count:]
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

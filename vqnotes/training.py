@@ -33,7 +33,8 @@ def fit(
     steps: updates in all. warmup: how many of them, from the start, leave the quantiser out (a plain autoencoder).
     init: how the codebook is started after the warm-up, see `VectorQuantizer.init_codes`; None leaves it as it is.
     seed: of the batches and of the initialisation; the model's own weights are the caller's.
-    shuffle: batches are drawn at random; if False, they run through x in its own order, over and over.
+    shuffle: each pass through x is in a new random order; if False, in its own. Every input has its turn before any
+    has the next: a pass is an epoch. Its last inputs and the first of the next pass may share a batch.
     codebook_lr: learning rate of the quantiser's parameters, None for `lr`. (EMA codes have none.)
     optimizer: a class of torch.optim or any other, or a function, called with a list of parameter groups; for
     options of its own, as in functools.partial(torch.optim.SGD, momentum=0.9). Its fused form is used if it has one.
