@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vqnotes.interrupts import held, note_cut, note_whole
-from vqnotes.models import VQAutoencoder, sample_latents
+from vqnotes.models import VQAutoencoder, codes_compared, modes_kept, multiplications, sample_latents
 from vqnotes.quantizers import BLIND_INITS
+from vqnotes.threads import is_small, one_torch_thread, threads_for
 
 LATENTS_PER_CODE = 32
 
@@ -136,20 +137,22 @@ def run_steps(
             at_end.callback(record)
             bar = tqdm(total=plan.steps, desc="training", leave=False, disable=not plan.progress)
             at_end.callback(bar.close)
+            small = is_small(multiplications(models[0], xs[0], plan.batch_size) * len(models))
+            alone = one_torch_thread if small else nullcontext
             for model in models:
-                at_end.callback(model.train, model.training)
+                at_end.enter_context(modes_kept(model))
                 model.train()
             torch.manual_seed(seeds[0])  # for quantisers that draw noise
             for step in range(plan.steps + 1):
                 if step == plan.warmup and plan.init is not None:
                     for model, x, seed in zip(models, xs, seeds):
-                        latents = None if plan.init in BLIND_INITS else latents_for_codes(model, x, seed)
-                        model.quantizer.init_codes(plan.init, latents, seed)
+                        start_codes(model, plan.init, x, seed)
                 watch(step)
                 let_interrupt_in()
                 if step == plan.steps:
                     break
-                figures.append(update(next(batches), step >= plan.warmup))
+                with alone():
+                    figures.append(update(next(batches), step >= plan.warmup))
                 bar.update()
             note_whole(same_run)
     except KeyboardInterrupt:
@@ -159,9 +162,16 @@ def run_steps(
     return histories
 
 
+def start_codes(model: VQAutoencoder, init: str, x: Tensor, seed: int) -> None:
+    """Starts the codebook anew, from latents of x (N, ...) where it needs any."""
+    latents = None if init in BLIND_INITS else latents_for_codes(model, x, seed)
+    with threads_for(0 if latents is None else latents.numel() * codes_compared(model.quantizer)):
+        model.quantizer.init_codes(init, latents, seed)
+
+
 def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
     """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
-    wanted = LATENTS_PER_CODE * len(model.quantizer.codes())
+    wanted = LATENTS_PER_CODE * codes_compared(model.quantizer)
     return sample_latents(model, x, wanted, torch.Generator().manual_seed(seed))
 
 

@@ -42,6 +42,8 @@ def fit(
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
     An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
     is returned, the model is as after that many steps, and a line says after how many.
+    Threads: where a step is small (`threads.is_small`: fewer than 2^29 multiplications in the forward pass), PyTorch
+    computes it on one, so that busy neighbours cost little; a larger step, and any callback, has as many as before.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
     not above 0, warmup outside 0 .. steps, or an optimiser that needs a closure (LBFGS).
     """
@@ -86,8 +88,9 @@ def fit_many(
     x: (N, ...) for all runs, or a list of one such tensor a seed, all of the same shape.
     callback: called as callback(step, models) before each step and once after the last. It may change the models
     as in `fit`; what stands still or is in eval mode is read from the first of them, for all.
-    The other options are those of `fit`. An interrupt ends all runs after the same number of steps, and a line
-    says after how many.
+    The other options are those of `fit`. An optimiser must treat every number for itself, as Adam and SGD do; one
+    that looks at whole matrices would take those of R runs for one. A step's work is that of all runs together.
+    An interrupt ends all runs after the same number of steps, and a line says after how many.
     Raises ValueError as `fit` does, and for no seed, a seed given twice, data or models of different shapes.
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
