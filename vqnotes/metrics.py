@@ -121,10 +121,10 @@ def principal_variances(x: Tensor) -> np.ndarray:
     flat = x.detach().reshape(-1, x.shape[-1])
     if len(flat) < 2:
         raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
-    if torch.equal(flat.amin(dim=0), flat.amax(dim=0)):
-        return np.zeros(flat.shape[1])
-    parts = flat.split(PART)  # float64 for one at a time
     with threads_for((len(flat) + flat.shape[1]) * flat.shape[1] ** 2):
+        if torch.equal(flat.amin(dim=0), flat.amax(dim=0)):
+            return np.zeros(flat.shape[1])
+        parts = flat.split(PART)  # float64 for one at a time
         mean = sum(part.double().sum(dim=0) for part in parts) / len(flat)
         covariance = sum((centered := part.double() - mean).T @ centered for part in parts) / len(flat)
         return np.linalg.eigvalsh(covariance.cpu().numpy())[::-1].clip(min=0)

@@ -165,7 +165,7 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
                 latents = model.encode(batch)
                 quantized = model.quantizer(latents)
                 parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
-    return Outcome(*(torch.cat(part) for part in zip(*parts)))
+            return Outcome(*(torch.cat(part) for part in zip(*parts)))
 
 
 @torch.no_grad()
