@@ -1,6 +1,8 @@
 """Many runs at once give what one run at a time gives; the models stay plain; what fails is named."""
 
+import copy
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from helpers import normal
 
 from vqnotes import data, metrics
-from vqnotes.models import evaluate, image_autoencoder, mlp_autoencoder
+from vqnotes.models import FromPatches, VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import fit, fit_many
 
@@ -141,6 +143,137 @@ def test_holding_and_placing_anew_mean_the_same_as_in_fit():
 
     many = fit_many(small, x, seeds=SEEDS, steps=40, progress=False, callback=act_on_all)
     assert_same(many, one_by_one(small, [x] * 3, SEEDS, steps=40, progress=False, callback=act), x)
+
+
+def with_layer(layer):
+    """A model whose encoder has a layer that is different in training, or looks at several units.
+
+    No bias before it: a norm makes its gradient zero up to rounding, of which Adam would take the sign.
+    """
+
+    def build(seed):
+        encoder = torch.nn.Sequential(
+            torch.nn.Linear(4, 16, bias=False), layer(), torch.nn.ReLU(), torch.nn.Linear(16, 2)
+        )
+        return VQAutoencoder(encoder, VectorQuantizer(8, 2), mlp(2, 16, 4))
+
+    return build
+
+
+def with_layer_on_maps(layer):
+    def build(seed):
+        encoder = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 4, 4, bias=False), layer(), torch.nn.ReLU(), ChannelsLast()
+        )
+        return VQAutoencoder(
+            encoder, VectorQuantizer(8, 8), torch.nn.Sequential(torch.nn.Linear(8, 16), FromPatches(4))
+        )
+
+    return build
+
+
+class ChannelsLast(torch.nn.Module):
+    def forward(self, x):
+        return x.movedim(1, -1).contiguous()
+
+
+LAYERS = {
+    "BatchNorm1d": (with_layer, lambda: torch.nn.BatchNorm1d(16)),
+    "LayerNorm": (with_layer, lambda: torch.nn.LayerNorm(16)),
+    "GroupNorm": (with_layer, lambda: torch.nn.GroupNorm(4, 16)),
+    "BatchNorm2d": (with_layer_on_maps, lambda: torch.nn.BatchNorm2d(8)),
+    "GroupNorm on maps": (with_layer_on_maps, lambda: torch.nn.GroupNorm(2, 8)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("init, warmup", [("kmeans", 0), ("data", 10)])
+def test_encoders_with_norms_train_as_one_by_one(name, init, warmup):
+    at, layer = LAYERS[name]
+    x = normal(300, 4) if at is with_layer else normal(300, 1, 8, 8)
+    options = {"steps": 30, "warmup": warmup, "init": init, "batch_size": 32, "progress": False}
+    many = fit_many(at(layer), x, seeds=SEEDS, **options)
+    single = one_by_one(at(layer), [x] * 3, SEEDS, **options)
+    assert_same(many, single, x)
+    for (model, _), (other, _) in zip(many, single):
+        for kept, expected in zip(model.encoder.buffers(), other.encoder.buffers(), strict=True):
+            assert torch.allclose(kept.double(), expected.double(), rtol=1e-3, atol=1e-4)
+        if "Batch" in name:
+            assert model.encoder[1].num_batches_tracked == 30
+        assert torch.allclose(evaluate(model, x).latents, evaluate(other, x).latents, rtol=1e-2, atol=1e-2)
+
+
+def test_dropout_trains_and_each_run_drops_its_own():
+    """Three runs with equal weights, batches and data part ways by what they drop, and are whole in evaluation."""
+    x, states = normal(300, 4), []
+
+    def build(seed):
+        torch.manual_seed(0)
+        return with_layer(lambda: torch.nn.Dropout(0.5))(0)
+
+    def watch(step, models):
+        states.append([model.encoder[0].weight.detach().clone() for model in models])
+
+    options = {"steps": 200, "lr": 5e-3, "init": "kmeans", "warmup": 100, "shuffle": False, "progress": False}
+    many = fit_many(build, x, seeds=SEEDS, callback=watch, **options)
+    assert torch.equal(states[0][0], states[0][1]) and not torch.equal(states[2][0], states[2][1])
+    single = fit(build(0), x, seed=0, **options)
+    for model, history in [*many, (None, single)]:
+        assert np.mean(history.reconstruction[90:100]) < 0.95 * np.mean(history.reconstruction[:5])
+        assert model is None or torch.equal(evaluate(model, x).latents, evaluate(model, x).latents)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.NAdam, torch.optim.Adagrad, partial(torch.optim.SGD, momentum=0.9)]
+)
+def test_other_optimizers_train_as_one_by_one(optimizer):
+    x, options = normal(300, 4), {"steps": 30, "optimizer": optimizer, "codebook_lr": 1e-2, "progress": False}
+    assert_same(fit_many(small, x, seeds=SEEDS, **options), one_by_one(small, [x] * 3, SEEDS, **options), x)
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_the_models_are_whole_models_to_a_callback(update):
+    """It may evaluate, copy and save them while they train: nothing of the training changes, and copies stay."""
+    x, copies = normal(300, 4), {}
+
+    def watch(step, models):
+        for model in models:
+            assert model.training and all(one.is_leaf for one in model.parameters())
+        if step == 5:
+            for seed, model in zip(SEEDS, models):
+                twin, saved = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+                outcome = evaluate(model, x)
+                assert torch.equal(evaluate(twin, x).reconstruction, outcome.reconstruction) and model.training
+                copies[seed] = twin, saved, outcome.reconstruction
+                fit(twin, x, steps=1, seed=0, init=None, progress=False)
+                twin.load_state_dict(saved)
+
+    options = {"steps": 12, "progress": False}
+    watched = fit_many(lambda seed: small(seed, update=update), x, seeds=SEEDS, callback=watch, **options)
+    alone = fit_many(lambda seed: small(seed, update=update), x, seeds=SEEDS, **options)
+    for (model, history), (other, expected), seed in zip(watched, alone, SEEDS):
+        assert history.reconstruction == expected.reconstruction
+        for (name, one), two in zip(model.state_dict().items(), other.state_dict().values()):
+            assert torch.equal(one, two), name
+        twin, saved, reconstruction = copies[seed]
+        assert torch.equal(evaluate(twin, x).reconstruction, reconstruction)
+        assert not torch.equal(evaluate(model, x).reconstruction, reconstruction)
+        other.load_state_dict(saved)
+        assert torch.equal(evaluate(other, x).reconstruction, reconstruction)
+
+
+def test_a_part_that_stands_still_still_does_after_a_look_in_the_callback():
+    """`evaluate` puts each module back into its own mode: EMA codes held in eval mode stay where they are."""
+    x, codes = normal(300, 4), []
+
+    def hold(step, models):
+        for model in models:
+            model.quantizer.eval()
+            evaluate(model, x)
+        codes.append(models[1].quantizer.codebook.clone())
+
+    fit_many(lambda seed: small(seed, update="ema"), x, seeds=SEEDS, steps=3, callback=hold, progress=False)
+    assert torch.equal(codes[0], codes[-1])
 
 
 def test_an_interrupt_leaves_whole_histories_of_one_length_and_usable_models():

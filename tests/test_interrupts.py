@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -12,16 +13,19 @@ import pytest
 import torch
 from helpers import Moments, normal, press
 
-from vqnotes import experiments, loop
+from vqnotes import experiments, interrupts, loop, priors
 from vqnotes.experiments import grid, sweep
+from vqnotes.interrupts import cut_off
 from vqnotes.models import mlp_autoencoder
+from vqnotes.priors import fit_priors
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import fit, fit_many
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    """The handler of interrupts, and torch's random state."""
+    """The handler of interrupts, and torch's random state; nothing is on record as cut off."""
+    interrupts._cut_off.clear()
     before, state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
     yield
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
@@ -254,3 +258,83 @@ def test_a_worker_that_was_interrupted_has_not_finished():
             table = sweep(interrupted_itself, SETTINGS, seeds=[0], executor=pool, progress=False)
         assert table.attrs["failed"] == [({"width": 8, "update": "ema"}, [0], "interrupted")]
         assert len(sweep(interrupted_itself, SETTINGS[:3], seeds=[0], executor=pool, progress=False)) == 3
+
+
+# ---------------------------------------------------------------- what was cut off is said
+
+
+def noted(capsys):
+    """What is said of runs that were cut off: the lines printed since, and the record for `claim`."""
+    return [line for line in capsys.readouterr().out.splitlines() if line], cut_off()
+
+
+@pytest.mark.parametrize("many, name", [(False, "fit (seed 3)"), (True, "fit_many (seed 3, 5)")])
+def test_a_run_that_was_cut_off_says_so_until_it_has_run_whole(many, name, capsys):
+    trained(many, "ema", stopped_before(3))
+    (line,), record = noted(capsys)
+    assert record == f"{name} was cut off after 3 of 4 steps" and record in line
+    trained(many, "ema", steps=5)  # another run
+    trained(many, "gradient")
+    assert noted(capsys) == ([], record)
+    trained(many, "ema", stopped_before(1))
+    assert noted(capsys)[1] == f"{name} was cut off after 1 of 4 steps"
+    trained(many, "ema")
+    assert noted(capsys) == ([], "")
+
+
+def test_priors_that_were_cut_off_say_so(capsys, monkeypatch):
+    descend, steps = priors.descend, []
+
+    def interrupted(optimizer, loss):
+        steps.append(descend(optimizer, loss))
+        if len(steps) == 3:
+            press()
+
+    monkeypatch.setattr(priors, "descend", interrupted)
+    grids = [torch.arange(24).reshape(6, 4) % 5]
+    assert [len(curve) for _, curve in fit_priors(grids, 5, seeds=[2], steps=8, progress=False)] == [3]
+    (line,), record = noted(capsys)
+    assert record == "fit_priors (seed 2) was cut off after 3 of 8 steps" and record in line
+    fit_priors(grids, 5, seeds=[2], steps=8, progress=False)
+    assert noted(capsys) == ([], "")
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_a_sweep_that_was_cut_off_says_after_how_many_settings(threads, capsys):
+    calls = []
+
+    def run(seeds, width, update):
+        calls.append(width)
+        if len(calls) == 3:
+            press()
+            time.sleep(1)
+        return [{"error": width} for _ in seeds]
+
+    with ThreadPoolExecutor(1) as pool:
+        executor = pool if threads else None
+        with pytest.warns(UserWarning, match="runs did not finish"):
+            sweep(run, SETTINGS, seeds=[0, 1], executor=executor, progress=False)
+        (line,), record = noted(capsys)
+        assert record == "sweep of run was cut off after 2 of 4 settings" and record in line
+        sweep(run, SETTINGS[:2], seeds=[0, 1], executor=executor, progress=False)
+        assert noted(capsys) == ([], record)
+        sweep(run, SETTINGS, seeds=[0, 1], executor=executor, progress=False)
+        assert noted(capsys) == ([], "")
+
+
+def test_the_training_inside_a_sweep_that_was_stopped_counts_as_the_sweeps(capsys):
+    calls = []
+
+    def run(seeds, width, update):
+        calls.append(width)
+        watch = lambda step, _: len(calls) == 2 and step == 1 and press()  # noqa: E731
+        runs = fit_many(built(update), DATA, seeds=seeds, steps=3, callback=watch, progress=False)
+        return [{"error": history.reconstruction[-1]} for _, history in runs]
+
+    with pytest.warns(UserWarning, match="6 runs did not finish"):
+        sweep(run, SETTINGS, seeds=[0, 1], progress=False)
+    assert noted(capsys)[1] == (
+        "fit_many (seed 0, 1) was cut off after 1 of 3 steps; sweep of run was cut off after 1 of 4 settings"
+    )
+    sweep(run, SETTINGS, seeds=[0, 1], progress=False)
+    assert noted(capsys) == ([], "")

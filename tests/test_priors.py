@@ -107,7 +107,7 @@ def test_it_learns_the_entropy_of_a_chain_and_samples_like_it():
     trained = fit_priors(rows, 3, seeds=[1, 2], steps=300, **QUIET)
     for (model, curve), other in zip(trained, (3, 4)):
         held_out = negative_log_likelihood(model, chain(2000, stay, other)).mean().item()
-        assert entropy - 0.15 < held_out < entropy + 0.2 and curve[0] > 9 and len(curve) == 300
+        assert entropy - 0.15 < held_out < entropy + 0.2 and curve[0] > 2 * entropy and len(curve) == 300
     drawn = sample([model for model, _ in trained], 1500, seeds=[5, 6])
     for rows in drawn:
         steps = (rows[:, 1:] - rows[:, :-1]) % 3

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from vqnotes.interrupts import handled, noticed
+from vqnotes.interrupts import handled, note_cut, note_whole, noticed
 from vqnotes.metrics import confidence_interval
 
 Setting = Mapping[str, object]
@@ -46,7 +46,8 @@ def sweep(
 
     Columns: the setting's names, seed, the measures. What fails does not take the rest with it: a setting that
     raises is tried again seed by seed, the table holds all that finished, a warning names what did not, and so does
-    table.attrs["failed"], a list of (setting, seeds, reason). An interrupt ends the sweep in the same way.
+    table.attrs["failed"], a list of (setting, seeds, reason). An interrupt ends the sweep in the same way, and a line
+    says after how many settings.
     Raises ValueError without settings, without seeds or for a seed given twice; RuntimeError if no run finished.
     """
     settings, seeds = [dict(setting) for setting in settings], [int(seed) for seed in seeds]
@@ -80,6 +81,13 @@ def sweep(
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 bar.update(len(done))
             outcomes |= {place: _outcome(future, seeds) for place, future in enumerate(futures)}
+        done = sum(reason != "interrupted" for *_, reason in outcomes.values())
+        name = getattr(run, "__name__", type(run).__name__)
+        same_run = (name, repr(settings), tuple(seeds))
+        if done < len(settings):
+            note_cut(same_run, f"sweep of {name}", done, len(settings), "settings")
+        else:
+            note_whole(same_run)
         return _table(settings, outcomes)
 
 

@@ -1,18 +1,19 @@
 """What `fit` and `fit_many` share: the plan of a run, what it makes small, and the loop over its steps."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vqnotes.interrupts import held
-from vqnotes.models import VQAutoencoder, sample_latents
+from vqnotes.interrupts import held, note_cut, note_whole
+from vqnotes.models import VQAutoencoder, codes_compared, modes_kept, multiplications, sample_latents
 from vqnotes.quantizers import BLIND_INITS
+from vqnotes.threads import is_small, one_torch_thread, threads_for
 
 LATENTS_PER_CODE = 32
 
@@ -44,8 +45,8 @@ class Plan:
     shuffle: bool
     lr: float
     codebook_lr: float | None
-    optimizer: Callable[..., torch.optim.Optimizer]
-    progress: bool
+    optimizer: Callable[..., torch.optim.Optimizer] = field(repr=False)
+    progress: bool = field(repr=False)
 
     def __post_init__(self):
         self.codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
@@ -57,11 +58,29 @@ class Plan:
                 f"codebook_lr={self.codebook_lr}"
             )
 
+        _check_closure(getattr(self.optimizer, "func", self.optimizer))  # of a functools.partial
+
     def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-        groups = {self.lr: [], self.codebook_lr: []}
+        """The optimiser, in its fused form (one kernel for all tensors) if it has one."""
+        by_rate = {self.lr: [], self.codebook_lr: []}
         for name, parameter in named_parameters:
-            groups[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
-        return self.optimizer([{"params": group, "lr": lr} for lr, group in groups.items() if group], fused=True)
+            by_rate[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
+        groups = [{"params": group, "lr": lr} for lr, group in by_rate.items() if group]
+        try:
+            optimizer = self.optimizer(groups, fused=True)
+        except (TypeError, RuntimeError):  # it does not know the word; it cannot be fused here, or with its options
+            optimizer = self.optimizer(groups)
+        _check_closure(optimizer)
+        return optimizer
+
+
+def _check_closure(optimizer: object) -> None:
+    """ValueError if its steps must be given a closure, to measure the loss several times, as LBFGS does."""
+    step = getattr(optimizer, "step", None)
+    closure = step and inspect.signature(step).parameters.get("closure")
+    if closure and closure.default is inspect.Parameter.empty:
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise ValueError(f"{name} needs a closure that measures the loss again: take one that steps by a gradient")
 
 
 class Objective(nn.Module):
@@ -86,6 +105,7 @@ class Objective(nn.Module):
 
 
 def run_steps(
+    name: str,
     plan: Plan,
     models: list[VQAutoencoder],
     xs: list[Tensor],
@@ -96,9 +116,11 @@ def run_steps(
 ) -> list[History]:
     """The loop over steps. update takes the batches' places in x (R, B) and gives error and loss (2, R).
 
-    An interrupt lands before a step: the models are then as after a run of as many steps as the histories have.
-    finish is called at the end, however it comes.
+    An interrupt lands before a step: the models are then as after a run of as many steps as the histories have. It is
+    noted under the name, see `interrupts.cut_off`. finish is called at the end, however it comes.
     """
+    shapes = [tuple(one.shape) for one in (xs[0], *models[0].parameters())]
+    same_run = (name, repr(plan), tuple(seeds), repr(shapes), repr(models[0]))
     histories, figures = [History() for _ in models], []  # figures stay on the device: no step waits for them
     device = xs[0].device
     batches = batches_of(len(xs[0]), plan.batch_size, seeds, device, plan.shuffle)
@@ -115,45 +137,63 @@ def run_steps(
             at_end.callback(record)
             bar = tqdm(total=plan.steps, desc="training", leave=False, disable=not plan.progress)
             at_end.callback(bar.close)
+            small = is_small(multiplications(models[0], xs[0], plan.batch_size) * len(models))
+            alone = one_torch_thread if small else nullcontext
             for model in models:
-                at_end.callback(model.train, model.training)
+                at_end.enter_context(modes_kept(model))
                 model.train()
             torch.manual_seed(seeds[0])  # for quantisers that draw noise
             for step in range(plan.steps + 1):
                 if step == plan.warmup and plan.init is not None:
                     for model, x, seed in zip(models, xs, seeds):
-                        latents = None if plan.init in BLIND_INITS else latents_for_codes(model, x, seed)
-                        model.quantizer.init_codes(plan.init, latents, seed)
+                        start_codes(model, plan.init, x, seed)
                 watch(step)
                 let_interrupt_in()
                 if step == plan.steps:
                     break
-                figures.append(update(next(batches), step >= plan.warmup))
+                with alone():
+                    figures.append(update(next(batches), step >= plan.warmup))
                 bar.update()
+            note_whole(same_run)
     except KeyboardInterrupt:
         for history in histories:
             history.interrupted = True
+        note_cut(same_run, f"{name} (seed {', '.join(map(str, seeds))})", len(histories[0]), plan.steps, "steps")
     return histories
+
+
+def start_codes(model: VQAutoencoder, init: str, x: Tensor, seed: int) -> None:
+    """Starts the codebook anew, from latents of x (N, ...) where it needs any."""
+    latents = None if init in BLIND_INITS else latents_for_codes(model, x, seed)
+    with threads_for(0 if latents is None else latents.numel() * codes_compared(model.quantizer)):
+        model.quantizer.init_codes(init, latents, seed)
 
 
 def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
     """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
-    wanted = LATENTS_PER_CODE * model.quantizer.largest_codebook
+    wanted = LATENTS_PER_CODE * codes_compared(model.quantizer)
     return sample_latents(model, x, wanted, torch.Generator().manual_seed(seed))
 
 
 def batches_of(
     length: int, batch_size: int, seeds: list[int], device: torch.device, shuffle: bool = True
 ) -> Iterator[Tensor]:
-    """Each step's places in x (R, B), without end. They are drawn for 16 steps at a time, and moved together."""
-    generators, ahead = [torch.Generator().manual_seed(seed) for seed in seeds], (16, batch_size)
-    in_order = torch.arange(16 * batch_size).view(16, 1, -1)
-    for start in count(step=16 * batch_size):
-        if shuffle:
-            drawn = torch.stack([torch.randint(length, ahead, generator=own) for own in generators], dim=1)
-        else:
-            drawn = ((start + in_order) % length).expand(-1, len(seeds), -1)
-        yield from drawn.to(device, non_blocking=True)
+    """Each step's places in x (R, B), without end, by `passes`: taken for 16 steps at a time, and moved together."""
+    streams = [passes(length, 16 * batch_size, seed, shuffle) for seed in seeds]
+    for ahead in zip(*streams):
+        yield from torch.stack(ahead).view(len(seeds), 16, batch_size).transpose(0, 1).to(device, non_blocking=True)
+
+
+def passes(length: int, count: int, seed: int, shuffle: bool) -> Iterator[Tensor]:
+    """All of 0 .. length - 1 over and over, `count` at a time: each pass in a new random order, or in their own."""
+    generator, places = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
+    torch.randperm(length, generator=generator)  # not used: by it `sample_latents` chooses what the codes start from
+    while True:
+        while len(places) < count:
+            one_pass = torch.randperm(length, generator=generator) if shuffle else torch.arange(length)
+            places = torch.cat([places, one_pass])
+        yield places[:count]
+        places = places[count:]
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

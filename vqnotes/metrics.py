@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqnotes.kmeans import kmeans
 from vqnotes.search import LARGEST, check_codebook, check_latents, nearest_code
+from vqnotes.threads import threads_for
 
 PART = 2**14  # vectors that are in float64 at once
 LATENTS_PER_CODE = 16  # that `optimality_gap` needs
@@ -121,12 +122,13 @@ def principal_variances(x: Tensor) -> np.ndarray:
     flat = x.detach().reshape(-1, x.shape[-1])
     if len(flat) < 2:
         raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
-    if torch.equal(flat.amin(dim=0), flat.amax(dim=0)):
-        return np.zeros(flat.shape[1])
-    parts = flat.split(PART)  # float64 for one at a time
-    mean = sum(part.double().sum(dim=0) for part in parts) / len(flat)
-    covariance = sum((centered := part.double() - mean).T @ centered for part in parts) / len(flat)
-    return np.linalg.eigvalsh(covariance.cpu().numpy())[::-1].clip(min=0)
+    with threads_for((len(flat) + flat.shape[1]) * flat.shape[1] ** 2):
+        if torch.equal(flat.amin(dim=0), flat.amax(dim=0)):
+            return np.zeros(flat.shape[1])
+        parts = flat.split(PART)  # float64 for one at a time
+        mean = sum(part.double().sum(dim=0) for part in parts) / len(flat)
+        covariance = sum((centered := part.double() - mean).T @ centered for part in parts) / len(flat)
+        return np.linalg.eigvalsh(covariance.cpu().numpy())[::-1].clip(min=0)
 
 
 def effective_dimension(x: Tensor, share: float = 0.99) -> int:
@@ -274,7 +276,8 @@ def separability(latents: Tensor, y: Tensor, reader=None) -> float:
         raise ValueError(f"need at least 2 classes of at least 5 members, got sizes {sizes.tolist()}")
     points = latents.detach().reshape(len(labels), -1).double().cpu().numpy()
     reader = KNeighborsClassifier(5) if reader is None else reader
-    return float(cross_val_score(reader, points, labels.numpy(), cv=5).mean())
+    with threads_for(len(points) * points.size):
+        return float(cross_val_score(reader, points, labels.numpy(), cv=5).mean())
 
 
 # ---------------------------------------------------------------- how sure we are

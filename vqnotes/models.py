@@ -1,12 +1,16 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vqnotes.quantizers import Quantized
+from vqnotes.threads import is_small, one_torch_thread
 
 
 class Outcome(NamedTuple):
@@ -116,16 +120,30 @@ def image_autoencoder(
 # ---------------------------------------------------------------- a model's latents and answers
 
 
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module of the model is in training or evaluation mode as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` latents (count, D), as they leave the encoder now, or all that random inputs give if they are fewer.
+    """`count` latents (count, D), as the encoder gives them now, or all that random inputs give if they are fewer.
 
+    In evaluation mode: dropout is off, and no statistics of a batch are taken or kept.
     Of inputs that give many latents each, four times as many as needed are encoded, so that the choice is wide.
     """
-    per_input = model.encode(x[:1])[..., 0].numel()
-    inputs = count if per_input == 1 else 4 * count // per_input + 1
-    some = x[torch.randperm(len(x), generator=generator)[:inputs].to(x.device)]
-    latents = model.encode(some)
+    with modes_kept(model):
+        model.eval()
+        per_input = model.encode(x[:1])[..., 0].numel()
+        inputs = count if per_input == 1 else 4 * count // per_input + 1
+        some = x[torch.randperm(len(x), generator=generator)[:inputs].to(x.device)]
+        latents = model.encode(some)
     latents = latents.reshape(-1, latents.shape[-1])
     return latents[torch.randperm(len(latents), generator=generator)[:count].to(x.device)]
 
@@ -134,18 +152,37 @@ def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch
 def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
     """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients.
 
+    On one thread if the work on a batch is small, see `threads.is_small`.
     Raises ValueError for an empty x or batch_size < 1.
     """
     if x.numel() == 0 or x.ndim == 0 or batch_size < 1:
         raise ValueError(f"need inputs (N, ...) and batch_size >= 1, got {tuple(x.shape)} and {batch_size}")
-    was_training = model.training
-    model.eval()
-    try:
-        parts = []
-        for batch in x.split(batch_size):
-            latents = model.encode(batch)
-            quantized = model.quantizer(latents)
-            parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
-    finally:
-        model.train(was_training)
-    return Outcome(*(torch.cat(part) for part in zip(*parts)))
+    with modes_kept(model):
+        model.eval()
+        with one_torch_thread() if is_small(multiplications(model, x, batch_size)) else nullcontext():
+            parts = []
+            for batch in x.split(batch_size):
+                latents = model.encode(batch)
+                quantized = model.quantizer(latents)
+                parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
+            return Outcome(*(torch.cat(part) for part in zip(*parts)))
+
+
+@torch.no_grad()
+def multiplications(model: VQAutoencoder, x: Tensor, batch_size: int) -> int:
+    """How many a model needs, about, for a batch of x (N, ...): by its matrix products, convolutions, and the search.
+
+    Counted on a single input, in evaluation mode.
+    """
+    with modes_kept(model), one_torch_thread(), FlopCounterMode(display=False) as counter:
+        model.eval()
+        latents = model.encode(x[:1])
+        model.decode(latents)
+    search = latents.numel() * codes_compared(model.quantizer)
+    return min(batch_size, len(x)) * (counter.get_total_flops() // 2 + search)
+
+
+def codes_compared(quantizer: nn.Module) -> int:
+    """How many codes a latent is compared with at a time: K, or of a quantiser in stages, the most that one has."""
+    stages = getattr(quantizer, "stages", None)
+    return max(len(stage.codes()) for stage in (stages if isinstance(stages, nn.ModuleList) else [quantizer]))

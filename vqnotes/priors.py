@@ -6,6 +6,7 @@ codes, the prior learns the grids, and new grids are decoded to new images (VQ-V
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from tqdm.auto import tqdm
 
-from vqnotes.interrupts import held
+from vqnotes.interrupts import held, note_cut, note_whole
 from vqnotes.loop import batches_of, descend
 from vqnotes.metrics import check_index
+from vqnotes.threads import is_small, one_torch_thread
 
 SAMPLED_AT_ONCE = 128  # rows: the attention of all at once took hundreds of megabytes
 
@@ -90,8 +92,10 @@ def fit_priors(
 
     grids: one index tensor (N, ...) a seed, all of one shape; each (...) is read as a row, line by line.
     codes: K. seeds: of the weights and of the batches. options: of `CodeTransformer`.
+    A step is on one thread if it is small, see `threads.is_small`: every weight counts once for each code of a batch.
     Returns for each seed the prior and its negative log-likelihood on the batch of every step, in bits a grid.
-    An interrupt ends all runs after the same number of steps, and they are returned as they are then.
+    An interrupt ends all runs after the same number of steps, and they are returned as they are then; a line
+    says after how many.
     Raises ValueError for grids that are empty, of different shapes, too few or too many, or hold other codes than
     0 .. K-1; for no seed or one given twice; for steps or batch_size < 1 or a learning rate not above 0.
     """
@@ -118,16 +122,22 @@ def fit_priors(
         return _bits(functional_call(priors[0], weights, batch[:, :-1]), batch).mean()
 
     bits_of_each = torch.vmap(bits)
-    curves = []
+    alone = one_torch_thread if is_small(batch_size * rows.shape[2] * _parameters(weights)) else nullcontext
+    curves, same_run = (
+        [],
+        ("fit_priors", tuple(rows.shape), codes, tuple(seeds), steps, batch_size, lr, repr(options)),
+    )
     try:
         with held() as let_interrupt_in, torch.enable_grad():
             for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
                 let_interrupt_in()
-                losses = bits_of_each(weights, rows[which, next(batches)])
-                descend(optimizer, losses.sum())
+                with alone():
+                    losses = bits_of_each(weights, rows[which, next(batches)])
+                    descend(optimizer, losses.sum())
                 curves.append(losses.detach())
+            note_whole(same_run)
     except KeyboardInterrupt:
-        pass
+        note_cut(same_run, f"fit_priors (seed {', '.join(map(str, seeds))})", len(curves), steps, "steps")
     for run, prior in enumerate(priors):
         prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
     curves = torch.stack(curves, dim=1).tolist() if curves else [[] for _ in priors]
@@ -169,9 +179,11 @@ def sample(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     next_of_each = torch.vmap(lambda weights, before: functional_call(priors[0], weights, before)[:, -1])
     rows = torch.empty(len(priors), count, 0, dtype=torch.int64, device=priors[0].place.device)
+    alone = one_torch_thread if is_small(count * priors[0].positions * _parameters(weights)) else nullcontext
     for _ in range(priors[0].positions):
-        logits = torch.cat([next_of_each(weights, part) for part in rows.split(SAMPLED_AT_ONCE, dim=1)], dim=1)
-        shares = (logits / temperature).softmax(dim=-1)
+        with alone():
+            logits = torch.cat([next_of_each(weights, part) for part in rows.split(SAMPLED_AT_ONCE, dim=1)], dim=1)
+            shares = (logits / temperature).softmax(dim=-1)
         waits = [torch.empty(shares.shape[1:]).exponential_(generator=own) for own in generators]
         # Code k wins a race of exponential waits at rates p_k with probability p_k.
         drawn = (shares / torch.stack(waits).to(shares)).argmax(dim=-1, keepdim=True)
@@ -200,6 +212,10 @@ def as_rows(grids: Tensor, codes: int | None = None) -> Tensor:
     if codes is not None and not 0 <= low <= high < codes:
         raise ValueError(f"codes must be in 0 .. {codes - 1}, got {low} .. {high}")
     return grids.flatten(1).long()
+
+
+def _parameters(weights: dict[str, Tensor]) -> int:
+    return sum(one.numel() for one in weights.values())
 
 
 def _bits(logits: Tensor, rows: Tensor) -> Tensor:

@@ -125,11 +125,6 @@ class VectorQuantizer(nn.Module):
         step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
         self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
 
-    @property
-    def largest_codebook(self) -> int:
-        """The number of codes that are placed together, which says how many latents a start needs: K."""
-        return self.codebook_size
-
     def lookup(self, index: Tensor) -> Tensor:
         """The codes (..., D) of an index (...,), as the decoder gets them."""
         return rows(self.codes(), index)

@@ -199,11 +199,6 @@ class ResidualVQ(nn.Module):
         """The sums of codes (..., D) of an index (..., S), as the decoder gets them."""
         return sum(stage.lookup(own) for stage, own in zip(self.stages, index.unbind(-1), strict=True))
 
-    @property
-    def largest_codebook(self) -> int:
-        """The number of codes that are placed together: those of the largest stage."""
-        return max(stage.codebook_size for stage in self.stages)
-
     def codes(self) -> Tensor:
         """All sums (K_1 * K_2 * ..., D), in the order of `joint_index`; ValueError if there are more than 2^20."""
         if self.codebook_size > SUMS_LISTED:

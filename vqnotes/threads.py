@@ -1,25 +1,64 @@
 """Small problems on one thread: BLAS and OpenMP threads that wait for each other lose to any busy neighbour."""
 
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+SMALL = 2**29  # multiplications: below it one thread takes some tens of milliseconds
+_blas = threading.Lock()  # held by whoever limits it: its limit is the whole process's
+
+
+def is_small(multiplications: float) -> bool:
+    """Whether a piece of work, such as a training step's forward pass, is better done on one thread: below 2^29.
+
+    A second thread saves at most half of its tens of milliseconds. But a step is a hundred parallel regions, and in
+    each all threads wait for the last: where another program keeps a core busy, for a time slice of the scheduler.
+    """
+    return multiplications < SMALL
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Meanwhile PyTorch computes on the calling thread alone; afterwards on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Meanwhile BLAS (NumPy's, SciPy's), OpenMP (scikit-learn's) and torch compute on the calling thread alone.
+    """Meanwhile BLAS (NumPy's, SciPy's), OpenMP (scikit-learn's) and PyTorch compute on the calling thread alone.
 
-    For problems that are small beside the cost of a parallel region. Threads of a pool spin while they wait; beside
-    other busy processes each region then takes as long as the scheduler's time slice. As many threads as before
-    are allowed again at the end. Libraries that are first loaded meanwhile keep their own number, torch's limit
-    holds for the calling thread.
+    For problems that are small beside the cost of a parallel region, see `is_small`. As many threads as before are
+    allowed again at the end, also after an error. May be nested, and entered from several threads: the limits of
+    OpenMP and PyTorch hold for the calling thread; BLAS has one for the whole process; the first sets and lifts it.
+    Libraries that are first loaded meanwhile keep their own number.
     """
-    before = torch.get_num_threads()
-    with threadpool_limits(limits=1):
-        torch.set_num_threads(1)
-        try:
+    pools = _pools(len(sys.modules))
+    first = _blas.acquire(blocking=False)
+    try:
+        mine = pools if first else pools.select(user_api="openmp")
+        with mine.limit(limits=1), one_torch_thread():
             yield
-        finally:
-            torch.set_num_threads(before)
+    finally:
+        if first:
+            _blas.release()
+
+
+def threads_for(multiplications: float) -> AbstractContextManager:
+    """`one_thread()` for work that is small, by `is_small`; as many as there are for the rest."""
+    return one_thread() if is_small(multiplications) else nullcontext()
+
+
+@lru_cache(maxsize=1)
+def _pools(modules: int) -> ThreadpoolController:
+    """The libraries' pools of threads, looked for anew (3 ms) only if more modules have been imported."""
+    return ThreadpoolController()

@@ -33,15 +33,19 @@ def fit(
     steps: updates in all. warmup: how many of them, from the start, leave the quantiser out (a plain autoencoder).
     init: how the codebook is started after the warm-up, see `VectorQuantizer.init_codes`; None leaves it as it is.
     seed: of the batches and of the initialisation; the model's own weights are the caller's.
-    shuffle: batches are drawn at random; if False, they run through x in its own order, over and over.
+    shuffle: each pass through x is in a new random order; if False, in its own. Every input has its turn before any
+    has the next: a pass is an epoch. Its last inputs and the first of the next pass may share a batch.
     codebook_lr: learning rate of the quantiser's parameters, None for `lr`. (EMA codes have none.)
-    optimizer: one of torch.optim's classes that know fused=True: Adam, AdamW, SGD.
+    optimizer: a class of torch.optim or any other, or a function, called with a list of parameter groups; for
+    options of its own, as in functools.partial(torch.optim.SGD, momentum=0.9). Its fused form is used if it has one.
     callback: called as callback(step, model) before each step and once after the last. It may change the model:
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
     An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
-    is returned, and the model is as after that many steps.
+    is returned, the model is as after that many steps, and a line says after how many.
+    Threads: where a step is small (`threads.is_small`: fewer than 2^29 multiplications in the forward pass), PyTorch
+    computes it on one, so that busy neighbours cost little; a larger step, and any callback, has as many as before.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
-    not above 0, or warmup outside 0 .. steps.
+    not above 0, warmup outside 0 .. steps, or an optimiser that needs a closure (LBFGS).
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
     objective = Objective(model, x)
@@ -56,7 +60,7 @@ def fit(
         if callback is not None:
             callback(step, model)
 
-    return run_steps(plan, [model], [x], [seed], update, watch)[0]
+    return run_steps("fit", plan, [model], [x], [seed], update, watch)[0]
 
 
 def fit_many(
@@ -84,7 +88,9 @@ def fit_many(
     x: (N, ...) for all runs, or a list of one such tensor a seed, all of the same shape.
     callback: called as callback(step, models) before each step and once after the last. It may change the models
     as in `fit`; what stands still or is in eval mode is read from the first of them, for all.
-    The other options are those of `fit`. An interrupt ends all runs after the same number of steps.
+    The other options are those of `fit`. An optimiser must treat every number for itself, as Adam and SGD do; one
+    that looks at whole matrices would take those of R runs for one. A step's work is that of all runs together.
+    An interrupt ends all runs after the same number of steps, and a line says after how many.
     Raises ValueError as `fit` does, and for no seed, a seed given twice, data or models of different shapes.
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
@@ -132,7 +138,7 @@ def fit_many(
             tensor.data = tensor.data.clone()
 
     try:
-        histories = run_steps(plan, models, xs, seeds, update, watch, unstack)
+        histories = run_steps("fit_many", plan, models, xs, seeds, update, watch, unstack)
     except ValueError as error:
         lost = [seed for seed, tensors in zip(seeds, own) if not all(t.isfinite().all() for t in tensors.values())]
         if not lost:
