@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
+from vqnotes.printing import say
+
 _cut_off: dict[Hashable, str] = {}  # what was cut off in this process and has not run whole since
 
 
@@ -19,17 +21,12 @@ def note_cut(run: Hashable, name: str, done: int, of: int, unit: str) -> None:
     run: what makes it the same run, such as its options; name, done, of, unit: as in "fit ... after 3 of 10 steps".
     """
     _cut_off[run] = f"{name} was cut off after {done:,} of {of:,} {unit}"
-    print(f"Interrupted: {_cut_off[run]}. What follows from it is not the whole result; run it again.", flush=True)
+    say(f"Interrupted: {_cut_off[run]}. What follows from it is not the whole result; run it again.", flush=True)
 
 
 def note_whole(run: Hashable) -> None:
     """Forgets that the run was cut off: it has finished now."""
     _cut_off.pop(run, None)
-
-
-def cut_off() -> str:
-    """What was cut off in this process and has not run to its end since, after how much: one sentence, or ""."""
-    return ""
 
 
 @contextmanager
