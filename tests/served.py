@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import trustme
+from notebook_tools import HOURS
 
 from vqnotes import data, downloads
 
@@ -155,7 +156,7 @@ def elsewhere(server: SimpleNamespace, code: str) -> subprocess.Popen:
 
 def printed(process: subprocess.Popen) -> list[str]:
     """The lines that it prints, once it has ended well."""
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=HOURS)
     assert process.returncode == 0, errors
     return out.splitlines()
 

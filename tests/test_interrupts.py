@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import Moments, normal, press
+from notebook_tools import HOURS
 
 from vqnotes import experiments, loop
 from vqnotes.experiments import grid, sweep
@@ -216,7 +217,7 @@ def test_a_sweep_elsewhere_keeps_what_finished_and_can_be_run_again():
     def run(seeds, width, update):
         if len(seen) == 2 and not go_on.is_set():
             press()  # the main thread waits
-            go_on.wait(60)
+            go_on.wait(HOURS)
         seen.append((width, update))
         return [{"error": width} for _ in seeds]
 
