@@ -1,9 +1,9 @@
 """A plugin of pytest beside nbval: notebooks are waited for patiently, and a failed cell is named at the very end.
 
-- nbval's own waits are of 5 to 60 seconds, which a busy machine exceeds. Here all are of hours, and a kernel that dies
-  ends them at once.
+- nbval waits for 5 to 60 seconds in places, which a busy machine exceeds. Here all waits are of hours, and a kernel
+  that dies ends them at once.
 - A cell that the time limit cuts off fails, also if what it ran took the interrupt as a wish to stop.
-- Cells after a failed one are not run: what they say would be about that one. They are skipped, with it as the reason.
+- Cells after a failed one are not run, since what they say would be about that one: they are skipped, and say why.
 - The last lines of a run that fails are one line a failed cell: notebook, cell, and why.
 """
 
@@ -24,7 +24,7 @@ class PatientKernel(RunningKernel):
     """nbval's kernel, without its haste."""
 
     def get_message(self, stream, timeout=None):
-        """The next message of a stream. Raises Empty after `timeout` seconds, RuntimeError once the kernel is dead."""
+        """The next message of a stream. Raises Empty after `timeout` seconds, RuntimeError if the kernel is dead."""
         began = time.monotonic()
         while True:
             try:

@@ -16,7 +16,8 @@ CELLS = {
     "claim": [
         ("covered = 4", ""),
         (
-            "# Coverage\nfrom vqnotes.checks import claim\nclaim('Most modes are covered', covered > 5, covered=covered)",
+            "# Coverage\nfrom vqnotes.checks import claim\n"
+            "claim('Most modes are covered', covered > 5, covered=covered)",
             "✓ Most modes are covered\n",
         ),
         ("print(covered)", "4\n"),
