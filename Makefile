@@ -1,7 +1,8 @@
 # make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
-# make test-busy   the same beside as many busy processes as there are cores (three times as long)
+# make test-busy   the same beside as many busy processes as there are cores (twice as long)
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
-# make browser-test  opens every notebook in JupyterLab in a real browser and moves its controls (needs Chromium)
+# make browser-test  opens every notebook in JupyterLab in a real browser, moves its controls and follows its links
+#                    (needs Chromium)
 # make book     the course as a website, in build/book       make slides   the lecture, in build/slides
 # make student  notebooks without solutions, in build/student  make grade    FOLDER=... grades what students hand in
 # make claims   runs all notebooks for ten base seeds and prints claims x seeds (40 minutes)
@@ -18,8 +19,8 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants bench league \
-	validation stamp clean
+.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants bench \
+	league validation stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small

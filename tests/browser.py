@@ -48,12 +48,11 @@ CONTROLS = {  # how often to move it, by which keys, and when by the second
 }
 
 
-def command(target: str) -> list[str]:
-    """What `make` runs for a target of one line, without its ARGS: program and arguments."""
+def command() -> list[str]:
+    """What `make lab` runs: a program of the environment, and its arguments."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    line = re.search(rf"^{target}: .*\n\t\.venv/bin/(.+)$", makefile, re.M)[1]
-    program, *arguments = shlex.split(line.replace("$(ARGS)", ""))
-    return [sys.executable, "-m", program, *arguments]
+    line = re.search(r"^lab: .*\n\t\.venv/bin/(.+)$", makefile, re.M)[1]
+    return shlex.split(line.replace("$(ARGS)", ""))
 
 
 @contextmanager
@@ -73,7 +72,7 @@ def lab(folder: Path) -> Iterator[tuple[str, str]]:
     options = {"env": environment, "cwd": folder / "project"}  # it takes a free port and a random token by itself
     with open(folder / "log", "wb") as log:  # in a session of its own, so that Ctrl-C reaches this script only
         server = subprocess.Popen(
-            [*command("lab"), *flags], stdout=log, stderr=log, start_new_session=True, **options
+            [sys.executable, "-m", *command(), *flags], stdout=log, stderr=log, start_new_session=True, **options
         )
     runtime = folder / "JUPYTER_RUNTIME" / f"jpserver-{server.pid}.json"
     first = runtime.with_name(f"jpserver-file-to-run-{server.pid}-open.html")  # written last
