@@ -120,6 +120,7 @@ def serving(tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespace]:
             (data, "CIFAR10_PICTURES", 2),
             (downloads, "DEBIAN_FASHION_MNIST", tmp_path / "no-such-folder"),
             (downloads, "_cache", lambda: cache),
+            (downloads, "TIMEOUT", HOURS),
         ]:
             monkeypatch.setattr(module, name, value)
         monkeypatch.delenv("VQNOTES_DATA", raising=False)
@@ -144,6 +145,7 @@ def elsewhere(server: SimpleNamespace, code: str) -> subprocess.Popen:
     start = (
         "import os, resource, signal, sys; from pathlib import Path; from vqnotes import downloads\n"
         "downloads._cache = lambda: Path('cache'); downloads.DEBIAN_FASHION_MNIST = Path('nowhere')\n"
+        f"downloads.TIMEOUT = {HOURS}\n"
         "def said(split='train'):\n"
         f"    try: return len(downloads.unpacked(downloads.RemoteFile(*{table!r}[split])))\n"
         "    except (OSError, ValueError) as error: return f'{type(error).__name__}: {error}'\n"
