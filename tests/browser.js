@@ -51,10 +51,13 @@ window.reader = {
   async open({number, path, id}) {
     const {shell} = jupyterapp;
     const before = shell.currentWidget, there = new Set(shell.widgets('main'));
-    before.node.querySelectorAll('.jp-RenderedMarkdown a:not(.jp-InternalAnchorLink)')[number].click();
     const complaint = () => document.querySelector('.jp-Dialog')?.innerText;
     const end = Date.now() + 3 * 3600 * 1000;
-    while (shell.currentWidget?.context?.path !== path && !complaint() && Date.now() < end) await this.frame();
+    for (let i = 0; shell.currentWidget?.context?.path !== path && !complaint() && Date.now() < end; i++) {
+      if (i % 600 === 0) // again, should JupyterLab have turned back to a page that was just closed
+        before.node.querySelectorAll('.jp-RenderedMarkdown a:not(.jp-InternalAnchorLink)')[number].click();
+      await this.frame();
+    }
     const opened = shell.currentWidget;
     this.trail.push(() => {
       document.querySelector('.jp-Dialog button')?.click();

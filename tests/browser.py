@@ -98,7 +98,7 @@ class Visit:
 
     def __init__(self, page: Page, name: str, screenshots: Path | None):
         self.page, self.name, self.screenshots = page, name, screenshots
-        self.problems, self.times, self.controls = [], [], 0
+        self.problems, self.times, self.controls, self.links = [], [], 0, 0
 
     def keep(self, element, name: str) -> None:
         if self.screenshots:
@@ -172,13 +172,16 @@ class Visit:
     def follow(self, opened: set[tuple], where: str = "") -> None:
         """Notes the links of the shown texts that lead nowhere, and opens each file that no link has opened yet."""
         for link in self.page.evaluate("reader.links()"):
+            self.links += 1
             place = f"{where or 'cell'} {link['cell'] or ''}: the link {link['text']!r}".replace(" :", ":")
             file = link["path"], link["id"]
             if link["path"] is None:
                 if not link["here"] and not link["written"].startswith("https://"):
                     self.problems.append(f"{place} leads nowhere")
-            elif not (answer := self.page.request.get(link["address"], timeout=0)).ok:
-                self.problems.append(f"{place} leads to {link['path']}, which answers {answer.status}")
+            elif (
+                status := self.page.evaluate("link => fetch(link.address).then(({status}) => status)", link)
+            ) != 200:
+                self.problems.append(f"{place} leads to {link['path']}, which answers {status}")
             elif file not in opened:
                 opened.add(file)
                 if wrong := self.page.evaluate("link => reader.open(link)", link):
@@ -216,15 +219,16 @@ def visit(
     except Error as error:
         seen.problems.append(f"given up: {error}")
         seen.keep(page, "given_up")
-    median = statistics.median(seen.times or [0])
-    cells, figures = (page.locator(f".jp-Notebook {what}").count() for what in (".jp-Cell", ".jp-OutputArea img"))
+    speed = f", {statistics.median(seen.times):.0f} ms for a change (median)" if seen.times else ""
+    notebook = page.locator(".jp-Notebook").first  # links may have opened others
+    cells, figures = (notebook.locator(what).count() for what in (".jp-Cell", ".jp-OutputArea img"))
     print(
         f"{path.name}: {time.perf_counter() - start:.0f} s, {cells} cells, {figures} figures, {len(explorers)}"
-        f" explorers, {seen.controls} controls moved" + f", {median:.0f} ms (median)" * bool(seen.times),
+        f" explorers, {seen.controls} controls moved, {seen.links} links followed{speed}",
         flush=True,
     )
-    for session in page.request.get(address.format("api/sessions")).json():  # end its kernel
-        page.request.delete(address.format(f"api/sessions/{session['id']}"))
+    for session in page.request.get(address.format("api/sessions"), timeout=0).json():  # end its kernel
+        page.request.delete(address.format(f"api/sessions/{session['id']}"), timeout=0)
     page.close()
     return [f"{path.name}, {problem}" for problem in dict.fromkeys(seen.problems)]  # each once
 
