@@ -1,6 +1,8 @@
 # make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
+# make test-busy   the same beside as many busy processes as there are cores (twice as long)
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
-# make browser-test  opens every notebook in JupyterLab in a real browser and moves its controls (needs Chromium)
+# make browser-test  opens every notebook in JupyterLab in a real browser, moves its controls and follows its links
+#                    (needs Chromium)
 # make book     the course as a website, in build/book       make slides   the lecture, in build/slides
 # make student  notebooks without solutions, in build/student  make grade    FOLDER=... grades what students hand in
 # make claims   runs all notebooks for thirty base seeds: which claims hold, how near each comes to its bound (2 hours)
@@ -17,17 +19,20 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test run browser-test book slides student grade claims colab-test versions-test mutants bench league \
-	validation stamp clean
+.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants bench \
+	league validation stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small
 
 lab: $(ready)
-	.venv/bin/jupyter lab $(ARGS) notebooks/00_start_here.ipynb
+	.venv/bin/jupyter lab --ServerApp.root_dir=. $(ARGS) notebooks/00_start_here.ipynb
 
 test: $(ready)
 	.venv/bin/python -m pytest $(ARGS)
+
+test-busy: $(ready)
+	.venv/bin/python tests/busy.py .venv/bin/python -m pytest $(ARGS)
 
 run: $(ready)
 	.venv/bin/python tests/notebook_tools.py run $(NOTEBOOKS)

@@ -42,13 +42,13 @@ def linked(text: str, folder: Path) -> str:
     """Markdown whose links to files of the repository that are not part of the website lead to the repository."""
 
     def target(match: re.Match) -> str:
-        path = (folder / match[1]).resolve()
+        path = (folder / match[2]).resolve()
         inside = path.parent in (ROOT / "docs", ROOT / "notebooks") and path.suffix in CONTENT
         if inside or not path.exists() or not path.is_relative_to(ROOT):
             return match[0]
-        return f"](https://github.com/{repository()}/blob/main/{path.relative_to(ROOT).as_posix()}"
+        return f"{match[1]}https://github.com/{repository()}/blob/main/{path.relative_to(ROOT).as_posix()}"
 
-    return re.sub(r"\]\((?!\w+:|[#/])([^)#\s]+)", target, text)
+    return re.sub(r"(\]\(|^\[[^\]^]+\]: +)(?!\w+:|[#/])([^)#\s]+)", target, text, flags=re.M)
 
 
 def lay_out(source: Path) -> None:

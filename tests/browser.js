@@ -1,6 +1,78 @@
 // What tests/browser.py asks a page of JupyterLab.
 window.reader = {
   changes: [], // of a watched picture: milliseconds since the last key was pressed
+  asked: null, // what the page has sent to its widgets in the kernel and has no answer to
+
+  // The panel of the notebook that the page was opened with.
+  panel() { return this.first ??= jupyterapp.shell.currentWidget; },
+  frame() { return new Promise(requestAnimationFrame); },
+
+  // Resolves when the picture has changed so often, or when nothing can be on its way any more: 20 times one after
+  // another the kernel has answered a question, and all that the widgets said to it. So no clock decides.
+  async settled(changes = Infinity) {
+    const kernel = this.panel().sessionContext.session.kernel;
+    if (!this.asked) {
+      const asked = this.asked = new Set();
+      kernel.anyMessage.connect((_, {msg, direction}) => {
+        if (direction === 'send' && msg.header.msg_type === 'comm_msg') asked.add(msg.header.msg_id);
+        if (msg.header.msg_type === 'status' && msg.content.execution_state === 'idle')
+          asked.delete(msg.parent_header.msg_id);
+      });
+    }
+    for (let i = 0; i < 20 && this.changes.length < changes; i++) {
+      await this.frame();
+      await kernel.requestKernelInfo();
+      while (this.asked.size) await this.frame();
+      await this.frame();
+    }
+    for (const image of document.querySelectorAll('.jp-OutputArea img')) await image.decode().catch(() => null);
+  },
+
+  // The links in the texts of what is shown, and where JupyterLab takes each: a path with an id, if it is a file.
+  links() {
+    const page = this.panel() && jupyterapp.shell.currentWidget.node;
+    const cells = [...page.querySelectorAll('.jp-Cell')];
+    const anchors = page.querySelectorAll('.jp-RenderedMarkdown a:not(.jp-InternalAnchorLink)');
+    return [...anchors].map((anchor, number) => {
+      const written = anchor.getAttribute('href') || '', address = anchor.href;
+      const file = anchor.host === location.host ? /^[^?#]*\/files\/([^?#]+)[^#]*#?(.*)/.exec(address) : null;
+      const [path, id] = file ? file.slice(1).map(decodeURIComponent) : [null, ''];
+      const here = written.startsWith('#') && this.has(decodeURIComponent(written.slice(1)));
+      const cell = cells.indexOf(anchor.closest('.jp-Cell')) + 1;
+      return {number, cell, text: anchor.innerText, written, address, here, path, id};
+    });
+  },
+  has(id) {
+    const name = CSS.escape(id);
+    return !!jupyterapp.shell.currentWidget.node.querySelector(`[data-jupyter-id="${name}"], #${name}`);
+  },
+
+  // Clicks on a link to a file, and waits for the file or a complaint: what is wrong. Then `back` leads back.
+  async open({number, path, id}) {
+    const {shell} = jupyterapp;
+    const before = shell.currentWidget, there = new Set(shell.widgets('main'));
+    const complaint = () => document.querySelector('.jp-Dialog')?.innerText;
+    const end = Date.now() + 3 * 3600 * 1000;
+    for (let i = 0; shell.currentWidget?.context?.path !== path && !complaint() && Date.now() < end; i++) {
+      if (i % 600 === 0) // again, should JupyterLab have turned back to a page that was just closed
+        before.node.querySelectorAll('.jp-RenderedMarkdown a:not(.jp-InternalAnchorLink)')[number].click();
+      await this.frame();
+    }
+    const opened = shell.currentWidget;
+    this.trail.push(() => {
+      document.querySelector('.jp-Dialog button')?.click();
+      if (!there.has(opened)) opened.close();
+      shell.activateById(before.id);
+    });
+    if (complaint() || opened.context?.path !== path) return complaint() || `opens ${opened.context?.path}`;
+    await opened.revealed;
+    await opened.content.ready; // of a page: it is there to read
+    if (path.endsWith('.md') && !opened.content.node.matches('.jp-MarkdownViewer'))
+      return 'opens as text to edit, not as a page to read';
+    return id && !this.has(id) ? `there is no ${id} there` : '';
+  },
+  trail: [],
+  back() { this.trail.pop()(); },
 
   // Cells that wait have a star; after an error the rest lose it and have no number.
   finished() {

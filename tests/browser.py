@@ -1,19 +1,22 @@
-"""The notebooks as readers meet them: run in JupyterLab, in a real browser, and every control moved by keyboard.
+"""The notebooks as readers meet them: in JupyterLab as `make lab` starts it, in a real browser, moved by keyboard.
 
-python tests/browser.py [--required] [--screenshots FOLDER] [NOTEBOOK ...]          all notebooks if none is named
+python tests/browser.py [--required] [--links] [--screenshots FOLDER] [NOTEBOOK ...]    all notebooks if none is named
 
-Finds errors, pictures that do not show, what a window 1280 pixels wide cuts off (with JupyterLab's file browser open
-at the left, as `make lab` shows it, so that the narrowest case is tried), and controls that do not change their
-figure, have no label, or are slow. Cells are counted from 1, texts included. The notebooks' files stay as they are.
+Runs each. Finds errors, pictures that do not show, what a window 1280 pixels wide cuts off (with JupyterLab's file
+browser open at the left, as `make lab` shows it, so that the narrowest case is tried), controls that do not change
+their figure or have no label, and links that lead nowhere. --links follows the links only, and runs nothing.
+Cells are counted from 1, texts included. All happens in a copy of the project: the notebooks' files stay as they are.
 Needs Chromium and the package playwright; where one is missing, says so and passes, or fails with --required.
 """
 
 from __future__ import annotations  # the names of playwright may be missing
 
 import argparse
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -26,7 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-from notebook_tools import NOTEBOOKS
+from mutants import copy_of_the_project
+from notebook_tools import HOURS, NOTEBOOKS, ROOT
 
 from vqnotes.printing import say
 
@@ -35,9 +39,7 @@ try:
 except ImportError:
     sync_playwright = None
 
-SECONDS = 600  # for one notebook
-PATIENCE = 3000  # ms for a figure to change
-MEDIAN = 100  # ms that a change may take
+PAUSE = 1500  # ms, six intervals of a Play button: so long nothing may change after it was stopped
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, also those out of sight
@@ -48,9 +50,19 @@ CONTROLS = {  # how often to move it, by which keys, and when by the second
 }
 
 
+def command() -> list[str]:
+    """What `make lab` runs: a program of the environment, and its arguments."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    line = re.search(r"^lab: .*\n\t\.venv/bin/(.+)$", makefile, re.M)[1]
+    return shlex.split(line.replace("$(ARGS)", ""))
+
+
 @contextmanager
-def lab(folder: Path) -> Iterator[str]:
-    """JupyterLab on `folder`/notebooks, with no settings of the user's own; gives its address, with {} for a path."""
+def lab(folder: Path) -> Iterator[tuple[str, str]]:
+    """JupyterLab as `make lab` starts it, in a copy of the project and with no settings of the user's own.
+
+    Gives the address that opens for the reader, and that of any path, as a text with {} for the path.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
     for name in ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"):
         environment[f"{name}_DIR"] = str(folder / name)
@@ -58,19 +70,23 @@ def lab(folder: Path) -> Iterator[str]:
         path = folder / "JUPYTERLAB_SETTINGS" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values), encoding="utf-8")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--ServerApp.root_dir={folder / 'notebooks'}"]  # it takes a free port and a random token by itself
+    flags = ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True"]
+    options = {"env": environment, "cwd": folder / "project"}  # it takes a free port and a random token by itself
     with open(folder / "log", "wb") as log:  # in a session of its own, so that Ctrl-C reaches this script only
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command(), *flags], stdout=log, stderr=log, start_new_session=True, **options
+        )
     runtime = folder / "JUPYTER_RUNTIME" / f"jpserver-{server.pid}.json"
+    first = runtime.with_name(f"jpserver-file-to-run-{server.pid}-open.html")  # written last
     try:
-        deadline = time.monotonic() + 60
-        while not runtime.with_name(f"{runtime.stem}-open.html").exists():  # written last
+        deadline = time.monotonic() + HOURS
+        while not first.exists() or "</html>" not in first.read_text(encoding="utf-8"):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("JupyterLab did not start:\n" + (folder / "log").read_text(encoding="utf-8"))
             time.sleep(0.2)
         started = json.loads(runtime.read_text(encoding="utf-8"))
-        yield f"{started['url']}{{}}?reset&token={started['token']}"
+        opened = html.unescape(re.search('href="([^"]+)"', first.read_text(encoding="utf-8"))[1])
+        yield opened, f"{started['url']}{{}}?reset&token={started['token']}"
     finally:
         server.terminate()  # it ends its kernels
         try:
@@ -84,7 +100,7 @@ class Visit:
 
     def __init__(self, page: Page, name: str, screenshots: Path | None):
         self.page, self.name, self.screenshots = page, name, screenshots
-        self.problems, self.times, self.controls = [], [], 0
+        self.problems, self.times, self.controls, self.links = [], [], 0, 0
 
     def keep(self, element, name: str) -> None:
         if self.screenshots:
@@ -99,14 +115,11 @@ class Visit:
                 element = faults.evaluate_handle("(faults, i) => faults[i].element", i).as_element()
                 self.keep(element, re.sub(r"\W+", "_", text.split(":")[0]) + f"_cut_{i}")
 
-    def press(self, control: Locator, key: str, changes: int = 1) -> list[float]:
-        """Presses a key on a control and waits for so many changes of the picture; after how many ms each came."""
+    def press(self, control: Locator, key: str) -> list[float]:
+        """Presses a key on a control: after how many ms each change of the picture came."""
         self.page.evaluate("reader.changes = []")
         control.press(key)
-        try:
-            self.page.wait_for_function(f"reader.changes.length >= {changes}", timeout=PATIENCE)
-        except Error:
-            pass  # fewer came
+        self.page.evaluate("reader.settled(1)")
         return self.page.evaluate("reader.changes")
 
     def explore(self, explorer: Locator, where: str) -> None:
@@ -124,7 +137,7 @@ class Visit:
         for play in explorer.locator(".widget-play").all():
             for slider in explorer.locator(".noUi-handle").all():
                 slider.press("Home")  # so that there is a way to go
-            self.page.wait_for_timeout(500)
+            self.page.evaluate("reader.settled()")
             self.play(play, where)
         if self.controls == before:
             self.problems.append(f"{where}: no controls")
@@ -149,55 +162,98 @@ class Visit:
     def play(self, play: Locator, where: str) -> None:
         """Starts Play and stops it."""
         self.controls += 1
-        if len(self.press(play.locator("button:has(.fa-play)"), "Enter", changes=2)) < 2:
-            self.problems.append(f"{where}: Play changes the picture less than twice in {PATIENCE / 1000:.0f} s")
+        self.page.evaluate("reader.changes = []")
+        play.locator("button:has(.fa-play)").press("Enter")
+        self.page.wait_for_function("reader.changes.length >= 2")  # by itself, so nothing but patience can tell
         play.locator("button:has(.fa-stop)").press("Enter")
-        self.page.wait_for_timeout(500)  # for a change that is on its way
-        if self.press(play.locator("button:has(.fa-stop)"), "Shift"):
+        self.page.evaluate("reader.settled().then(() => { reader.changes = []; })")  # a change was on its way
+        self.page.wait_for_timeout(PAUSE)
+        if self.page.evaluate("reader.changes.length"):
             self.problems.append(f"{where}: Play does not stop")
 
+    def follow(self, opened: set[tuple], where: str = "") -> None:
+        """Notes the links of the shown texts that lead nowhere, and opens each file that no link has opened yet."""
+        for link in self.page.evaluate("reader.links()"):
+            self.links += 1
+            place = f"{where or 'cell'} {link['cell'] or ''}: the link {link['text']!r}".replace(" :", ":")
+            file = link["path"], link["id"]
+            if link["path"] is None:
+                if not link["here"] and not link["written"].startswith("https://"):
+                    self.problems.append(f"{place} leads nowhere")
+            elif (
+                status := self.page.evaluate("link => fetch(link.address).then(({status}) => status)", link)
+            ) != 200:
+                self.problems.append(f"{place} leads to {link['path']}, which answers {status}")
+            elif file not in opened:
+                opened.add(file)
+                if wrong := self.page.evaluate("link => reader.open(link)", link):
+                    self.problems.append(f"{place}: {wrong}")
+                self.keep(self.page, re.sub(r"\W+", "_", f"opens_{link['path']}"))
+                if link["path"].endswith(".md"):
+                    self.follow(opened, link["path"])
+                self.page.evaluate("reader.back()")
 
-def visit(browser: Browser, address: str, path: Path, screenshots: Path | None) -> list[str]:
-    """Opens one notebook, runs it, moves its controls, prints a line about it and gives its problems."""
+
+def visit(
+    browser: Browser, address: str, path: Path, opened: set[tuple], run: bool, screenshots: Path | None
+) -> list[str]:
+    """Opens one notebook, runs it, moves its controls, follows its links, prints a line and gives the problems."""
     start = time.perf_counter()
     page = browser.new_page(viewport={"width": 1280, "height": 1600})  # so high that it holds any explorer
+    page.set_default_timeout(1000 * HOURS)
     page.add_init_script(path=Path(__file__).with_suffix(".js"))
     page.route(re.compile("^https://"), lambda route: route.abort())  # the same without a network
     seen, explorers = Visit(page, path.stem, screenshots), []
     try:
-        page.goto(address.format(f"lab/tree/{path.name}"))
-        page.get_by_text("| Idle").wait_for(timeout=60_000)  # the kernel, in the status bar
-        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-item", has_text=re.compile("^Run All Cells$")).click()
-        page.wait_for_function("reader.finished()", timeout=SECONDS * 1000)
-        page.wait_for_timeout(1000)  # for the last pictures
-        seen.look()
-        explorers = page.locator(".vqnotes-explorer").all()
-        for number, explorer in enumerate(explorers, 1):
-            seen.explore(explorer, f"explorer_{number}")
-        seen.look()  # other captions stand there now
+        page.goto(address.format(f"lab/tree/notebooks/{path.name}"))
+        page.get_by_text("| Idle").wait_for()  # the kernel, in the status bar
+        if run:
+            page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+            page.locator(".lm-Menu-item", has_text=re.compile("^Run All Cells$")).click()
+            page.wait_for_function("reader.finished()")
+            page.evaluate("reader.settled()")
+            seen.look()
+            explorers = page.locator(".vqnotes-explorer").all()
+            for number, explorer in enumerate(explorers, 1):
+                seen.explore(explorer, f"explorer_{number}")
+            seen.look()  # other captions stand there now
+        seen.follow(opened)
     except Error as error:
         seen.problems.append(f"given up: {error}")
         seen.keep(page, "given_up")
-    median = statistics.median(seen.times or [0])
-    if median > MEDIAN:
-        seen.problems.append(f"a figure takes {median:.0f} ms to change (median), more than {MEDIAN}")
-    cells, figures = (page.locator(f".jp-Notebook {what}").count() for what in (".jp-Cell", ".jp-OutputArea img"))
+    speed = f", {statistics.median(seen.times):.0f} ms for a change (median)" if seen.times else ""
+    notebook = page.locator(".jp-Notebook").first  # links may have opened others
+    cells, figures = (notebook.locator(what).count() for what in (".jp-Cell", ".jp-OutputArea img"))
     print(
         f"{path.name}: {time.perf_counter() - start:.0f} s, {cells} cells, {figures} figures, {len(explorers)}"
-        f" explorers, {seen.controls} controls moved" + f", {median:.0f} ms (median)" * bool(seen.times),
+        f" explorers, {seen.controls} controls moved, {seen.links} links followed{speed}",
         flush=True,
     )
-    for session in page.request.get(address.format("api/sessions")).json():  # end its kernel
-        page.request.delete(address.format(f"api/sessions/{session['id']}"))
+    for session in page.request.get(address.format("api/sessions"), timeout=0).json():  # end its kernel
+        page.request.delete(address.format(f"api/sessions/{session['id']}"), timeout=0)
     page.close()
     return [f"{path.name}, {problem}" for problem in dict.fromkeys(seen.problems)]  # each once
+
+
+def welcome(browser: Browser, address: str, screenshots: Path | None) -> list[str]:
+    """What is wrong with the first page that `make lab` shows: it should be the first notebook."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.set_default_timeout(1000 * HOURS)
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.path")
+    shown = page.evaluate("jupyterapp.shell.currentWidget.context.path")
+    if screenshots:
+        page.get_by_text("| Idle").wait_for()
+        page.screenshot(path=screenshots / "welcome.png")
+    page.close()
+    return [] if shown == f"notebooks/{NOTEBOOKS[0].name}" else [f"`make lab` opens {shown}"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", metavar="NOTEBOOK", nargs="*", type=Path, default=NOTEBOOKS)
     parser.add_argument("--required", action="store_true", help="fail where Chromium or playwright is missing")
+    parser.add_argument("--links", action="store_true", help="follow the links, and run nothing")
     parser.add_argument("--screenshots", metavar="FOLDER", type=Path, help="keep pictures of explorers and of cuts")
     options = parser.parse_args()
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
@@ -212,19 +268,21 @@ def main() -> int:
     problems = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / "notebooks").mkdir()
+        project = copy_of_the_project(folder / "project")
         for path in options.notebooks:
             notebook = nbformat.read(path, as_version=4)
             for cell in notebook.cells:
                 if cell.cell_type == "code":
                     cell.execution_count = None  # so that a number says: it has run
-            nbformat.write(notebook, folder / "notebooks" / path.name)
-        with lab(folder) as address, sync_playwright() as playwright:
+            nbformat.write(notebook, project / "notebooks" / path.name)
+        with lab(folder) as (first, address), sync_playwright() as playwright:
             flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
             environment = os.environ | {"TMPDIR": name}
-            browser = playwright.chromium.launch(executable_path=chromium, args=flags, env=environment)
+            browser = playwright.chromium.launch(executable_path=chromium, args=flags, env=environment, timeout=0)
+            problems += welcome(browser, first, options.screenshots)
+            opened: set[tuple] = set()  # by a link
             for path in options.notebooks:
-                problems += visit(browser, address, path, options.screenshots)
+                problems += visit(browser, address, path, opened, not options.links, options.screenshots)
             browser.close()
     for problem in problems:
         say(problem)

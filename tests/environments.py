@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
-from notebook_tools import NOTEBOOKS, ROOT
+from notebook_tools import HOURS, NOTEBOOKS, ROOT
 from packaging.requirements import Requirement
 
 from vqnotes.printing import say
@@ -35,7 +35,8 @@ def versions():
     return {one.metadata["Name"].lower(): one.version for one in reversed(list(distributions()))}
 
 notebook, before = nbformat.read(sys.argv[1], as_version=4), versions()
-NotebookClient(notebook, timeout=900, kernel_name="python3", allow_errors=True).execute()
+patience = dict.fromkeys(["timeout", "startup_timeout", "iopub_timeout"], int(sys.argv[2]))
+NotebookClient(notebook, kernel_name="python3", allow_errors=True, **patience).execute()
 nbformat.write(notebook, sys.argv[1])
 print(json.dumps([before, versions()]))
 """
@@ -127,7 +128,7 @@ def run_alone(path: Path, packages: Path, variables: dict[str, str]) -> tuple:
         }
         python = env / "bin" / "python"
         subprocess.run([python, "-m", "ipykernel", "install", "--sys-prefix"], check=True, capture_output=True)
-        command = [python, "-c", RUN, copy]
+        command = [python, "-c", RUN, copy, str(HOURS)]
         options = {"env": kept | {"OMP_NUM_THREADS": "1"} | variables, "cwd": copy.parent}
         run = subprocess.run(command, check=True, capture_output=True, text=True, **options)
         return read(copy), *json.loads(run.stdout)

@@ -25,7 +25,7 @@ from vqnotes.printing import say
 
 WORKERS = 2
 PARTS = ["vqnotes", "tests", "notebooks", "docs", "pyproject.toml", "constraints.txt", "environment.yml", "README.md"]
-PARTS += ["Makefile", ".ci"]
+PARTS += ["Makefile", ".ci", "conftest.py", "LICENSE"]
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=900", "--nbval-sanitize-with=tests/sanitize.cfg"]
 NOT_OF_THE_MODULE = ["test_book", "test_handouts", "test_notebooks", "test_project"]
 

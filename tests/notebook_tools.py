@@ -24,6 +24,7 @@ SHOWN = {  # figures that stand in docs/ too: notebook, file, and how the altern
     "00_start_here": {"collapse.jpg": "Top: the temple photograph"},
     "09_diagnose_your_own": {"decision_tree.png": "Decision tree."},
 }
+HOURS = 3 * 3600  # seconds: what tests and tools wait for at most, so that no machine is too slow or too busy
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -161,7 +162,9 @@ def run(path: Path) -> None:
     start = time.perf_counter()
     NotebookClient(
         notebook,
-        timeout=600,
+        timeout=HOURS,
+        startup_timeout=HOURS,
+        iopub_timeout=HOURS,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": path.parent}},

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import trustme
+from notebook_tools import HOURS
 
 from vqnotes import data, downloads
 
@@ -119,6 +120,7 @@ def serving(tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespace]:
             (data, "CIFAR10_PICTURES", 2),
             (downloads, "DEBIAN_FASHION_MNIST", tmp_path / "no-such-folder"),
             (downloads, "_cache", lambda: cache),
+            (downloads, "TIMEOUT", HOURS),
         ]:
             monkeypatch.setattr(module, name, value)
         monkeypatch.delenv("VQNOTES_DATA", raising=False)
@@ -143,6 +145,7 @@ def elsewhere(server: SimpleNamespace, code: str) -> subprocess.Popen:
     start = (
         "import os, resource, signal, sys; from pathlib import Path; from vqnotes import downloads\n"
         "downloads._cache = lambda: Path('cache'); downloads.DEBIAN_FASHION_MNIST = Path('nowhere')\n"
+        f"downloads.TIMEOUT = {HOURS}\n"
         "def said(split='train'):\n"
         f"    try: return len(downloads.unpacked(downloads.RemoteFile(*{table!r}[split])))\n"
         "    except (OSError, ValueError) as error: return f'{type(error).__name__}: {error}'\n"
@@ -155,7 +158,7 @@ def elsewhere(server: SimpleNamespace, code: str) -> subprocess.Popen:
 
 def printed(process: subprocess.Popen) -> list[str]:
     """The lines that it prints, once it has ended well."""
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=HOURS)
     assert process.returncode == 0, errors
     return out.splitlines()
 

@@ -177,6 +177,7 @@ def test_the_search_index_knows_the_notebooks_and_the_words(book):
 def test_links_out_of_the_website_lead_to_the_repository(book):
     where = f"https://github.com/{repository()}/blob/main/"
     text = "[a](../README.md#cite) [b](cheatsheet.md) [c](../notebooks/x.ipynb) [d](https://e.org) [f](#g) [h](no.md)"
+    text += "\n[i][j]\n\n[j]: ../README.md#cite\n[k]: ../notebooks/x.ipynb"
     assert book.tool.linked(text, ROOT / "docs") == text.replace("../README.md", f"{where}README.md")
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import dask
@@ -32,11 +33,14 @@ def unlucky(seeds, width, start):
     return measure(seeds, width, start)
 
 
-def deadly(seeds, width, start):
-    """Takes the worker down for one setting, long after the others are done."""
+def deadly(seeds, width, start, done):
+    """Takes the worker down for one setting, once the others have left their mark in the folder `done`."""
     if (width, start) == (8, "b"):
-        time.sleep(3)
+        while len(os.listdir(done)) < len(SETTINGS) - 1:
+            time.sleep(0.1)
+        time.sleep(3)  # their answers are on the way
         os._exit(1)
+    (done / f"{width}{start}").touch()
     return measure(seeds, width, start)
 
 
@@ -97,9 +101,9 @@ def test_settings_that_raise_do_not_take_the_rest_with_them(pool, cluster):
         ]
 
 
-def test_a_worker_that_dies_does_not_take_finished_runs_with_it(pool):
+def test_a_worker_that_dies_does_not_take_finished_runs_with_it(pool, tmp_path):
     with pytest.warns(UserWarning, match="2 runs did not finish"):
-        table = sweep(deadly, SETTINGS, seeds=[0, 1], executor=pool, progress=False)
+        table = sweep(partial(deadly, done=tmp_path), SETTINGS, seeds=[0, 1], executor=pool, progress=False)
     assert len(table) == 6 and table["score"].max() == 801
     ((setting, seeds, reason),) = table.attrs["failed"]
     assert setting == {"width": 8, "start": "b"} and seeds == [0, 1] and "BrokenProcessPool" in reason
@@ -112,7 +116,7 @@ def test_what_cannot_travel_is_named(pool):
         sweep(lambda seeds, **_: [{}] * len(seeds), SETTINGS, seeds=[0], executor=pool, progress=False)
 
 
-def test_a_dask_worker_that_dies_does_not_take_finished_runs_with_it():
+def test_a_dask_worker_that_dies_does_not_take_finished_runs_with_it(tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -120,7 +124,7 @@ def test_a_dask_worker_that_dies_does_not_take_finished_runs_with_it():
         client.get_executor() as executor,
         pytest.warns(UserWarning, match="2 runs did not finish"),
     ):
-        table = sweep(deadly, SETTINGS, seeds=[0, 1], executor=executor, progress=False)
+        table = sweep(partial(deadly, done=tmp_path), SETTINGS, seeds=[0, 1], executor=executor, progress=False)
     assert len(table) == 6 and "KilledWorker" in table.attrs["failed"][0][2]
 
 

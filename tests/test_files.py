@@ -13,7 +13,7 @@ import notebook_tools
 import numpy as np
 import pytest
 from helpers import Moments
-from notebook_tools import NOTEBOOKS, ROOT, repository
+from notebook_tools import HOURS, NOTEBOOKS, ROOT, repository
 from served import PLAIN, X, check_fashion, cut, elsewhere, in_cache, printed
 
 from vqnotes import data, downloads, experiments, files, league, validation
@@ -110,7 +110,7 @@ def test_a_kernel_interrupted_while_it_waits_for_a_download(server):
 
     def interrupt(handler):
         cut(handler, content, lambda: waiting[0].send_signal(signal.SIGINT))
-        over.wait(60)
+        over.wait(HOURS)
 
     server.answers[f"/{X}"] = interrupt
     code = (

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import Moments, normal, press
+from notebook_tools import HOURS
 
 from vqnotes import experiments, interrupts, loop, priors
 from vqnotes.experiments import grid, sweep
@@ -220,7 +221,7 @@ def test_a_sweep_elsewhere_keeps_what_finished_and_can_be_run_again():
     def run(seeds, width, update):
         if len(seen) == 2 and not go_on.is_set():
             press()  # the main thread waits
-            go_on.wait(60)
+            go_on.wait(HOURS)
         seen.append((width, update))
         return [{"error": width} for _ in seeds]
 

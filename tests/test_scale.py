@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import replace
 
@@ -182,14 +181,21 @@ def test_a_second_call_trains_nothing(whole):
 
 
 def test_killed_at_any_time_it_goes_on_to_the_same_table(whole, tmp_path):
-    code = f"from vqnotes.scale import *\nrun_sweep({TINY!r}, {str(tmp_path)!r}, range(2), progress=False)"
+    code = (
+        "import os, signal\nfrom vqnotes import scale, training\nfrom vqnotes.scale import *\n"
+        "def killed(*plan, callback, **options):\n"
+        "    def watch(step, models):\n"
+        "        if step == {step} and len(os.listdir({folder!r})) == {parts}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        callback(step, models)\n"
+        "    return train(*plan, callback=watch, **options)\n"
+        "train, training.fit_many = training.fit_many, killed\n"
+        "run_sweep({tiny!r}, {folder!r}, range(2), progress=False)"
+    )
     left = []
-    for parts in (1, 4):  # once early, once later
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
-        while process.poll() is None and len(list(tmp_path.glob("*.json"))) < parts:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    for parts, step in ((1, 3), (4, 15)):  # once early, once later
+        filled = code.format(parts=parts, step=step, tiny=TINY, folder=str(tmp_path))
+        process = subprocess.run([sys.executable, "-c", filled], capture_output=True)
+        assert process.returncode == -signal.SIGKILL, process.stderr
         left.append(len(list(tmp_path.glob("*.json"))))
     assert left[0] < left[1] < PARTS
     (tmp_path / ".a part.json.half").write_text("{")  # of a kill while it was written

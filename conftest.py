@@ -1,0 +1,17 @@
+"""What every test and every notebook's kernel runs with: two workers share two cores, so one thread each."""
+
+import os
+import signal
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["VQNOTES_SCALE"] = "small"  # of notebook 10, on a machine with a GPU too
+os.environ.pop("VQNOTES_RESULTS", None)  # no results of an earlier run
+for kind in ("CONNECT", "TCP"):  # of Dask's workers, which take longer than its half a minute on a busy machine
+    os.environ.setdefault(f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{kind}", "3h")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it otherwise
+
+pytest_plugins = [
+    "notebook_reports"
+]  # here and not in tests/, so that `pytest notebooks/05_remedies.ipynb` has it too
