@@ -5,9 +5,9 @@
 
 import torch
 
-from vqnotes.figures import AT_MOST, PER_CODE, Figures, figures_of
-from vqnotes.pairing import parted
-from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, advice_for
+from vqnotes.figures import AT_MOST, PER_CODE, Figures, measured
+from vqnotes.pairing import observe
+from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, StackDiagnosis, advice_for
 
 # Set by `validation.thresholds` on one half of the models in validation.csv, and judged on the other half; "effect",
 # "before" and "labels" are set by what they mean.
@@ -107,7 +107,19 @@ def _times(ratio: float) -> str:
     return f"{ratio:.3g} times"
 
 
-def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Diagnosis:
+def diagnose(
+    latents,
+    codebook,
+    *,
+    labels=None,
+    inputs=None,
+    index=None,
+    mask=None,
+    channel_axis: int | None = None,
+    places: tuple | None = None,
+    reconstruction=None,
+    seed: int = 0,
+) -> Diagnosis:
     """Which collapse is it, by which evidence, and what to try.
 
     latents: (..., D), or maps (N, D, H, W); if both axes fit, the last one counts. codebook: (K, D). Tensors or NumPy
@@ -126,9 +138,11 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
     verdict is right, `validation` and notebook 09.
     Raises ValueError for what is empty, NaN, infinite, of mismatched shapes, or inputs that do not vary.
     """
-    f = figures_of(latents, codebook, labels=labels, inputs=inputs, seed=seed)
-    flat, codes, _ = parted(latents, codebook)
-    some = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:2000]
+    layout = {"channel_axis": channel_axis, "places": places}
+    beside = {"labels": labels, "inputs": inputs, "reconstruction": reconstruction}
+    seen = observe(latents, codebook, index=index, mask=mask, **beside, **layout)
+    f = measured(seen, seed)
+    some = torch.randperm(len(seen.counted), generator=torch.Generator().manual_seed(seed))[:2000]
     verdict, reason = decide(f)
     tokens, embeddings = codebook_at_fault(f), encoder_at_fault(f)
     needs = ([INPUTS] if embeddings is None else []) + (
@@ -141,8 +155,27 @@ def diagnose(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> D
         _evidence(f, tokens),
         advice_for(verdict, size=f.codes, busy=busy, needs=needs if verdict != "rate limit" else []),
         _notes(f, tokens, embeddings),
-        Drawing(flat[some].float(), codes.float(), f.counts),
+        Drawing(seen.counted[some].float(), seen.codes.float(), f.counts),
     )
+
+
+def diagnose_stack(
+    parts,
+    *,
+    labels=None,
+    inputs=None,
+    mask=None,
+    places: tuple | None = None,
+    reconstruction=None,
+    seed: int = 0,
+) -> StackDiagnosis:
+    """One verdict on codes that are put together, and one on each codebook: residual levels, heads, groups.
+
+    parts: a list with one entry for each head or group, a single one for a plain residual stack. Each is a list of
+    levels, first to last, and each level a tuple (latents, codebook, index or None): the latents (N, places ..., D)
+    that reach it, channels last, in the shape that all levels share but for D.
+    """
+    raise NotImplementedError
 
 
 def _evidence(f: Figures, tokens: bool | None) -> dict[str, Evidence]:

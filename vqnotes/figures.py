@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqnotes import metrics
 from vqnotes.kmeans import kmeans
-from vqnotes.pairing import Inputs, around, as_tensor, parted
+from vqnotes.pairing import Inputs, Observed, around, observe
 from vqnotes.search import nearest_code
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
@@ -63,12 +63,15 @@ class Figures:
 # ---------------------------------------------------------------- from data to figures
 
 
-def figures_of(latents, codebook, *, labels=None, inputs=None, seed: int = 0) -> Figures:
+def figures_of(latents, codebook, *, seed: int = 0, **given) -> Figures:
     """The figures behind a verdict. Arguments and errors are those of `diagnosis.diagnose`."""
-    flat, codes, grid = parted(latents, codebook)
-    paired = None if inputs is None else Inputs(inputs, grid)
+    return measured(observe(latents, codebook, **given), seed)
+
+
+def measured(seen: Observed, seed: int = 0) -> Figures:
+    """The figures behind a verdict on what was observed."""
+    flat, codes, index, grid, paired = seen.counted, seen.codes, seen.index, seen.grid, seen.inputs
     size, count = len(codes), len(flat)
-    index = nearest_code(flat, codes)
     meter = metrics.UsageMeter(size).update(index)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     rows = order[: min(AT_MOST, max(AT_LEAST, PER_CODE * size))]
@@ -96,12 +99,12 @@ def figures_of(latents, codebook, *, labels=None, inputs=None, seed: int = 0) ->
             shared_dimensions(metrics.principal_variances(some), bits) for some in (chosen, points)
         )
         if paired is not None:
-            rows = rows[: min(INPUTS_SAMPLE, max(512, 2**25 // paired.size))]
+            rows = seen.rows[rows[: min(INPUTS_SAMPLE, max(512, 2**25 // paired.size))]]
             places = paired.grid if len(paired.grid) > 1 else grid
-            near = ((around(flat, places, rows).double() - center) / spread**0.5).float()
+            near = ((around(seen.latents, places, rows, seen.mask).double() - center) / spread**0.5).float()
             found |= _encoder_figures(near, paired.rows(rows), centroids, size, seed)
-    if labels is not None:
-        found |= _label_figures(flat, labels, paired, grid, seed)
+    if seen.labels is not None:
+        found |= _label_figures(seen, seed)
     return Figures(**found)
 
 
@@ -197,24 +200,20 @@ def _principal_part(x: Tensor, most: int, seed: int) -> tuple[Tensor, np.ndarray
     return torch.from_numpy(fitted.transform(x.numpy())).float(), fitted.explained_variance_
 
 
-def _label_figures(flat: Tensor, labels, paired: Inputs | None, grid: tuple, seed: int) -> dict:
+def _label_figures(seen: Observed, seed: int) -> dict:
     """How well labels, one a latent or one an input, are read off latents and inputs."""
-    y = as_tensor(labels, "labels").flatten()
-    if len(y) not in (len(flat), grid[0]) or y.is_floating_point():
-        raise ValueError(
-            f"need a whole number a label, for {len(flat)} latents or {grid[0]} inputs, got {len(y)} {y.dtype}"
-        )
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:LABEL_SAMPLE]
+    y, each = seen.labels, len(seen.labels) == len(seen.latents)
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    rows = (rows[seen.mask[rows]] if each and seen.mask is not None else rows)[:LABEL_SAMPLE]
     classes, where, sizes = y[rows].unique(return_inverse=True, return_counts=True)
     rows = rows[sizes[where] >= 5]  # smaller classes cannot be cross-validated
     if (sizes >= 5).sum() < 2:
         return {}
-    seen = flat.reshape(len(y), -1)[rows]
     found = {
-        "separability": metrics.separability(seen, y[rows]),
+        "separability": metrics.separability(seen.latents.reshape(len(y), -1)[rows], y[rows]),
         "chance": sizes.max().item() / len(rows),
     }
-    if paired is not None:
-        x = paired.rows(rows) if len(y) == len(flat) else paired.whole(rows)
+    if seen.inputs is not None:
+        x = seen.inputs.rows(rows) if each else seen.inputs.whole(rows)
         found["separability_inputs"] = metrics.separability(x, y[rows])
     return found
