@@ -1,0 +1,249 @@
+"""What was heard of a model, kept in bounded memory, and the diagnosis of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqnotes.diagnosis import diagnose, diagnose_stack
+from vqnotes.figures import AT_LEAST, AT_MOST, PER_CODE
+from vqnotes.listening import Call, Listener, Unit, by_example, units
+from vqnotes.pairing import UnpairedInputs
+from vqnotes.trials import fed_by, read_places, rebuilt
+from vqnotes.verdicts import Diagnosis
+
+MOST_NUMBERS, LEAST_INPUTS = 2**25, 512  # of what is heard so much is kept
+
+
+class Heard:
+    """All that was heard: a record for each unit of quantisers, and the inputs."""
+
+    def __init__(self, listener: Listener, places: tuple | None, seed: int):
+        self.listener, self.places, self.seed = listener, places, seed
+        self.random = np.random.default_rng(seed)
+        self.count, self.records, self.labels, self.inputs = 0, [], [], None
+
+    def add(self, x: Tensor, y: Tensor | None) -> None:
+        output = self.call(x)
+        calls, back = self.listener.calls.copy(), rebuilt(output, x)
+        if not self.count:
+            self.begin(x, calls, numbers=x[0].numel() * (1 if back is None else 2))
+        if [call.name for call in calls] != self.names:
+            raise ValueError(f"quantisers must be called alike on all batches, got {self.names} and then others")
+        keys = self.random.random(len(x))
+        for record in self.records:
+            record.add(calls, x, keys, self.count)
+        if any(record.axes is not None for record in self.records):
+            self.inputs.add(keys, {"x": x} | ({} if back is None else {"rebuilt": back}))
+        self.labels.append(y)
+        self.count += len(x)
+
+    def begin(self, x: Tensor, calls: list[Call], numbers: int) -> None:
+        """What the first batch tells: which quantisers belong together, and where their latents look."""
+        self.first, self.names = x, [call.name for call in calls]
+        if idle := set(self.listener.names) - set(self.names):
+            raise ValueError(f"quantisers were found but never called: {sorted(idle)}")
+        made = units(self.listener.model, calls, self.listener.entered)
+        self.records = [Record(unit, calls, len(x), self.seed) for unit in made]
+        feeding = fed_by(self.listener, self.call, x, made) if len(made) > 1 else {}
+        for record in self.records:
+            if before := feeding.get(record.unit.name):
+                record.notes.append(f"the inputs were not used: what enters depends on what {before!r} returned")
+            elif not record.rows:
+                record.read_places(self.call, self.listener, x, calls, self.places)
+        paired = [record for record in self.records if record.axes is not None]
+        if self.places is not None and not paired:
+            raise ValueError(f"places={self.places}: {'; '.join(sum((one.notes for one in self.records), []))}")
+        most = [MOST_NUMBERS // numbers, *(record.sample.most for record in paired)]
+        self.inputs = Sample(max(LEAST_INPUTS, min(most)))
+
+    def call(self, x: Tensor):
+        model = self.listener.model
+        try:
+            return self.listener(x)
+        except (RuntimeError, TypeError) as error:
+            reason = f"{type(model).__name__} cannot be called with a batch {x.dtype} {tuple(x.shape)}"
+            raise ValueError(f"{reason}: {error}") from error
+
+    def labels_of(self, given) -> Tensor | None:
+        """One for each input that was heard: those given, or those that the batches brought."""
+        if given is not None:
+            return torch.as_tensor(given)[: self.count]
+        return torch.cat(self.labels) if all(y is not None for y in self.labels) else None
+
+
+class Sample:
+    """Of all examples that pass by, those with the smallest keys: a fair sample, however they are batched."""
+
+    def __init__(self, most: int):
+        self.most, self.keys, self.tensors = most, np.empty(0), {}
+
+    def add(self, keys: np.ndarray, tensors: dict[str, Tensor]) -> None:
+        count, every = len(self.keys), np.concatenate([self.keys, keys])
+        stay = np.sort(np.argsort(every, kind="stable")[: self.most])
+        rows = stay[stay >= count] - count
+        free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, self.most)])[: len(rows)]
+        self.keys = np.concatenate([self.keys, np.empty(max(0, len(stay) - count))])
+        self.keys[free] = keys[rows]
+        rows, free = torch.from_numpy(rows), torch.from_numpy(free)
+        for name, tensor in tensors.items():
+            tensor, kept = tensor.detach()[rows.to(tensor.device)].cpu(), self.tensors.get(name)
+            if kept is None:
+                kept = torch.empty(self.most, *tensor.shape[1:], dtype=tensor.dtype)
+            if tensor.ndim != kept.ndim:
+                raise ValueError(f"batches must be of one shape but for lengths, got {tensor.shape} and {kept.shape}")
+            if any(new > old for new, old in zip(tensor.shape[1:], kept.shape[1:])):
+                kept = _padded(kept[:count], list(map(max, tensor.shape[1:], kept.shape[1:])), self.most)
+            self.tensors[name] = kept
+            kept[free] = _padded(tensor, kept.shape[1:], len(tensor))
+
+    def of(self, name: str) -> Tensor:
+        """What is kept under this name."""
+        return self.tensors[name][: len(self.keys)]
+
+
+def _padded(tensor: Tensor, sides, most: int) -> Tensor:
+    """The tensor (n, ...) in a larger one of these sides, zero beside it, in the first of so many rows."""
+    if tuple(tensor.shape) == (most, *sides):
+        return tensor
+    larger = tensor.new_empty(most, *sides)
+    larger[: len(tensor)] = 0
+    larger[tuple(map(slice, tensor.shape))] = tensor
+    return larger
+
+
+class Record:
+    """What was heard of one unit of quantisers: how often each code was used, and a sample of the latents.
+
+    axes: of the inputs, along which its places run; () if an input has one latent; None: they are not paired.
+    entries: the names of the quantisers that its latents enter first.
+    """
+
+    def __init__(self, unit: Unit, calls: list[Call], batch: int, seed: int):
+        self.unit, self.notes, self.axes, self.places = unit, [], None, ()
+        self.heard, self.masked, self.random = 0, 0, np.random.default_rng(seed)
+        self.entries = [calls[part[0].call].name for part in unit.parts]
+        self.rows = unit.loose or by_example(calls[unit.levels[0].call], batch) is None  # without order or inputs
+        self.levels = (
+            [unit.levels] if unit.loose else [[level] for level in unit.levels]
+        )  # one list for each codebook
+        self.codes = [calls[level.call].codes[level.head].cpu() for level, *_ in self.levels]
+        self.uses = [torch.zeros(len(codes), dtype=torch.int64) for codes in self.codes]
+        latents = calls[unit.levels[0].call].latents[0]
+        each = 1 if self.rows else latents[..., 0].numel() // batch
+        numbers = sum(codes.shape[1] for codes in self.codes)
+        needed = min(AT_MOST, max(AT_LEAST, PER_CODE * max(map(len, self.codes))))
+        self.sample = Sample(max(needed, MOST_NUMBERS // numbers) // each + 1)
+        if self.rows:
+            shapes = dict.fromkeys(str(tuple(calls[level.call].latents.shape[1:-1])) for level in unit.levels)
+            why = "of several calls in a pass" if unit.loose else f"which are not so many for each of {batch} inputs,"
+            self.notes.append(f"the inputs were not used: latents {' and '.join(shapes)} {why} are taken as one set")
+
+    def read_places(self, call: Callable, listener: Listener, x: Tensor, calls: list[Call], given) -> None:
+        """Finds out which piece of the inputs x belongs to which latent."""
+
+        def hear(x: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)  # the same noise each time, if there is any
+            call(x)
+            return self.entering(listener.calls, len(x))
+
+        self.places = self.places_of(calls, len(x))
+        self.axes, note = read_places(hear, x, self.places, given)
+        self.shape = x.shape
+        if note:
+            self.notes.append(note if self.axes is not None else f"the inputs were not used: {note}")
+
+    def places_of(self, calls: list[Call], batch: int) -> tuple:
+        """The places of the latents, () if an input has one."""
+        latents, _, _ = by_example(calls[self.unit.levels[0].call], batch)
+        return tuple(latents.shape[2:-1]) if latents[0, 0, ..., 0].numel() > 1 else ()
+
+    def entering(self, calls: list[Call], batch: int) -> tuple[Tensor, Tensor]:
+        """What enters all parts together, (batch, places, D), and whether it counts, (batch, places)."""
+        first = [(by_example(calls[part[0].call], batch), part[0].head) for part in self.unit.parts]
+        latents = torch.cat([heard[0][head].reshape(batch, -1, heard[0].shape[-1]) for heard, head in first], dim=-1)
+        mask = first[0][0][2]
+        return latents, latents.new_ones(latents.shape[:2]) if mask is None else mask.reshape(batch, -1)
+
+    def add(self, calls: list[Call], x: Tensor, keys: np.ndarray, count: int) -> None:
+        """Takes in the calls of one pass on x; so many inputs came before."""
+        if not self.rows:
+            self.check(x, calls)
+        kept = {}
+        for i, same in enumerate(self.levels):
+            heard = [self.of_one(calls[level.call], level.head, len(x)) for level in same]
+            for name, tensors in zip(("latents", "index", "counts"), zip(*heard)):
+                kept[f"{name} {i}"] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        counts = kept["counts 0"]
+        if self.rows:
+            keys = self.random.random(len(counts))
+        else:
+            kept["number"] = torch.arange(count, count + len(x))
+        self.masked += int((~counts).sum())
+        for i, uses in enumerate(self.uses):
+            uses += torch.bincount(kept[f"index {i}"][kept[f"counts {i}"]], minlength=len(uses)).cpu()
+        self.heard += int(counts.sum())
+        self.sample.add(keys, kept)
+
+    def of_one(self, call: Call, head: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (batch, places ..., D), index and which of them count; or rows of them (n, D)."""
+        latents, index, mask = (call.latents, call.index, call.mask) if self.rows else by_example(call, batch)
+        latents, index = latents[head], index[head]
+        mask = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
+        if self.rows:
+            return latents.flatten(0, -2), index.flatten(), mask.flatten()
+        return latents, index, mask
+
+    def check(self, x: Tensor, calls: list[Call]) -> None:
+        """ValueError unless batches differ at most in length along the places, in pieces of the same size."""
+        if self.axes is None or x.shape[1:] == self.shape[1:]:
+            return
+        places, others = self.places_of(calls, len(x)), set(range(1, x.ndim)) - set(self.axes)
+        same = x.ndim == len(self.shape) and all(x.shape[axis] == self.shape[axis] for axis in others)
+        along = list(zip(self.axes, places, self.places))
+        if not (same and len(self.axes) == len(places)) or any(
+            x.shape[axis] * before != self.shape[axis] * now for axis, now, before in along
+        ):
+            raise ValueError(
+                f"inputs must be of one size but for lengths, with as many latents for each length, got batches "
+                f"{tuple(self.shape)} with latents on {self.places} and {tuple(x.shape)} with {tuple(places)}"
+            )
+
+    def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
+        """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
+        kept = self.sample
+        latents, index = ([kept.of(f"{name} {i}") for i in range(len(self.codes))] for name in ("latents", "index"))
+        counts, beside = kept.of("counts 0"), {"seed": seed}
+        if not self.places:  # one latent for each input, or rows of them
+            latents, index, counts = (
+                [z.flatten(0, -2) for z in latents],
+                [one.flatten() for one in index],
+                counts.flatten(),
+            )
+        if not counts.all():
+            beside["mask"] = counts
+        if labels is not None and not self.rows:
+            beside["labels"] = labels[kept.of("number")]
+        if self.axes is not None:
+            beside |= {"inputs": inputs.of("x"), "places": self.axes or None}
+            beside |= {"reconstruction": inputs.of("rebuilt") if "rebuilt" in inputs.tensors else None}
+        try:
+            found = self.judged(latents, index, beside)
+        except UnpairedInputs as error:
+            self.notes.append(f"the inputs were not used: {error}")
+            found = self.judged(latents, index, beside | {"inputs": None, "places": None, "reconstruction": None})
+        except ValueError as error:
+            raise ValueError(f"quantiser {self.unit.name!r}: {error}") from error
+        whole = next(iter(found))
+        return found | {whole: replace(found[whole], notes=[*found[whole].notes, *self.notes])}
+
+    def judged(self, latents: list[Tensor], index: list[Tensor], beside: dict) -> dict[str, Diagnosis]:
+        if len(self.codes) == 1:
+            one = diagnose(latents[0], self.codes[0], index=index[0], channel_axis=-1, **beside)
+            return {self.unit.name if self.unit.loose else self.unit.levels[0].name: one}
+        each = iter(zip(latents, self.codes, index))
+        stack = diagnose_stack([[next(each) for _ in part] for part in self.unit.parts], **beside)
+        alone = [one for part in stack.parts for one in part]
+        return {self.unit.name: stack.whole} | {level.name: one for level, one in zip(self.unit.levels, alone)}
