@@ -130,7 +130,7 @@ def test_places_that_are_given_decide():
     x, hear = normal(40, 16, 64), latents_of(nn.Linear(64, 8))
     assert read_places(hear, x, (16,), (2,)) == ((2,), None)
     axes, note = read_places(hear, normal(40, 15, 64), (15,), (2,))
-    assert axes is None and "(40, 15, 64) cannot be cut along axes (2,) into places (15,)" in note
+    assert axes is None and "(N, 15, 64) cannot be cut along axes (2,) into places (15,)" in note
     for nonsense in (0,), (3,), (1, 1):
         with pytest.raises(ValueError, match="different axes of inputs"):
             read_places(hear, x, (16,), nonsense)

@@ -212,7 +212,8 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
         call = calls[number]
         name = call.name or type(model).__name__
         name += f"[call {numbers[call.name].index(number)}]" if len(numbers[call.name]) > 1 else ""
-        return [Level(f"{name}[head {head}]" if len(call.latents) > 1 else name, number, head) for head in heads]
+        several = len(call.latents) > 1 and not call.shared
+        return [Level(f"{name}[head {head}]" if several else name, number, head) for head in heads]
 
     stacks, found = _stacks(calls), []
     alone = {stack[0] for stack in stacks if len(stack) == 1}

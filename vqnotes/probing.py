@@ -53,8 +53,8 @@ def diagnose_model(
     If the model returns something of the inputs' shape, it counts as their reconstruction.
 
     Memory: a fair sample by `seed` is kept of what was heard: of the inputs and their reconstructions 2^25 numbers,
-    but at least 512 inputs; of the latents of each quantiser 2^25 numbers, but at least 16 latents a code. Uses of
-    the codes are counted over all that was heard.
+    but at least those that belong to 512 latents; of the latents of each quantiser 2^25 numbers, but at least 16
+    latents a code. Uses of the codes are counted over all that was heard.
     The model runs in evaluation mode, without gradients. Its modes, buffers and quantisers are put back as they were,
     and torch's random state too. Whether a gradient passes the quantisers is tried on a copy of the model.
     Raises ValueError if no quantiser is found or called, if the model cannot take the data, or as `diagnose` does.

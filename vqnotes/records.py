@@ -1,5 +1,6 @@
 """What was heard of a model, kept in bounded memory, and the diagnosis of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.diagnosis import diagnose, diagnose_stack
+from vqnotes.diagnosis import diagnose_observed, diagnose_observed_stack
 from vqnotes.figures import AT_LEAST, AT_MOST, PER_CODE
 from vqnotes.listening import Call, Listener, Unit, by_example, units
-from vqnotes.pairing import UnpairedInputs
+from vqnotes.pairing import Inputs, Observed, UnpairedInputs, observe_stack
 from vqnotes.trials import fed_by, read_places, rebuilt
 from vqnotes.verdicts import Diagnosis
 
-MOST_NUMBERS, LEAST_INPUTS = 2**25, 512  # of what is heard so much is kept
+MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
 
 
 class Heard:
@@ -56,8 +57,9 @@ class Heard:
         paired = [record for record in self.records if record.axes is not None]
         if self.places is not None and not paired:
             raise ValueError(f"places={self.places}: {'; '.join(sum((one.notes for one in self.records), []))}")
-        most = [MOST_NUMBERS // numbers, *(record.sample.most for record in paired)]
-        self.inputs = Sample(max(LEAST_INPUTS, min(most)))
+        needed = max((LEAST_PIECES // math.prod(record.places) + 1 for record in paired), default=0)
+        most = max(needed, MOST_NUMBERS // numbers)
+        self.inputs = Sample(min([most, *(record.sample.most for record in paired)]))
 
     def call(self, x: Tensor):
         model = self.listener.model
@@ -213,37 +215,44 @@ class Record:
 
     def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
         """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
-        kept = self.sample
-        latents, index = ([kept.of(f"{name} {i}") for i in range(len(self.codes))] for name in ("latents", "index"))
-        counts, beside = kept.of("counts 0"), {"seed": seed}
-        if not self.places:  # one latent for each input, or rows of them
-            latents, index, counts = (
-                [z.flatten(0, -2) for z in latents],
-                [one.flatten() for one in index],
-                counts.flatten(),
-            )
-        if not counts.all():
-            beside["mask"] = counts
-        if labels is not None and not self.rows:
-            beside["labels"] = labels[kept.of("number")]
-        if self.axes is not None:
-            beside |= {"inputs": inputs.of("x"), "places": self.axes or None}
-            beside |= {"reconstruction": inputs.of("rebuilt") if "rebuilt" in inputs.tensors else None}
         try:
-            found = self.judged(latents, index, beside)
-        except UnpairedInputs as error:
-            self.notes.append(f"the inputs were not used: {error}")
-            found = self.judged(latents, index, beside | {"inputs": None, "places": None, "reconstruction": None})
+            seen = self.observed(inputs, labels)
+            if len(self.codes) == 1:
+                found = {self.unit.name: diagnose_observed(seen, seed)}
+            else:
+                whole, parts = diagnose_observed_stack(seen, seed)
+                found = {self.unit.name: whole}
+                for level, one in zip(self.unit.levels, (one for part in parts for one in part)):
+                    found.setdefault(level.name, one)  # heads of one codebook have one name, that of the whole
         except ValueError as error:
             raise ValueError(f"quantiser {self.unit.name!r}: {error}") from error
-        whole = next(iter(found))
-        return found | {whole: replace(found[whole], notes=[*found[whole].notes, *self.notes])}
+        whole = found[self.unit.name]
+        return found | {self.unit.name: replace(whole, notes=[*whole.notes, *self.notes])}
 
-    def judged(self, latents: list[Tensor], index: list[Tensor], beside: dict) -> dict[str, Diagnosis]:
-        if len(self.codes) == 1:
-            one = diagnose(latents[0], self.codes[0], index=index[0], channel_axis=-1, **beside)
-            return {self.unit.name if self.unit.loose else self.unit.levels[0].name: one}
-        each = iter(zip(latents, self.codes, index))
-        stack = diagnose_stack([[next(each) for _ in part] for part in self.unit.parts], **beside)
-        alone = [one for part in stack.parts for one in part]
-        return {self.unit.name: stack.whole} | {level.name: one for level, one in zip(self.unit.levels, alone)}
+    def observed(self, inputs: Sample, labels: Tensor | None) -> Observed:
+        """The sample as the diagnosis takes it."""
+        kept, order = self.sample, slice(None)
+        if self.axes is not None:  # first those whose inputs are kept, in the order of these
+            by_key = np.argsort(kept.keys)
+            known = by_key[np.searchsorted(kept.keys, inputs.keys, sorter=by_key)]
+            order = torch.from_numpy(np.concatenate([known, np.setdiff1d(by_key, known)]))
+        one_each = not self.rows and not self.places
+
+        def of(name: str) -> Tensor:
+            return kept.of(name)[order].squeeze(1) if one_each and kept.of(name).ndim > 1 else kept.of(name)[order]
+
+        levels = iter([of(f"latents {i}"), codes, of(f"index {i}")] for i, codes in enumerate(self.codes))
+        parts = [[next(levels)]] if self.unit.loose else [[next(levels) for _ in part] for part in self.unit.parts]
+        labels = None if labels is None or self.rows else labels[of("number")]
+        counts = of("counts 0")
+        seen = observe_stack(parts, mask=None if counts.all() else counts, labels=labels)
+        uses = iter(self.uses)
+        seen = replace(seen, parts=[[replace(level, uses=next(uses)) for level in part] for part in seen.parts])
+        if self.axes is None:
+            return seen
+        x, back = inputs.of("x"), inputs.of("rebuilt") if "rebuilt" in inputs.tensors else None
+        try:
+            return replace(seen, inputs=Inputs(x, (len(x), *seen.grid[1:]), self.axes or None, back))
+        except UnpairedInputs as error:
+            self.notes.append(f"the inputs were not used: {error}")
+            return seen

@@ -48,15 +48,16 @@ def read_places(
     if not inner:
         return (), None
     shape = tuple(x.shape)
+    said = f"inputs (N, {', '.join(map(str, shape[1:]))})"
     if given is not None:
         if len(set(given)) < len(given) or any(axis not in range(1, x.ndim) for axis in given):
             raise ValueError(f"places={given} must be different axes of inputs {shape}, not the first")
         if cuts([shape[axis] for axis in given], inner) is None:
-            return None, f"inputs {shape} cannot be cut along axes {given} into places {inner}"
+            return None, f"{said} cannot be cut along axes {given} into places {inner}"
         return given, None
     tried = readings(shape, inner)
     if not tried:
-        return None, f"inputs {shape} do not belong to latents on places {inner}: no sides are multiples of them"
+        return None, f"{said} do not belong to latents on places {inner}: no sides are multiples of them"
     local = {axes: _locality(hear, x, axes, cuts([shape[axis] for axis in axes], inner)) for axes in tried}
     moved = {axes: one for axes, one in local.items() if one is not None}
     if len(tried) == 1 and not moved:  # nothing moves at all: nothing speaks against it
@@ -65,11 +66,11 @@ def read_places(
         best = max(moved, key=lambda axes: moved[axes][near])
         others = [one[near] for axes, one in moved.items() if axes != best]
         if moved[best][near] >= LOCAL and all(moved[best][near] >= CLEARLY * one for one in others):
-            note = f"inputs {shape} could be read along axes {' or '.join(map(str, tried))}; latents move with {best}"
+            note = f"{said} could be read along axes {' or '.join(map(str, tried))}; latents move with {best}"
             return best, note if len(tried) > 1 else None
     ways = " or ".join(f"places={axes}" for axes in tried)
     return None, (
-        f"inputs {shape} changed at one place of {ways} do not move the latents {inner} there more than elsewhere; "
+        f"{said} changed at one place of {ways} do not move the latents {inner} there more than elsewhere; "
         f"say places= if you know better"
     )
 
