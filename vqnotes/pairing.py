@@ -1,11 +1,11 @@
-"""What people bring, parsed once: latents as rows, the codes they got, and the inputs and labels that belong to them.
+"""What people bring, parsed once: latents as rows, the codes they got, the inputs and labels that belong to them.
 
-Nothing is guessed. Where an axis can be read in two ways, an argument decides, and without it a ValueError names both.
+Nothing is guessed. Where shapes can be read in two ways, an argument decides; without it a ValueError names both.
 """
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,16 +36,43 @@ def as_tensor(given, name: str) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """Latents (N, D) that reach a codebook (K, D), and the codes that they get."""
+
+    latents: Tensor
+    codes: Tensor
+    own_index: Tensor | None = None  # (N,) the model's own choice
+    uses: Tensor | None = None  # (K,) of each code, where these latents are a sample of those that were coded
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """Index of the nearest code, (N,)."""
+        return nearest_code(self.latents, self.codes)
+
+    @property
+    def index(self) -> Tensor:
+        """The model's own choice if it is known, else the nearest code, (N,)."""
+        return self.nearest if self.own_index is None else self.own_index
+
+    def chosen(self, rows: Tensor) -> Tensor:
+        """The codes of these latents, (n, D) float64."""
+        return self.codes[self.index[rows]].double()
+
+
+@dataclass(frozen=True)
 class Observed:
-    """Latents and the codebook that codes them, with what belongs to them. Made by `observe`."""
+    """Latents, the codebooks that code them, and the inputs and labels beside them: see `observe`, `observe_stack`.
+
+    parts: heads or groups, each with its levels. A single codebook is one part of one level. A part's first level
+    codes its share of the latents' dimensions, each later level what the one before left.
+    """
 
     latents: Tensor  # (M, D), those that are masked too, which are 0
-    codes: Tensor  # (K, D)
     grid: tuple  # shape of the latents without D: (inputs, places ...)
     mask: Tensor | None  # (M,) True for those that count; None: all do
-    own_index: Tensor | None  # (N,) the model's own choice of a code
-    inputs: "Inputs | None"
-    labels: Tensor | None  # one for each of the M latents, or for each input
+    parts: list[list[Coded]]
+    inputs: "Inputs | None" = None
+    labels: Tensor | None = None  # one for each of the M latents, or for each input
 
     @cached_property
     def rows(self) -> Tensor:
@@ -57,15 +84,40 @@ class Observed:
         """The latents that count, (N, D)."""
         return self.latents if self.mask is None else self.latents[self.mask]
 
-    @cached_property
-    def nearest(self) -> Tensor:
-        """Index of the nearest code, (N,)."""
-        return nearest_code(self.counted, self.codes)
+    @property
+    def places(self) -> list[Coded]:
+        """Every place where a code is chosen: all levels of all parts."""
+        return [level for levels in self.parts for level in levels]
 
     @property
-    def index(self) -> Tensor:
-        """The model's own choice if it is known, else the nearest code, (N,)."""
-        return self.nearest if self.own_index is None else self.own_index
+    def firsts(self) -> list[int]:
+        """Which of the places are first levels."""
+        return np.cumsum([0, *map(len, self.parts)])[:-1].tolist()
+
+    @cached_property
+    def shared(self) -> list[list[int]]:
+        """Which of the places have the same codebook, one list for each codebook that differs from the others."""
+        groups: list[list[int]] = []
+        for number, one in enumerate(self.places):
+            same = [group for group in groups if torch.equal(self.places[group[0]].codes, one.codes)]
+            if same:
+                same[0].append(number)
+            else:
+                groups.append([number])
+        return groups
+
+    @property
+    def bits(self) -> float:
+        """What all codes of a latent can carry: the sum of log2 K."""
+        return sum(math.log2(len(one.codes)) for one in self.places)
+
+    def alone(self, group: list[int]) -> "Observed":
+        """The codebook that these places share, by itself: with the latents of all of them, without inputs."""
+        members = [self.places[number] for number in group]
+        own = None if any(one.own_index is None for one in members) else torch.cat([one.own_index for one in members])
+        uses = None if any(one.uses is None for one in members) else sum(one.uses for one in members)
+        latents = torch.cat([one.latents for one in members])
+        return Observed(latents, (len(latents),), None, [[Coded(latents, members[0].codes, own, uses)]])
 
 
 def observe(
@@ -81,27 +133,87 @@ def observe(
     reconstruction=None,
 ) -> Observed:
     """What `diagnosis.diagnose` is given, parsed and checked. Arguments and errors are explained there."""
-    latents, codes = as_tensor(latents, "latents"), as_tensor(codebook, "codebook")
+    codes = as_tensor(codebook, "codebook")
     check_codebook(codes)
+    latents = as_tensor(latents, "latents")
+    if latents.ndim:
+        latents = _channels_last(latents, codes.shape[1], channel_axis)
+    seen = _on_a_grid(latents, mask)
+    check_latents(seen.latents, codes.shape[1])
+    return _with_inputs(seen, [[_coded(seen, seen.latents, codes, index)]], inputs, labels, places, reconstruction)
+
+
+def observe_stack(parts, *, labels=None, inputs=None, mask=None, places=None, reconstruction=None) -> Observed:
+    """What `diagnosis.diagnose_stack` is given, parsed and checked. Arguments and errors are explained there."""
+    parts = [
+        [(as_tensor(z, "latents"), as_tensor(codes, "codebook"), index) for z, codes, index in part] for part in parts
+    ]
+    if not parts or not all(parts):
+        raise ValueError(
+            f"need at least one part, each with at least one level, got {[len(part) for part in parts]} levels"
+        )
+    shapes = [tuple(latents.shape[:-1]) for part in parts for latents, *_ in part]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"all levels need latents at the same places, got shapes without D {shapes}")
+    seen = _on_a_grid(torch.cat([part[0][0] for part in parts], dim=-1), mask)
+    coded = []
+    for part in parts:
+        levels = []
+        for latents, codes, index in part:
+            check_codebook(codes)
+            latents = _on_a_grid(latents, mask).latents
+            check_latents(latents, codes.shape[1])
+            levels.append(_coded(seen, latents, codes, index))
+        coded.append(levels)
+    return _with_inputs(seen, coded, inputs, labels, places, reconstruction)
+
+
+def _on_a_grid(latents: Tensor, mask) -> Observed:
+    """The latents (..., D) as rows, those that are masked as 0: padding may hold anything, NaN too."""
     if not latents.ndim or not latents.numel():
         check_latents(latents)
-    latents = _channels_last(latents, codes.shape[1], channel_axis)
     grid = tuple(latents.shape[:-1]) or (1,)
     latents = latents.reshape(-1, latents.shape[-1])
     if mask is not None:
-        mask = _on_the_grid(mask, "mask", grid, (torch.bool,)).flatten()
+        mask = _one_each(
+            mask, "mask", grid, "True where a latent counts", lambda one: one.dtype == torch.bool
+        ).flatten()
         if not mask.any():
             raise ValueError(f"mask {grid} is False everywhere: no latent counts")
-        latents = torch.where(mask[:, None], latents, 0)  # padding may hold anything, NaN too
-    check_latents(latents, codes.shape[1])
-    if index is not None:
-        index = _on_the_grid(index, "index", grid, None).flatten().long()
-        index = index if mask is None else index[mask]
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= len(codes):
-            raise ValueError(f"index must be in 0 .. {len(codes) - 1}, got {low} .. {high}")
-    paired = None if inputs is None else Inputs(inputs, grid, places, reconstruction)
-    return Observed(latents, codes, grid, mask, index, paired, _checked_labels(labels, grid))
+        latents = torch.where(mask[:, None], latents, 0)
+    return Observed(latents, grid, mask, [])
+
+
+def _coded(seen: Observed, latents: Tensor, codes: Tensor, index) -> Coded:
+    """Those of the latents (M, D) that count, with their codes. index: of the latents' shape without D, or None."""
+    counted = latents if seen.mask is None else latents[seen.mask]
+    if index is None:
+        return Coded(counted, codes)
+    index = _one_each(index, "index", seen.grid, "whole numbers", lambda one: not one.is_floating_point()).flatten()
+    index = (index if seen.mask is None else index[seen.mask]).long()
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= len(codes):
+        raise ValueError(f"index must be in 0 .. {len(codes) - 1}, got {low} .. {high}")
+    return Coded(counted, codes, index)
+
+
+def _one_each(given, name: str, grid: tuple, kind: str, fits) -> Tensor:
+    """The index or mask as a tensor; ValueError unless there is one entry for each latent, of a fitting type."""
+    tensor = as_tensor(given, name)
+    if tuple(tensor.shape) != grid or not fits(tensor):
+        found = f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"{name} must be {kind}, of the latents' shape without D, {grid}, got {found}")
+    return tensor
+
+
+def _with_inputs(seen: Observed, parts: list, inputs, labels, places, reconstruction) -> Observed:
+    paired = None if inputs is None else Inputs(inputs, seen.grid, places, reconstruction)
+    if labels is not None:
+        labels, count = as_tensor(labels, "labels").flatten(), len(seen.latents)
+        if len(labels) not in (count, seen.grid[0]) or labels.is_floating_point():
+            found = f"got {len(labels)} {labels.dtype}"
+            raise ValueError(f"need a whole number a label, for {count} latents or {seen.grid[0]} inputs, {found}")
+    return replace(seen, parts=parts, inputs=paired, labels=labels)
 
 
 def _channels_last(latents: Tensor, dim: int, channel_axis: int | None) -> Tensor:
@@ -117,33 +229,11 @@ def _channels_last(latents: Tensor, dim: int, channel_axis: int | None) -> Tenso
         return latents
     if shape[-1] == dim > 1:
         raise ValueError(
-            f"latents {shape} and codes of {dim} dimensions can be read in two ways: channel_axis=-1 takes the last "
-            f"axis for the dimensions, as in (N, T, D) or (N, H, W, D); channel_axis=1 the second, as in (N, D, T) or "
-            f"(N, D, H, W). Say which"
+            f"latents {shape} and codes of {dim} dimensions can be read in two ways: channel_axis=-1, the last axis "
+            f"holds the dimensions, as in (N, T, D) or (N, H, W, D); or channel_axis=1, the second does, as in "
+            f"(N, D, T) or (N, D, H, W). Say which"
         )
     return latents.movedim(1, -1)
-
-
-def _on_the_grid(given, name: str, grid: tuple, dtypes: tuple | None) -> Tensor:
-    """The index or mask as a tensor; ValueError unless there is one entry for each latent, of a fitting type."""
-    tensor = as_tensor(given, name)
-    fits = not tensor.is_floating_point() if dtypes is None else tensor.dtype in dtypes
-    if tuple(tensor.shape) != grid or not fits:
-        kind = "whole numbers" if dtypes is None else "True where a latent counts"
-        found = f"{tensor.dtype} {tuple(tensor.shape)}"
-        raise ValueError(f"{name} must be {kind} of the latents' shape without D, {grid}, got {found}")
-    return tensor
-
-
-def _checked_labels(labels, grid: tuple) -> Tensor | None:
-    if labels is None:
-        return None
-    y, count = as_tensor(labels, "labels").flatten(), math.prod(grid)
-    if len(y) not in (count, grid[0]) or y.is_floating_point():
-        raise ValueError(
-            f"need a whole number a label, for {count} latents or {grid[0]} inputs, got {len(y)} {y.dtype}"
-        )
-    return y
 
 
 # ---------------------------------------------------------------- inputs
@@ -162,13 +252,14 @@ class Inputs:
             raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
         if not x.is_floating_point() and x.dtype not in QUANTITIES:
             raise UnpairedInputs(
-                f"inputs {x.dtype} {tuple(x.shape)} look like ids (tokens, items), which cannot be averaged: pass what "
-                f"they are embedded to, or labels=; if they are quantities, pass inputs.float()"
+                f"inputs {x.dtype} {tuple(x.shape)} look like ids (tokens, items), which cannot be averaged: pass "
+                f"what they are embedded to, or labels=; if they are quantities, pass inputs.float()"
             )
         self.inputs, self.shape = x, tuple(x.shape)
         self.axes = self._axes(grid, places)
         self.grid = (len(x),) if self.axes is None else self._grid(grid)
         self.patches = self._cut(x)
+        self.piece = tuple(self.patches.shape[len(self.grid) :])  # what one latent gets
         self.size = self.patches[(0,) * len(self.grid)].numel()
         self.rebuilt = None
         if reconstruction is not None:
@@ -246,9 +337,9 @@ class Inputs:
 def _readings(shape: tuple, inner: tuple) -> list[tuple]:
     """All axes of inputs (N, ...) along which latents on the places `inner` may run.
 
-    (N, C, ...), (N, ..., C) or (N, ...) with sides that are multiples of the places; with more axes, those right after
-    the first if they are as long as the places, as in frames (N, T, C, H, W). One axis of places may also run over the
-    square patches of images (N, C, H, W) or (N, H, W, C), row by row.
+    (N, C, ...), (N, ..., C) or (N, ...) with sides that are multiples of the places; with more axes, those right
+    after the first if they are as long as the places, as in frames (N, T, C, H, W). One axis of places may also run
+    over the square patches of images (N, C, H, W) or (N, H, W, C), row by row.
     """
     count, most = len(inner), len(shape) - len(inner)
     if most in (1, 2):

@@ -132,15 +132,25 @@ LONGER = Advice("a longer warm-up, so that weak directions are learnt before cod
 MORE_DIMENSIONS = Advice(
     "more latent dimensions, if the quantiser or a projection before it has few", "encoder", "05"
 )
+REPAIR_EACH = Advice(
+    "without training again: k-means for each codebook on what reaches it, first levels first; then train the decoder",
+    "start",
+    "05",
+)
+MORE_LEVELS = Advice("more levels, or more codes in each: their bits add up", "structure", "05")
 MORE_CODES = Advice("more codes, or a second stage that codes what the first leaves (residual)", "structure", "05")
 FEWER_LATENTS = Advice("more latents for each input: a finer grid", "encoder", "03")
 INPUTS = Advice("pass inputs= (or labels=), so that the encoder can be judged too", "data", "09")
 MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
 
 
-def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice]) -> list[Advice]:
-    """What to try, in order. size: K. busy: whether nearly all codes are in use. needs: what the verdict lacked."""
-    tokens = [*([STORM] if busy else []), WARM_UP, RESTART, REPAIR, *([MANY_CODES] if size >= 16384 else []), BUGS]
+def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice], several: bool = False) -> list[Advice]:
+    """What to try, in order. size: K. busy: whether nearly all codes are in use. needs: what the verdict lacked.
+
+    several: for codes that are put together (levels, heads, groups), or for one of their codebooks.
+    """
+    repair = REPAIR_EACH if several else REPAIR
+    tokens = [*([STORM] if busy else []), WARM_UP, RESTART, repair, *([MANY_CODES] if size >= 16384 else []), BUGS]
     embeddings = [WIDER, LESS_BETA, ENCODER_BUGS]
     return {
         "healthy": [],
@@ -148,6 +158,6 @@ def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice]) -> l
         "embedding collapse": embeddings,
         "token and embedding collapse": [*embeddings[:1], *tokens[:-1], *embeddings[1:]],
         "dimensional collapse": [LONGER, MORE_DIMENSIONS, LESS_BETA],
-        "rate limit": [MORE_CODES, FEWER_LATENTS],
+        "rate limit": [MORE_LEVELS if several else MORE_CODES, FEWER_LATENTS],
         "cannot tell": [],
     }[verdict] + needs
