@@ -11,7 +11,7 @@ from vqnotes.listening import Listener, Unit, first_argument
 from vqnotes.pairing import _cuts as cuts
 
 PLACES_TRIED, EXAMPLES_TRIED = 8, 32
-LOCAL, CLEARLY = 0.2, 2.0  # share of the movement at the place, above chance; and beside that of any other reading
+LOCAL, CLEARLY = 0.2, 1.5  # share of the movement at the place, above chance; and beside that of any other reading
 GRADIENT_EXAMPLES = 8
 
 
@@ -21,11 +21,11 @@ GRADIENT_EXAMPLES = 8
 def readings(shape: tuple, inner: tuple) -> list[tuple]:
     """All choices of axes of inputs (N, ...) along which latents on the places `inner` might run, in this order.
 
-    Sides must be multiples of the places. A single axis of places might also be square patches over two axes.
+    Sides must be multiples of the places. A single axis of places might also be square patches of images, row by row.
     """
     axes = range(1, len(shape))
     tried = list(itertools.combinations(axes, len(inner)))
-    if len(inner) == 1:
+    if len(inner) == 1 and len(shape) > 3:
         tried += zip(axes, axes[1:])
     found = {}
     for one in tried:
