@@ -50,7 +50,8 @@ def diagnose_model(
     places: the axes of the inputs along which the latents' places run: (1,) for sequences (N, T, C), (2,) for
     (N, C, T), (2, 3) for images (N, C, H, W). None: the model is asked. The inputs are changed at one place, and
     where the latents move decides; if that is nowhere clearly, the encoder is not judged, and a note says so.
-    If the model returns something of the inputs' shape, it counts as their reconstruction.
+    If the model returns something of the inputs' shape, it counts as their reconstruction, unless it also depends on
+    anything but the codes of one quantiser (or one unit of them), such as a skip connection.
 
     Memory: a fair sample by `seed` is kept of what was heard: of the inputs and their reconstructions 2^25 numbers,
     but at least those that belong to 512 latents; of the latents of each quantiser 2^25 numbers, but at least 16

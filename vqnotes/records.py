@@ -12,7 +12,7 @@ from vqnotes.diagnosis import diagnose_observed, diagnose_observed_stack
 from vqnotes.figures import AT_LEAST, AT_MOST, PER_CODE
 from vqnotes.listening import Call, Listener, Unit, by_example, units
 from vqnotes.pairing import Inputs, Observed, UnpairedInputs, observe_stack
-from vqnotes.trials import fed_by, read_places, rebuilt
+from vqnotes.trials import depends_on_codes_alone, fed_by, read_places, rebuilt
 from vqnotes.verdicts import Diagnosis
 
 MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
@@ -28,9 +28,10 @@ class Heard:
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
         output = self.call(x)
-        calls, back = self.listener.calls.copy(), rebuilt(output, x)
+        calls = self.listener.calls.copy()
         if not self.count:
-            self.begin(x, calls, numbers=x[0].numel() * (1 if back is None else 2))
+            self.begin(x, calls)
+        back = rebuilt(output, x) if self.by_codes else None
         if [call.name for call in calls] != self.names:
             raise ValueError(f"quantisers must be called alike on all batches, got {self.names} and then others")
         keys = self.random.random(len(x))
@@ -41,7 +42,7 @@ class Heard:
         self.labels.append(y)
         self.count += len(x)
 
-    def begin(self, x: Tensor, calls: list[Call], numbers: int) -> None:
+    def begin(self, x: Tensor, calls: list[Call]) -> None:
         """What the first batch tells: which quantisers belong together, and where their latents look."""
         self.first, self.names = x, [call.name for call in calls]
         if idle := set(self.listener.names) - set(self.names):
@@ -57,6 +58,9 @@ class Heard:
         paired = [record for record in self.records if record.axes is not None]
         if self.places is not None and not paired:
             raise ValueError(f"places={self.places}: {'; '.join(sum((one.notes for one in self.records), []))}")
+        # With other ways for the inputs to its output, the model's error tells nothing of this encoder.
+        self.by_codes = len(made) == 1 and depends_on_codes_alone(self.listener, self.call, x)
+        numbers = x[0].numel() * (2 if self.by_codes else 1)
         needed = max((LEAST_PIECES // math.prod(record.places) + 1 for record in paired), default=0)
         most = max(needed, MOST_NUMBERS // numbers)
         self.inputs = Sample(min([most, *(record.sample.most for record in paired)]))
@@ -236,10 +240,12 @@ class Record:
             by_key = np.argsort(kept.keys)
             known = by_key[np.searchsorted(kept.keys, inputs.keys, sorter=by_key)]
             order = torch.from_numpy(np.concatenate([known, np.setdiff1d(by_key, known)]))
-        one_each = not self.rows and not self.places
 
         def of(name: str) -> Tensor:
-            return kept.of(name)[order].squeeze(1) if one_each and kept.of(name).ndim > 1 else kept.of(name)[order]
+            tensor = kept.of(name)[order]
+            if self.rows or self.places or name == "number":
+                return tensor
+            return tensor.flatten(0, -2) if name.startswith("latents") else tensor.flatten()  # one for each input
 
         levels = iter([of(f"latents {i}"), codes, of(f"index {i}")] for i, codes in enumerate(self.codes))
         parts = [[next(levels)]] if self.unit.loose else [[next(levels) for _ in part] for part in self.unit.parts]

@@ -2,7 +2,8 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +112,11 @@ def _above(share: float, chance: float) -> float:
     return (share - chance) / (1 - chance) if chance < 1 else 0.0
 
 
-# ---------------------------------------------------------------- which quantiser feeds which
+# ---------------------------------------------------------------- what depends on the codes
 
 
 def fed_by(listener: Listener, call: Callable, x: Tensor, units: list[Unit]) -> dict[str, str]:
-    """{name of a unit: name of the first unit whose codes it depends on}: these are changed, and the others heard.
+    """{name of a unit: name of the first other one on whose codes it depends}: these are changed, and others heard.
 
     call: calls the model, as the listener does.
     """
@@ -126,29 +127,42 @@ def fed_by(listener: Listener, call: Callable, x: Tensor, units: list[Unit]) -> 
         call(x)
         return [torch.cat([listener.calls[part[0].call].entered.flatten() for part in unit.parts]) for unit in units]
 
-    def change(module: nn.Module, arguments: tuple, output):
-        codes, *others = [output] if isinstance(output, Tensor) else output
-        changed = codes.roll(1, 0) + 1
-        return changed if isinstance(output, Tensor) else _like(output, (changed, *others))
-
     before = entering()
-    for unit in units:
-        names = {listener.calls[level.call].name for level in unit.levels}
-        hooks = [listener.model.get_submodule(name).register_forward_hook(change) for name in names]
-        try:
+    names = [{listener.calls[level.call].name for level in unit.levels} for unit in units]
+    for unit, own in zip(units, names):
+        with _returning(listener.model, own, lambda codes: codes.roll(1, 0) + 1):
             after = entering()
-        finally:
-            for hook in hooks:
-                hook.remove()
         for other, one, changed in zip(units, before, after):
             if other is not unit and not torch.equal(one, changed):
                 found.setdefault(other.name, unit.name)
     return found
 
 
-def _like(output: tuple, values: tuple) -> tuple:
-    """A tuple of the same kind with other values."""
-    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+def depends_on_codes_alone(listener: Listener, call: Callable, x: Tensor) -> bool:
+    """Whether the model rebuilds its inputs from codes and nothing else: given the same codes, all look the same."""
+    x = x[:EXAMPLES_TRIED]
+    with _returning(listener.model, listener.names, lambda codes: codes[:1].expand_as(codes)):
+        torch.manual_seed(0)
+        back = rebuilt(call(x), x)
+    return back is not None and len(x) > 1 and torch.allclose(back, back[:1], rtol=0, atol=1e-3 * back.abs().max())
+
+
+@contextmanager
+def _returning(model: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Meanwhile these quantisers return changed codes."""
+
+    def changed(module: nn.Module, arguments: tuple, output):
+        if isinstance(output, Tensor):
+            return change(output)
+        values = change(output[0]), *output[1:]
+        return type(output)(*values) if hasattr(output, "_fields") else values
+
+    hooks = [model.get_submodule(name).register_forward_hook(changed) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 # ---------------------------------------------------------------- gradients
