@@ -372,8 +372,8 @@ def _notes(seen: Observed, f: Figures, tokens: bool | None, embeddings: bool | N
     elif f.inputs_loss is None:
         notes.append("dimensions are not judged: without inputs they have no reference")
     if f.reader is not None:
-        itself = "" if f.model_loss is None else f"; the model itself leaves {f.model_loss:.3g}"
-        notes.append(f"what the encoder loses is what {f.reader} cannot read off the latents{itself}")
+        itself = "" if f.model_loss is None else f"; the model as a whole leaves {f.model_loss:.3g}"
+        notes.append(f"lost by the encoder is what {f.reader}, the best of the readers, leaves of the inputs{itself}")
     if f.sample < f.latents:
         notes.append(f"references are measured on {f.sample:,} of {f.latents:,} latents")
     if f.error is not None:

@@ -60,7 +60,7 @@ class Figures:
     chance: float | None = None  # share of the largest class
     reader: str | None = None  # whose reading encoder_loss is
     model_loss: float | None = None  # of the inputs, by the model's own reconstruction
-    different: int | None = None  # latents that differ from each other
+    different: int | None = None  # latents that differ from each other, if some are equal
     size: float | None = None  # root mean square of the latents, over that of their distance from their mean
     own_ratio: float | None = None  # error with the model's own indices over that with the nearest codes
     own_differs: float | None = None  # share of the latents whose own code is farther than the nearest
@@ -127,9 +127,9 @@ def _use_figures(one: Coded) -> dict:
         "latents": count,
         "codes": size,
         "distinct": len(one.codes.unique(dim=0)),
-        "different": different,
+        "different": different if different < len(one.latents) else None,
         "usage": meter.usage(),
-        "ceiling": min(ceiling, different / size),
+        "ceiling": min(ceiling, different / size) if different < len(one.latents) else ceiling,
         "perplexity": meter.perplexity(),
         "counts": meter.counts,
     }
@@ -340,8 +340,12 @@ def _encoder_figures(sample: Sample, reference: list[list[Tensor]], seed: int) -
     x, half = paired.rows(rows), len(rows) // 2
     if (x[:half] == x[0]).all() or (x[half:] == x[half]).all():
         raise ValueError(f"the inputs do not vary: {half} of {len(x)}, chosen at random, are equal")
-    largest = x.abs().max()  # so that squares do not overflow
-    x = x / largest
+    largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
+    x /= largest
+    model_loss = None
+    if paired.rebuilt is not None:
+        model_loss = readers.left_over(x[half:], paired.rebuilt_rows(rows)[half:] / largest)
+    x = readers.in_few_dimensions(x)
     near = sample.centred(around(seen.latents, paired.grid if len(paired.grid) > 1 else seen.grid, rows, seen.mask))
     near_codes = coded_by(reference, near.flatten(0, 1)).reshape(near.shape)
     parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
@@ -353,13 +357,10 @@ def _encoder_figures(sample: Sample, reference: list[list[Tensor]], seed: int) -
         index = nearest_code(near[:, near.shape[1] // 2], reference[0][0])
         codes_loss = min(codes_loss, readers.left_over(x[half:], readers.means_by(index, x)[half:]))
     guess = readers.by_regression(near, x, seed)
-    losses = {"the codes": codes_loss, "a regression": readers.left_over(x[half:], guess)}
-    model_loss = None
-    if paired.rebuilt is not None:
-        losses["the model itself"] = model_loss = readers.left_over(
-            x[half:], paired.rebuilt_rows(rows)[half:] / largest
-        )
-    # Before an encoder is convicted, a stronger reader is heard.
+    losses = {"a regression on codes": codes_loss, "a regression": readers.left_over(x[half:], guess)}
+    if model_loss is not None:
+        losses["the model's decoder"] = model_loss
+    # Before an encoder can be convicted, a stronger reader is heard.
     if min(losses.values()) > max(inputs_loss + TRIFLE, codes_loss / 2):
         losses["a network"] = readers.left_over(x[half:], readers.by_network(near, x, guess, seed))
     reader = min(losses, key=losses.get)

@@ -227,7 +227,7 @@ def _channels_last(latents: Tensor, dim: int, channel_axis: int | None) -> Tenso
         return latents.movedim(channel_axis, -1)
     if latents.ndim < 3 or shape[1] != dim:
         return latents
-    if shape[-1] == dim > 1:
+    if shape[-1] == dim and (dim > 1 or shape[1:-1] != shape[2:]):
         raise ValueError(
             f"latents {shape} and codes of {dim} dimensions can be read in two ways: channel_axis=-1, the last axis "
             f"holds the dimensions, as in (N, T, D) or (N, H, W, D); or channel_axis=1, the second does, as in "
@@ -248,7 +248,7 @@ class Inputs:
 
     def __init__(self, inputs, grid: tuple, places: tuple | None = None, reconstruction=None):
         x = as_tensor(inputs, "inputs")
-        if x.ndim == 0 or x.numel() == 0 or (x.is_floating_point() and not torch.isfinite(x).all()):
+        if x.ndim == 0 or x.numel() == 0 or (x.is_floating_point() and not torch.stack(x.aminmax()).isfinite().all()):
             raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
         if not x.is_floating_point() and x.dtype not in QUANTITIES:
             raise UnpairedInputs(

@@ -3,13 +3,12 @@
 Readers of growing strength. What a stronger one still reads is not lost, whatever a weaker one left.
 """
 
-import warnings
-
 import math
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vqnotes import metrics
 from vqnotes.kmeans import kmeans
@@ -17,7 +16,23 @@ from vqnotes.pairing import Observed
 from vqnotes.search import nearest_code
 
 LABEL_SAMPLE = 1500
+STEPS, BATCH = 2000, 64  # of the network, at most
 MOST_COMPONENTS = 64  # of the inputs, that codes are placed on and that a network reads
+
+
+def in_few_dimensions(x: Tensor) -> Tensor:
+    """Points x (n, P) as (n, n) where P is larger: distances stay the same, and so does what a linear reader leaves.
+
+    They are turned into the space that the n points span, by the eigenvectors of their products.
+    """
+    if x.shape[1] <= len(x):
+        return x
+    products = torch.zeros(len(x), len(x), dtype=torch.float64)
+    for part in x.split(4096, dim=1):
+        part = part - part.mean(0)
+        products += part @ part.T
+    sizes, directions = torch.linalg.eigh(products)
+    return (directions * sizes.clamp_min(0).sqrt()).float()
 
 
 class Components:
@@ -62,33 +77,49 @@ def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
         features.append(kernel.transform(seen))
     features = np.concatenate(features, axis=1)
     reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(features[:half], x[:half].numpy())
-    return torch.from_numpy(reader.predict(features[half:]))
+    return torch.from_numpy(reader.predict(features[half:])).reshape(x[half:].shape)
+
+
+class Network(nn.Module):
+    """A linear map, and beside it two hidden layers for what is not linear."""
+
+    def __init__(self, inputs: int, outputs: int, width: int = 128):
+        super().__init__()
+        hidden = [nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU()]
+        self.linear, self.curved = nn.Linear(inputs, outputs), nn.Sequential(*hidden, nn.Linear(width, outputs))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.linear(seen) + self.curved(seen)
 
 
 def by_network(near: Tensor, x: Tensor, guess: Tensor, seed: int) -> Tensor:
-    """x (n, P) as a network with two hidden layers guesses it, for the second half; it stops early.
+    """x (n, P) as a small network guesses it, for the second half.
 
-    It reads the inputs' first principal components; the others stay as in the guess of another reader.
+    It reads the inputs' first principal components; the others stay as in the guess of another reader. Of its epochs,
+    the one counts that does best on an eighth of the first half, from which it does not learn.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPRegressor
-
-    half = len(x) // 2
-    seen, parts = _of_length_one(near, 256, seed), Components(x, MOST_COMPONENTS, seed)
-    unit = parts.reduced.std(0).max()
-    seen, wanted = seen / seen.std(0).clamp_min(1e-6), parts.reduced / unit
-    network = MLPRegressor(
-        hidden_layer_sizes=(128, 128),
-        early_stopping=True,
-        learning_rate_init=2e-3,
-        batch_size=min(64, half),
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        network.fit(seen[:half].numpy(), wanted[:half].numpy().squeeze())
-    read = torch.from_numpy(network.predict(seen[half:].numpy()).reshape(wanted[half:].shape)).float() * unit
-    return guess + (read - (guess - x.mean(0)) @ parts.axes.T) @ parts.axes
+    half, held_out = len(x) // 2, len(x) // 16
+    with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(seed)
+        seen, parts = _of_length_one(near, 256, seed), Components(x, MOST_COMPONENTS, seed)
+        unit = parts.reduced.std(0).max()
+        seen, wanted = seen / seen.std(0).clamp_min(1e-6), parts.reduced / unit
+        network = Network(seen.shape[1], wanted.shape[1])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1)
+        epochs = min(60, STEPS * BATCH // half)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        least, best = math.inf, None
+        for _ in range(epochs):
+            for batch in (held_out + torch.randperm(half - held_out)).split(BATCH):
+                optimizer.zero_grad()
+                F.mse_loss(network(seen[batch]), wanted[batch]).backward()
+                optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                error = F.mse_loss(network(seen[:held_out]), wanted[:held_out]).item()
+                if error < least:
+                    least, best = error, network(seen[half:]) * unit
+    return guess + (best - (guess - x.mean(0)) @ parts.axes.T) @ parts.axes
 
 
 def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
