@@ -48,7 +48,7 @@ MADE = {  # name: the quantiser, its parts with their levels
         lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4, separate_codebook_per_head=True),
         heads(4),
     ),
-    "heads of one codebook": (lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4), heads(4)),
+    "heads of one codebook": (lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4), [["vq"]] * 4),
     "ResidualVQ": (
         lambda: theirs.ResidualVQ(dim=16, codebook_size=32, num_quantizers=3),
         levels("vq.layers.0", "vq.layers.1", "vq.layers.2"),

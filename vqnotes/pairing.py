@@ -298,12 +298,12 @@ class Inputs:
         return readings[0]
 
     def _grid(self, grid: tuple) -> tuple:
-        return (grid[0], *_cuts([self.shape[axis] for axis in self.axes], grid[1:]))
+        return (grid[0], *cuts([self.shape[axis] for axis in self.axes], grid[1:]))
 
     def _piece(self, axes: tuple, inner: tuple) -> tuple:
         """Shape of what one latent gets."""
         piece = list(self.shape[1:])
-        for axis, parts in zip(axes, _cuts([self.shape[axis] for axis in axes], inner)):
+        for axis, parts in zip(axes, cuts([self.shape[axis] for axis in axes], inner)):
             piece[axis - 1] //= parts
         return tuple(piece)
 
@@ -354,10 +354,10 @@ def _readings(shape: tuple, inner: tuple) -> list[tuple]:
 
 
 def _fits(shape: tuple, axes: tuple, inner: tuple) -> bool:
-    return _cuts([shape[axis] for axis in axes], inner) is not None
+    return cuts([shape[axis] for axis in axes], inner) is not None
 
 
-def _cuts(sides: list[int], inner: tuple) -> tuple | None:
+def cuts(sides: list[int], inner: tuple) -> tuple | None:
     """Into how many pieces each side is cut, to make the places; None if that cannot be.
 
     As many sides as axes of places: each by its own. More sides than one axis of places: into pieces of equal sides.
@@ -366,9 +366,9 @@ def _cuts(sides: list[int], inner: tuple) -> tuple | None:
         return tuple(inner) if all(side % parts == 0 for side, parts in zip(sides, inner)) else None
     if len(inner) == 1 < len(sides):
         for size in range(1, min(sides) + 1):
-            cuts = tuple(side // size for side in sides)
-            if all(side % size == 0 for side in sides) and math.prod(cuts) == inner[0]:
-                return cuts
+            pieces = tuple(side // size for side in sides)
+            if all(side % size == 0 for side in sides) and math.prod(pieces) == inner[0]:
+                return pieces
     return None
 
 

@@ -90,7 +90,7 @@ class Sample:
         count, every = len(self.keys), np.concatenate([self.keys, keys])
         stay = np.sort(np.argsort(every, kind="stable")[: self.most])
         rows = stay[stay >= count] - count
-        free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, self.most)])[: len(rows)]
+        free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, len(stay))])
         self.keys = np.concatenate([self.keys, np.empty(max(0, len(stay) - count))])
         self.keys[free] = keys[rows]
         rows, free = torch.from_numpy(rows), torch.from_numpy(free)
@@ -141,7 +141,7 @@ class Record:
         each = 1 if self.rows else latents[..., 0].numel() // batch
         numbers = sum(codes.shape[1] for codes in self.codes)
         needed = min(AT_MOST, max(AT_LEAST, PER_CODE * max(map(len, self.codes))))
-        self.sample = Sample(max(needed, MOST_NUMBERS // numbers) // each + 1)
+        self.sample = Sample(min(AT_MOST, max(needed, MOST_NUMBERS // numbers)) // each + 1)
         if self.rows:
             shapes = dict.fromkeys(str(tuple(calls[level.call].latents.shape[1:-1])) for level in unit.levels)
             why = "of several calls in a pass" if unit.loose else f"which are not so many for each of {batch} inputs,"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqnotes.listening import Listener, Unit, first_argument
-from vqnotes.pairing import _cuts as cuts
+from vqnotes.pairing import cuts
 
 PLACES_TRIED, EXAMPLES_TRIED = 8, 32
 LOCAL, CLEARLY = 0.2, 1.5  # share of the movement at the place, above chance; and beside that of any other reading
