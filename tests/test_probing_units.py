@@ -327,6 +327,11 @@ def test_what_the_model_rebuilds_its_encoder_has_not_lost():
             assert any("the model as a whole leaves" in note for note in found.notes) == counts
 
 
+def test_labels_that_are_too_few():
+    with pytest.raises(ValueError, match=r"need a label for each of 60 inputs, got \(50,\)"):
+        diagnose_model(VectorQuantizer(4, 4), normal(60, 4), labels=torch.zeros(50, dtype=torch.int64))
+
+
 # ---------------------------------------------------------------- a bounded sample
 
 

@@ -76,7 +76,10 @@ class Heard:
     def labels_of(self, given) -> Tensor | None:
         """One for each input that was heard: those given, or those that the batches brought."""
         if given is not None:
-            return torch.as_tensor(given)[: self.count]
+            given = torch.as_tensor(given)
+            if given.ndim != 1 or len(given) < self.count:
+                raise ValueError(f"need a label for each of {self.count} inputs, got {tuple(given.shape)}")
+            return given[: self.count]
         return torch.cat(self.labels) if all(y is not None for y in self.labels) else None
 
 
