@@ -12,9 +12,10 @@ from helpers import normal
 
 from vqnotes import data
 from vqnotes.diagnosis import THRESHOLDS, decide, diagnose, encoder_at_fault, labels_lost
-from vqnotes.figures import AT_MOST, PER_CODE, _codebook_figures, _left_over, figures_of, shared_dimensions
+from vqnotes.figures import AT_MOST, PER_CODE, figures_of, shared_dimensions
 from vqnotes.kmeans import kmeans
 from vqnotes.pairing import around
+from vqnotes.readers import left_over
 from vqnotes.verdicts import VERDICTS
 
 
@@ -36,7 +37,7 @@ def test_figures_worked_by_hand():
     assert (f.latents, f.codes, f.sample, f.distinct) == (256, 3, 256, 3)
     assert f.usage == pytest.approx(2 / 3) and f.counts.tolist() == [192, 64, 0]
     assert f.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
-    assert f.ceiling == pytest.approx(1 - (2 / 3) ** 256)
+    assert f.different == 2 and f.ceiling == pytest.approx(2 / 3)  # two different latents need two codes
     assert f.spread == pytest.approx(3.0)  # 16 * 3/4 * 1/4
     assert f.error == pytest.approx(0.25 / 3, abs=0.03) and f.best < 1e-12  # a quarter is off by 1
     assert f.inputs_loss is None and f.separability is None
@@ -45,12 +46,14 @@ def test_figures_worked_by_hand():
 def test_parts_of_the_figures_worked_by_hand():
     few = figures_of(normal(20, 2), normal(16, 2, seed=1))
     assert few.ceiling == pytest.approx(1 - (15 / 16) ** 20)  # twenty draws of sixteen codes
-    points, chosen = torch.arange(40.0)[:, None], torch.zeros(40, 1)
-    errors = torch.arange(20, 40).double().square()
-    found = _codebook_figures(points, chosen, points[:2], 2)["error_deviation"]
-    assert found == pytest.approx(errors.std().item() / math.sqrt(20))
+    latents = torch.arange(40.0)[:, None]
+    f = figures_of(latents, torch.tensor([[0.0], [-1.0]]))  # every latent gets the code 0
+    second_half = latents[torch.randperm(40, generator=torch.Generator().manual_seed(0))[20:]].double()
+    errors = second_half.square() / latents.var(correction=0).item()
+    assert f.error == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert f.error_deviation == pytest.approx(errors.std().item() / math.sqrt(20), rel=1e-5)
     x = torch.tensor([[0.0, 50.0], [2.0, 50.0]])  # each entry varies around a mean of its own
-    assert _left_over(x, torch.tensor([[1.0, 50.0], [2.0, 50.0]])) == pytest.approx(0.5)
+    assert left_over(x, torch.tensor([[1.0, 50.0], [2.0, 50.0]])) == pytest.approx(0.5)
     assert around(torch.arange(3.0)[:, None], (1, 3), torch.tensor([0, 1, 2]))[..., 0].tolist() == [
         [0, 0, 1],
         [0, 1, 2],
@@ -113,7 +116,7 @@ def test_labels_of_latents_or_of_inputs(modes):
     codes = placed(modes.x, 16)
     pairs = modes.x.reshape(2400, 2, 16)
     assert figures_of(pairs, codes, labels=modes.y).separability > 0.95
-    assert figures_of(pairs, codes, labels=modes.y[::2], inputs=pairs).separability_inputs > 0.7
+    assert figures_of(pairs, codes, labels=modes.y[::2], inputs=pairs, places=(1,)).separability_inputs > 0.7
     assert figures_of(pairs, codes, labels=torch.arange(2400)).separability is None  # classes of one
 
 
@@ -256,7 +259,7 @@ def test_the_rule_reads_its_thresholds(modes):
     f = figures_of(modes.x, placed(modes.x), inputs=modes.x)
     assert decide(f)[0] == "healthy"
     assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
-    assert decide(f, THRESHOLDS | {"loss": 0, "before": 0})[0] == "embedding collapse"
+    assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "trifle": -1})[0] == "embedding collapse"
     assert decide(f, THRESHOLDS | {"dimensions": 3})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
 

@@ -97,8 +97,8 @@ def test_modules_import_only_from_those_before_them():
         "metrics",
     ]
     order += ["priors", "samples", "experiments", "league", "scale"]
-    order += ["pairing", "figures", "verdicts", "diagnosis", "probing", "validation", "plots", "widgets", "margins"]
-    order += ["checks"]
+    order += ["pairing", "readers", "figures", "verdicts", "diagnosis", "listening", "trials", "records", "probing"]
+    order += ["validation", "plots", "widgets", "margins", "checks"]
     assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
     for name in order:
         source = (ROOT / "vqnotes" / f"{name}.py").read_text(encoding="utf-8")

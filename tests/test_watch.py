@@ -9,7 +9,7 @@ from helpers import normal
 from vqnotes import data, models, probing
 from vqnotes.probing import CollapseWarning, CollapseWatch
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.training import fit
+from vqnotes.training import fit, fit_many
 
 
 def watched(watch, init, warmup):
@@ -95,3 +95,42 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
 def test_a_watch_refuses_nonsense(options):
     with pytest.raises(ValueError, match=f"{list(options)[0]}={list(options.values())[0]}"):
         CollapseWatch(normal(10, 4), **options)
+
+
+def test_a_watch_of_many_runs_names_them():
+    x = data.gaussian_modes(modes=32, per_mode=50, dim=16, seed=3).x
+    watch, options = CollapseWatch(x[:600], every=30), {"steps": 60, "init": "uniform", "lr": 5e-3, "progress": False}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        many = fit_many(
+            lambda seed: models.mlp_autoencoder(16, VectorQuantizer(64, 8)),
+            x,
+            seeds=[3, 4],
+            callback=watch,
+            **options,
+        )
+    assert list(watch.latest) == ["run 0: quantizer", "run 1: quantizer"]
+    assert any(str(one.message).startswith("step 0, run 1: quantizer: token") for one in caught)
+    for run, (model, _) in enumerate(many):
+        expected = probing.diagnose_model(model, x[:600])["quantizer"]
+        assert watch.latest[f"run {run}: quantizer"].evidence == expected.evidence
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), IndexError("list"), AttributeError("gone")])
+def test_a_watch_ends_no_training_after_its_first_look(error):
+    watch, model, broken = CollapseWatch(normal(300, 4), every=1), VectorQuantizer(8, 4), [False]
+
+    def fails(module, arguments):
+        if broken[0]:
+            raise error
+
+    model.register_forward_pre_hook(fails)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        watch(0, model)
+    before, broken[0] = watch.latest, True
+    with pytest.warns(CollapseWarning, match=f"step 1: no diagnosis, .*{error}"):
+        watch(1, model)
+    assert watch.latest == before and not model._forward_hooks
+    with pytest.raises(type(error) if not isinstance(error, RuntimeError) else ValueError, match=str(error)):
+        CollapseWatch(normal(300, 4))(0, model)

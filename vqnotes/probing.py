@@ -1,4 +1,4 @@
-"""A diagnosis of a whole model: finds its quantisers, listens to them, and can watch a training."""
+"""A diagnosis of a whole model: runs it, listens to its quantisers, and can watch a training."""
 
 import copy
 import math
@@ -12,59 +12,78 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from vqnotes.diagnosis import diagnose
-from vqnotes.pairing import UnpairedInputs
-from vqnotes.quantizers import VectorQuantizer
-from vqnotes.verdicts import Diagnosis
+from vqnotes.listening import Listener
+from vqnotes.records import Heard
+from vqnotes.trials import without_gradient
+from vqnotes.verdicts import Advice, Diagnosis
 
 BATCH, MOST_LATENTS = 256, 2**18
 
+STRAIGHT_THROUGH = Advice(
+    "let a gradient pass the quantiser: latents + (codes - latents).detach(), and train again", "gradient", "01"
+)
 
-def diagnose_model(model: nn.Module, data, *, labels=None, seed: int = 0) -> dict[str, Diagnosis]:
+
+def diagnose_model(
+    model: nn.Module, data, *, labels=None, places: tuple | None = None, seed: int = 0
+) -> dict[str, Diagnosis]:
     """Runs the model on the data, listens to its quantisers, and diagnoses each: {name of the module: Diagnosis}.
 
-    Finds this module's quantisers and, from vector-quantize-pytorch, `VectorQuantize`, `SimVQ` and, level by level,
-    `ResidualVQ`; codebooks of separate heads are judged one by one. Latents and codes are taken as the quantiser
-    compares them, after its projection or normalisation. Later levels of a residual quantiser code what is left, so
-    they have no encoder of their own: what reaches them is compared with itself.
+    Finds this module's quantisers and, from vector-quantize-pytorch, `VectorQuantize`, `SimVQ` and what is made of
+    them: `ResidualVQ`, `GroupedResidualVQ`, `HierarchicalVQ`. Latents and codes are taken as the quantiser compares
+    them, after its projection or normalisation, and the indices are its own. What `mask=` or `lens=` exclude does
+    not count.
+
+    Quantisers that make one token together get one diagnosis of the whole, encoder and rate counted over all, and
+    after it one of each codebook alone:
+        {"vq": the whole, "vq.layers.0": its first level, ...}          each level codes what the last one left
+        {"vq": the whole, "vq[head 0]": ..., "vq[head 1]": ...}         heads with separate codebooks, or groups
+    Levels are told by what reaches them, groups by their latents being pieces of one tensor, not by any name.
+    A quantiser that is called several times in a pass, at several scales perhaps, is judged on all its latents
+    together, and its encoder is not.
 
     data: inputs (N, ...) as a tensor or array; or inputs and labels as a tuple; or batches of either, as a DataLoader
     gives them, or a Dataset. The model is called with a batch of inputs, in its own float type. Of a batch
-    (x, y, ...), y counts as labels if it is one whole number for each. At most the first 2^18 latents count.
+    (x, y, ...), y counts as labels if it is one whole number for each. Batches may differ in length along the axes
+    of the places. The batch with which 2^18 latents were heard is the last.
     labels: one for each input, if data does not bring them.
-    Where a quantiser's latents are not on a grid that the inputs fit, its encoder is not judged, and a note says so.
+    places: the axes of the inputs along which the latents' places run: (1,) for sequences (N, T, C), (2,) for
+    (N, C, T), (2, 3) for images (N, C, H, W). None: the model is asked. The inputs are changed at one place, and
+    where the latents move decides; if that is nowhere clearly, the encoder is not judged, and a note says so.
+    If the model returns something of the inputs' shape, it counts as their reconstruction, unless it also depends on
+    anything but the codes of one quantiser (or one unit of them), such as a skip connection.
+
+    Memory: a fair sample by `seed` is kept of what was heard: of the inputs and their reconstructions 2^25 numbers,
+    but at least those that belong to 512 latents; of the latents of each quantiser 2^25 numbers, but at least 16
+    latents a code. Uses of the codes are counted over all that was heard.
     The model runs in evaluation mode, without gradients. Its modes, buffers and quantisers are put back as they were,
-    and torch's random state too.
+    and torch's random state too. Whether a gradient passes the quantisers is tried on a copy of the model.
     Raises ValueError if no quantiser is found or called, if the model cannot take the data, or as `diagnose` does.
     """
-    ears = _ears(model)
-    if not ears:
-        known = "vqnotes' quantisers; VectorQuantize, SimVQ and ResidualVQ of vector-quantize-pytorch"
-        raise ValueError(f"no quantiser found in {type(model).__name__}; known are {known}")
-    inputs, found = [], []
-    with _as_it_was(model, ears), _listening(ears):
-        for x, y in _batches(data, model):
-            try:
-                model(x)
-            except (RuntimeError, TypeError) as error:
-                reason = f"{type(model).__name__} cannot be called with a batch {x.dtype} {tuple(x.shape)}"
-                raise ValueError(f"{reason}: {error}") from error
-            inputs.append(x.cpu())
-            found.append(y)
-            if max(ear.heard for ear in ears) >= MOST_LATENTS:
-                break
-    if not inputs:
-        raise ValueError("no data: not a single batch came")
-    if any(one.shape[1:] != inputs[0].shape[1:] for one in inputs):
-        raise ValueError(f"inputs must be of one size, got batches {sorted({tuple(one.shape) for one in inputs})}")
-    if idle := [ear.name for ear in ears if not ear.latents]:
-        raise ValueError(f"quantisers were found but never called: {idle}")
-    seen = torch.cat(inputs)
-    if labels is None and all(y is not None for y in found):
-        labels = torch.cat(found)
-    elif labels is not None:
-        labels = torch.as_tensor(labels)[: len(seen)]
-    return {name: one for ear in ears for name, one in ear.diagnoses(seen, labels, seed)}
+    listener = Listener(model)
+    with _as_it_was(model, listener.names):
+        with listener.listening():
+            heard = Heard(listener, places, seed)
+            for x, y in _batches(data, model):
+                heard.add(x, y)
+                if max(record.heard for record in heard.records) >= MOST_LATENTS:
+                    break
+        if not heard.count:
+            raise ValueError("no data: not a single batch came")
+        cut = without_gradient(model, heard.first, [name for record in heard.records for name in record.entries])
+    found = {}
+    for record in heard.records:
+        for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), seed).items():
+            found[name] = _no_gradient(one) if cut.issuperset(record.entries) else one
+    return found
+
+
+def _no_gradient(found: Diagnosis) -> Diagnosis:
+    """The diagnosis, led by what comes before any verdict."""
+    doubt = (
+        "no gradient passes from the model's output to what enters the quantiser: its encoder learns nothing of it"
+    )
+    return replace(found, doubts=[doubt, *found.doubts], advice=[STRAIGHT_THROUGH, *found.advice])
 
 
 def _batches(data, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -84,135 +103,15 @@ def _batches(data, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
         yield x.to(like if x.is_floating_point() else like.device), y if countable else None
 
 
-# ---------------------------------------------------------------- listening
-
-
-class _Ear:
-    """Listens to one quantiser: keeps the latents that it compares with its codes, and the codes."""
-
-    def __init__(self, name: str, module: nn.Module, later: bool):
-        self.name, self.module, self.later = name, module, later
-        self.latents, self.codes, self.heard = [], None, 0
-
-    def hooks(self) -> list:
-        return [self.module.register_forward_hook(self.hear, with_kwargs=True)]
-
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
-        self.keep(module.prepare(_first(arguments, named)), module.codes())
-
-    def keep(self, latents: Tensor, codes: Tensor) -> None:
-        self.latents.append(latents.detach().cpu())
-        self.codes = codes.detach().cpu()
-        self.heard += latents[..., 0].numel()
-
-    def diagnoses(self, inputs: Tensor, labels: Tensor | None, seed: int) -> Iterator[tuple[str, Diagnosis]]:
-        yield self.name, self.judged(torch.cat(self.latents), self.codes, inputs, labels, seed)
-
-    def judged(self, latents: Tensor, codes: Tensor, inputs: Tensor, labels, seed: int) -> Diagnosis:
-        if self.later:
-            inputs, labels = latents.reshape(-1, latents.shape[-1]), None
-        try:
-            return diagnose(latents, codes, inputs=inputs, labels=labels, seed=seed)
-        except UnpairedInputs as error:
-            found = diagnose(latents, codes, seed=seed)
-            return replace(found, notes=[*found.notes, f"the inputs were not used: {error}"])
-        except ValueError as error:
-            raise ValueError(f"quantiser {self.name!r}: {error}") from error
-
-
-def _first(arguments: tuple, named: dict) -> Tensor:
-    """The first argument of a call, by position or by name."""
-    return arguments[0] if arguments else next(iter(named.values()))
-
-
-class _SimVQEar(_Ear):
-    """SimVQ of vector-quantize-pytorch: codes are a map of frozen ones."""
-
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
-        latents = _first(arguments, named)
-        self.keep(latents.movedim(1, -1) if module.channel_first else latents, module.codebook)
-
-
-class _VectorQuantizeEar(_Ear):
-    """VectorQuantize of vector-quantize-pytorch: its inner codebook gets ([heads,] batch, places, D)."""
-
-    def hooks(self) -> list:
-        return [
-            self.module.register_forward_pre_hook(self.enter, with_kwargs=True),
-            self.module.register_forward_hook(self.leave),
-            self.module._codebook.register_forward_hook(self.hear, with_kwargs=True),
-        ]
-
-    def enter(self, module: nn.Module, arguments: tuple, named: dict) -> None:
-        self.inside = True  # levels may share one codebook: only the one inside hears
-        self.shape = _first(arguments, named).shape
-
-    def leave(self, module: nn.Module, arguments: tuple, output) -> None:
-        self.inside = False
-
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
-        if not getattr(self, "inside", False):
-            return
-        latents, codes = _first(arguments, named), module.embed
-        chosen, index = output[:2]
-        if latents.ndim == 3:  # a single head
-            latents, chosen, index = latents[None], chosen[None], index[None]
-        for head in range(len(codes)):
-            in_use = codes[head][index[head]].to(chosen.dtype)
-            if not torch.allclose(in_use, chosen[head], rtol=1e-3, atol=1e-3 * codes.abs().max().item()):
-                raise ValueError(
-                    f"quantiser {self.name!r} computes the codes it uses from its codebook: not supported"
-                )
-        self.keep(latents, codes)
-
-    def diagnoses(self, inputs: Tensor, labels: Tensor | None, seed: int) -> Iterator[tuple[str, Diagnosis]]:
-        latents = torch.cat(self.latents, dim=1)  # (heads, batch, places, D)
-        for head, codes in enumerate(self.codes):
-            name = self.name if len(self.codes) == 1 else f"{self.name}[head {head}]"
-            grid = self.shape[2:] if self.module.accept_image_fmap else latents.shape[2:3]
-            of_head = latents[head].reshape(latents.shape[1], *grid, latents.shape[-1])
-            yield name, self.judged(of_head, codes, inputs, labels, seed)
-
-
-def _ears(model: nn.Module) -> list[_Ear]:
-    """One ear for each quantiser in the model, told by what it has, so that no other library need be imported."""
-    later = set()
-    for module in model.modules():
-        if "Residual" in type(module).__name__:
-            lists = (part for part in module.children() if isinstance(part, nn.ModuleList))
-            later |= {level for levels in lists for level in list(levels)[1:]}
-    ears = []
-    for name, module in model.named_modules():
-        if isinstance(module, VectorQuantizer):
-            kind = _Ear
-        elif isinstance(getattr(getattr(module, "_codebook", None), "embed", None), Tensor):
-            kind = _VectorQuantizeEar
-        elif hasattr(module, "frozen_codebook") and hasattr(module, "code_transform"):
-            kind = _SimVQEar
-        else:
-            continue
-        ears.append(kind(name or type(module).__name__, module, module in later))
-    return ears
-
-
 @contextmanager
-def _listening(ears: list[_Ear]) -> Iterator[None]:
-    hooks = [hook for ear in ears for hook in ear.hooks()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _as_it_was(model: nn.Module, ears: list[_Ear]) -> Iterator[None]:
+def _as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
     """Evaluation mode, no gradients; afterwards modes, buffers, quantisers and the random state are as before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, one) for module in model.modules() for name, one in module._buffers.items() if one is not None
     ]
-    kept = [one for *_, one in buffers] + [one for ear in ears for one in ear.module.parameters()]
+    kept = [one for *_, one in buffers]
+    kept += [one for name in names for one in model.get_submodule(name).parameters()]
     before = [copy.deepcopy(one.detach()) for one in kept]
     devices = {one.device for one in kept if one.device.type == "cuda"}
     try:
@@ -241,14 +140,16 @@ class CollapseWatch:
 
         fit(model, x, callback=CollapseWatch(x[:1024]), ...)
 
-    or, in a loop of your own, `watch(step, model)` before each step.
+    or, in a loop of your own, `watch(step, model)` before each step. `fit_many` gives it a list of models: their
+    quantisers are named "run 0: quantizer", "run 1: quantizer", ...
 
     probe: inputs on which the model is judged, the same each time. labels: one for each, if there are any.
     every: steps between two looks. None: it times itself, and looks as often as costs a twentieth of the time.
     start: the first look; with a warm-up, its length, since there are no codes before.
     turns: [(step, name of the quantiser, verdict)], one entry for each change, the first verdict included.
-    latest: the newest diagnoses by name. A model that has become NaN gets a warning too, and the training goes on.
-    Raises ValueError for every < 1 or start < 0.
+    latest: the newest diagnoses by name.
+    Raises ValueError for every < 1 or start < 0, and at its first look as `diagnose_model` does. Later it never ends
+    a training: a model that cannot be diagnosed any more, as one that has become NaN, gets a warning.
     """
 
     def __init__(self, probe, *, labels=None, every: int | None = None, start: int = 0):
@@ -260,23 +161,26 @@ class CollapseWatch:
         self.turns: list[tuple[int, str, str]] = []
         self.latest: dict[str, Diagnosis] = {}
 
-    def __call__(self, step: int, model: nn.Module) -> None:
+    def __call__(self, step: int, model: nn.Module | list[nn.Module]) -> None:
         now = time.perf_counter()
         if step < self.start or (now < self.rested if self.every is None else (step - self.start) % self.every):
             return
         self.look(step, model)
         self.rested = time.perf_counter() + 19 * (time.perf_counter() - now)
 
-    def look(self, step: int, model: nn.Module) -> None:
-        """Diagnoses the model now, notes what has changed, and warns if it is for the worse."""
+    def look(self, step: int, model: nn.Module | list[nn.Module]) -> None:
+        """Diagnoses the model or models now, notes what has changed, and warns if it is for the worse."""
         before = self.latest
+        runs = {f"run {i}: ": one for i, one in enumerate(model)} if isinstance(model, list | tuple) else {"": model}
         try:
-            self.latest = diagnose_model(model, self.probe, labels=self.labels)
-        except ValueError as error:
+            found = {run: diagnose_model(one, self.probe, labels=self.labels) for run, one in runs.items()}
+        except Exception as error:
             if not before:  # the first look: the model or the probe is not what is needed
                 raise
-            warnings.warn(f"step {step}: no diagnosis, {error}", CollapseWarning, stacklevel=3)
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"step {step}: no diagnosis, {reason}", CollapseWarning, stacklevel=3)
             return
+        self.latest = {run + name: one for run, diagnoses in found.items() for name, one in diagnoses.items()}
         for name, now in self.latest.items():
             if name in before and before[name].verdict == now.verdict:
                 continue

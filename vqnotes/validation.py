@@ -37,7 +37,7 @@ SEEDS = {"set": range(3), "judged": range(4000, 4003)}  # thresholds are set on 
 VECTORS, PICTURES = ("modes", "rings", "digits"), ("photographs", "wide view")
 FIRST_GUESS = {"gap": 1.5, "excess": 0.03, "loss": 1.3, "dimensions": 0.4, "rate": 0.25}
 STEPS, DECODER_STEPS, MOST_POINTS = 300, 150, 8192
-FIGURES = [one.name for one in fields(Figures) if one.name != "counts"]
+FIGURES = [one.name for one in fields(Figures) if one.name not in ("counts", "codebooks")]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def examine(seeds: Iterable[int], half: str, family: str, case: str, codes: int,
     control, new = (decoders_trained_on(entered, family, init, more) for init in (None, "kmeans"))
     for (one, model), kept, renewed in zip(entered, control, new):
         latents = model.quantizer.prepare(model.encode(one.x).detach())
-        f = figures_of(latents, model.quantizer.codes(), labels=one.y, inputs=one.x)
+        f = figures_of(latents, model.quantizer.codes(), labels=one.y, inputs=one.x, channel_axis=-1)
         outcome = {"same codes": kept, "new codes": renewed, "floor": floor(one.x, codes)}
         rows.append({"label": CASES[case].label} | outcome | {name: getattr(f, name) for name in FIGURES})
     return rows
@@ -208,7 +208,8 @@ def confirmed(table: pd.DataFrame) -> pd.Series:
 
 def verdicts(table: pd.DataFrame, thresholds: dict = diagnosis.THRESHOLDS, labels: bool = False) -> pd.Series:
     """What `diagnosis.decide` says of each row, with or without the figures that need labels."""
-    known = table[FIGURES] if labels else table[FIGURES].assign(separability=None, separability_inputs=None)
+    known = table.reindex(columns=FIGURES)  # a table may be older than the newest figures
+    known = known if labels else known.assign(separability=None, separability_inputs=None)
     rows = known.astype(object).where(known.notna(), None).to_dict("records")
     return pd.Series([diagnosis.decide(Figures(**row), thresholds)[0] for row in rows], table.index)
 

@@ -1,0 +1,236 @@
+"""The model is asked: which piece of its inputs moves which latent, and whether a gradient passes its quantisers."""
+
+import copy
+
+import pytest
+import torch
+import vector_quantize_pytorch as theirs
+from helpers import normal
+from torch import nn
+
+from vqnotes import models
+from vqnotes.quantizers import VectorQuantizer, straight_through
+from vqnotes.remedies import DiVeQ
+from vqnotes.structured import FSQ
+from vqnotes.trials import read_places, readings, rebuilt, without_gradient
+
+
+@pytest.mark.parametrize(
+    "shape, inner, expected",
+    [
+        ((9, 16, 64), (16,), [(1,), (2,)]),  # steps, or pieces of the channels
+        ((9, 15, 64), (15,), [(1,)]),
+        ((9, 64, 100), (25,), [(2,)]),
+        ((9, 3, 32, 32), (8, 8), [(2, 3)]),
+        ((9, 32, 32, 3), (8, 8), [(1, 2)]),
+        ((9, 3, 32, 32), (16,), [(2,), (3,), (2, 3)]),  # rows, columns, or square patches
+        ((9, 3, 4, 32), (8,), [(3,)]),
+        ((9, 64), (3,), []),
+    ],
+)
+def test_readings_of_inputs(shape, inner, expected):
+    assert readings(shape, inner) == expected
+
+
+def latents_of(encode):
+    """What `read_places` asks: latents (N, places, D), all of which count."""
+
+    def hear(x):
+        latents = encode(x)
+        latents = latents.reshape(len(x), -1, latents.shape[-1])
+        return latents, torch.ones(latents.shape[:2])
+
+    return hear
+
+
+def mixing(layer):
+    """A convolution over steps (N, T, C)."""
+    return lambda x: layer(x.movedim(1, 2)).movedim(2, 1)
+
+
+ENCODERS = {  # name: inputs, encoder, places, axes
+    "step by step": ((40, 16, 64), nn.Linear(64, 8), (16,), (1,)),
+    "pieces of the channels": (
+        (40, 16, 64),
+        lambda x: x.unflatten(2, (16, 4)).movedim(1, 2).flatten(2) ** 2,
+        (16,),
+        (2,),
+    ),
+    "two steps": ((40, 2, 64), nn.Linear(64, 8), (2,), (1,)),
+    "with neighbours": ((40, 16, 64), mixing(nn.Conv1d(64, 8, 5, padding=2)), (16,), (1,)),
+    "only what came before": (
+        (40, 16, 64),
+        lambda x: mixing(nn.Conv1d(64, 8, 4))(nn.functional.pad(x, (0, 0, 3, 0))),
+        (16,),
+        (1,),
+    ),
+    "causal, two strides wide": (
+        (40, 8, 64),
+        lambda x: nn.Conv1d(8, 8, 8, stride=4)(nn.functional.pad(x, (4, 0))).movedim(1, 2),
+        (16,),
+        (2,),
+    ),
+    "attention": (
+        (40, 16, 64),
+        nn.TransformerEncoderLayer(64, 4, 64, dropout=0, batch_first=True).eval(),
+        (16,),
+        (1,),
+    ),
+    "square patches in a row": (
+        (40, 3, 16, 16),
+        lambda x: nn.Conv2d(3, 8, 4, 4)(x).flatten(2).movedim(1, 2),
+        (16,),
+        (2, 3),
+    ),
+    "rows of a picture": ((40, 3, 16, 16), lambda x: x.movedim(2, 1).flatten(2), (16,), (2,)),
+    "maps": ((40, 8, 32, 32), lambda x: nn.Conv2d(8, 8, 4, 4)(x).permute(0, 2, 3, 1), (8, 8), (2, 3)),
+    "a single example": ((1, 16, 64), nn.Linear(64, 8), (16,), (1,)),
+    "a constant": ((40, 15, 64), lambda x: x[..., :8] * 0, (15,), (1,)),
+    "one latent": ((40, 16, 64), lambda x: x.flatten(1), (), ()),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_latents_move_where_the_inputs_are_changed(name):
+    shape, encode, inner, expected = ENCODERS[name]
+
+    def same(x):
+        torch.manual_seed(0)
+        return encode(x)
+
+    with torch.no_grad():
+        axes, note = read_places(latents_of(same), normal(*shape), inner)
+    assert axes == expected
+    assert (note is not None) == (inner != () and len(readings(shape, inner)) > 1)
+
+
+@pytest.mark.parametrize(
+    "name, shape, encode",
+    [
+        ("a constant", (40, 16, 64), lambda x: x[..., :8] * 0),
+        ("each latent sees all", (40, 16, 64), lambda x: (x.flatten(1) @ normal(1024, 128)).unflatten(1, (16, 8))),
+        (
+            "each sees all, one reading",
+            (40, 15, 64),
+            lambda x: (x.flatten(1) @ normal(960, 120)).unflatten(1, (15, 8)),
+        ),
+        ("time before batch", (16, 16, 64), lambda x: x.movedim(1, 0)),
+        ("the other way round", (40, 16, 16), lambda x: x.flip(1).cumsum(1)),
+    ],
+)
+def test_what_does_not_show_is_not_guessed(name, shape, encode):
+    inner = (shape[1],)
+    with torch.no_grad():
+        axes, note = read_places(latents_of(encode), normal(*shape), inner)
+    assert axes is None and all(f"places={one}" in note for one in readings(shape, inner))
+
+
+def test_places_that_are_given_decide():
+    x, hear = normal(40, 16, 64), latents_of(nn.Linear(64, 8))
+    assert read_places(hear, x, (16,), (2,)) == ((2,), None)
+    axes, note = read_places(hear, normal(40, 15, 64), (15,), (2,))
+    assert axes is None and "(N, 15, 64) cannot be cut along axes (2,) into places (15,)" in note
+    for nonsense in (0,), (3,), (1, 1):
+        with pytest.raises(ValueError, match="different axes of inputs"):
+            read_places(hear, x, (16,), nonsense)
+
+
+# ---------------------------------------------------------------- gradients
+
+
+class Bare(VectorQuantizer):
+    """Hands on the bare code."""
+
+    def estimate(self, latents, chosen):
+        return chosen
+
+
+class Reversed(VectorQuantizer):
+    """Straight-through the wrong way round."""
+
+    def estimate(self, latents, chosen):
+        return straight_through(latents, chosen)
+
+
+class Outside(nn.Module):
+    """Its own straight-through estimator, around one that has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = models.mlp(6, 4), Bare(8, 4), models.mlp(4, 6)
+
+    def forward(self, x):
+        latents = self.encoder(x)
+        codes = self.quantizer(latents[:, None].contiguous() + 0).latents_q[:, 0]
+        return self.decoder(latents + (codes - latents).detach())
+
+
+def autoencoder(quantizer, **changed):
+    model = models.mlp_autoencoder(6, quantizer)
+    for name, value in changed.items():
+        setattr(model, name, value)
+    return model
+
+
+class Theirs(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.encoder, self.decoder = models.mlp(6, 4), models.mlp(4, 6)
+        self.quantizer = theirs.VectorQuantize(4, 8, **options)
+
+    def forward(self, x):
+        return self.decoder(self.quantizer(self.encoder(x))[0])
+
+
+def frozen(model):
+    model.encoder.requires_grad_(False)
+    return model
+
+
+class NoGradients(Outside):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class LossOnly(Outside):
+    def forward(self, x):
+        return (super().forward(x) - x).square().mean()
+
+
+CUT = {  # name: the model, whether no gradient passes
+    "straight-through": (lambda: autoencoder(VectorQuantizer(8, 4)), False),
+    "EMA": (lambda: autoencoder(VectorQuantizer(8, 4, update="ema")), False),
+    "bare codes": (lambda: autoencoder(Bare(8, 4)), True),
+    "bare EMA codes": (lambda: autoencoder(Bare(8, 4, update="ema")), True),
+    "the wrong way round": (lambda: autoencoder(Reversed(8, 4)), True),
+    "its own estimator outside": (Outside, False),
+    "noise, in training only": (lambda: autoencoder(DiVeQ(8, 4)), False),
+    "a grid": (lambda: autoencoder(FSQ(9, 2, levels=(3, 3))), False),
+    "theirs": (Theirs, False),
+    "theirs, by k-means": (lambda: Theirs(kmeans_init=True), False),
+    "theirs, cut": (lambda: Theirs(route_gradients_to_input=False), True),
+    "nothing to learn before it": (lambda: frozen(autoencoder(Bare(8, 4))), False),
+    "cannot be differentiated": (NoGradients, False),
+    "returns a loss": (LossOnly, False),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_gradient_that_does_not_pass(name):
+    torch.manual_seed(0)
+    build, cut = CUT[name]
+    model = build().eval()
+    before = copy.deepcopy(model.state_dict())
+    assert without_gradient(model, normal(20, 6), ["quantizer"]) == ({"quantizer"} if cut else set())
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before) and not model.training
+    assert all(one.grad is None for one in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_reconstruction_is_of_the_inputs_shape_and_not_the_inputs():
+    x, back = normal(5, 3), normal(5, 3, seed=1)
+    assert rebuilt({"loss": x.mean(), "inputs": x, "output": [back]}, x) is back
+    assert rebuilt((normal(5, 4), None), x) is None
+    assert rebuilt(back, x.long()) is None
