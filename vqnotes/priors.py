@@ -88,7 +88,7 @@ def fit_priors(
     progress: bool = True,
     **options,
 ) -> list[tuple[CodeTransformer, list[float]]]:
-    """Trains one prior a seed, all at once, by Adam on the negative log-likelihood of random batches.
+    """Trains one prior a seed, all at once, by Adam on the negative log-likelihood of batches, in shuffled epochs.
 
     grids: one index tensor (N, ...) a seed, all of one shape; each (...) is read as a row, line by line.
     codes: K. seeds: of the weights and of the batches. options: of `CodeTransformer`.
