@@ -15,8 +15,8 @@ from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence,
 # "before", "labels", "trifle" and "differs" are set by what they mean.
 THRESHOLDS = {
     # A codebook is at fault if its error is more than so many times that of k-means,
-    "gap": 1.3,
-    "excess": 0.05,  # and the difference is more than this share of the latents' variance;
+    "gap": 1.4,
+    "excess": 0.048,  # and the difference is more than this share of the latents' variance;
     "effect": 0.25,  # or if, with a sound encoder, less than this share of the codes is in effect (perplexity).
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
     "loss": 1.5,
@@ -24,7 +24,7 @@ THRESHOLDS = {
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
     "trifle": TRIFLE,  # A difference below this share of the variance convicts neither.
     "dimensions": 0.39,  # Dimensions are missing if codes fill less than this share of those that the bits pay for.
-    "rate": 0.22,  # The rate is the limit if k-means itself leaves more than this share of the variance.
+    "rate": 0.24,  # The rate is the limit if k-means itself leaves more than this share of the variance.
     "differs": 1.1,  # A quantiser whose own choice of codes errs so many times more than the nearest is not judged.
 }
 

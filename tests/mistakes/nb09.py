@@ -11,9 +11,9 @@ def verdict(error, best, encoder, inputs, filled, paid):
         return "token collapse" if token else "embedding collapse"
     if filled / paid < 0.39:
         return "dimensional collapse"
-    return "rate limit" if best > 0.22 else "healthy"
+    return "rate limit" if best > 0.24 else "healthy"
 """
-TOKEN = "error / best > 1.3 and error - best > 0.05"
+TOKEN = "error / best > 1.4 and error - best > 0.048"
 
 BOUNDS = """
 def gap_bounds(codebook, centroids, fitted, new):
@@ -30,18 +30,18 @@ MISTAKES = {
     "9.1": {
         "stops at the codebook": VERDICT.format(token=TOKEN, first="if token: return 'token collapse'"),
         "stops at the encoder": VERDICT.format(token=TOKEN, first="if embedding: return 'embedding collapse'"),
-        "costs next to nothing": VERDICT.format(token="error / best > 1.3", first=""),
-        "a difference alone": VERDICT.format(token="error - best > 0.05", first=""),
+        "costs next to nothing": VERDICT.format(token="error / best > 1.4", first=""),
+        "a difference alone": VERDICT.format(token="error - best > 0.048", first=""),
         "not if one of them is": VERDICT.format(token=TOKEN.replace("and", "or"), first=""),
-        "the last question": VERDICT.format(token=TOKEN, first="if best > 0.22: return 'rate limit'"),
+        "the last question": VERDICT.format(token=TOKEN, first="if best > 0.24: return 'rate limit'"),
         "asked for too early": """
 def verdict(error, best, encoder, inputs, filled, paid):
-    codebook = error / best > 1.3 and error - best > 0.05
+    codebook = error / best > 1.4 and error - best > 0.048
     bad_encoder = encoder / inputs > 1.5
     if codebook or bad_encoder:
         names = ["token"] * codebook + ["embedding"] * bad_encoder
         return " and ".join(names) + " collapse"
-    return "rate limit" if best > 0.22 else "healthy" if filled / paid >= 0.39 else "dimensional collapse"
+    return "rate limit" if best > 0.24 else "healthy" if filled / paid >= 0.39 else "dimensional collapse"
 """,
         "once encoder and codebook are sound": VERDICT.format(
             token=TOKEN, first="if filled / paid < 0.39: return 'dimensional collapse'"

@@ -35,10 +35,10 @@ def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, orde
     return next((name for fault, name in map(holds.get, order) if fault), "healthy")
 
 
-def _with(at_codes=lambda gap, saved: gap > 1.3 and saved > 0.05, order: str = "BETDR"):
+def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR"):
     """An answer to 9.1 with its own idea of a codebook at fault, or its own order."""
     return lambda error, best, encoder, inputs, filled, paid: _verdict(
-        at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.39 * paid, best > 0.22, order
+        at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.39 * paid, best > 0.24, order
     )
 
 
@@ -73,15 +73,15 @@ def check_verdict(answer) -> None:
             (_with(order="TEDR"), "it stops at the codebook: the encoder can be at fault as well, so ask both first"),
             (_with(order="ETDR"), "it stops at the encoder: the codebook can be at fault as well, so ask both first"),
             (
-                _with(lambda gap, saved: gap > 1.3),
+                _with(lambda gap, saved: gap > 1.4),
                 "a large gap that costs next to nothing convicts no codebook: the difference counts too",
             ),
             (
-                _with(lambda gap, saved: saved > 0.05),
+                _with(lambda gap, saved: saved > 0.048),
                 "a difference alone convicts no codebook: k-means is not perfect, so the gap counts too",
             ),
             (
-                _with(lambda gap, saved: gap > 1.3 or saved > 0.05),
+                _with(lambda gap, saved: gap > 1.4 or saved > 0.048),
                 "a codebook is at fault if gap *and* difference are large, not if one of them is",
             ),
             (_with(order="RBETD"), "the rate is the last question: first comes what is broken"),
