@@ -17,8 +17,8 @@ from vqnotes.verdicts import VERDICTS
 
 @pytest.fixture(scope="module")
 def latents():
-    """Smooth latents in eight dimensions, one an input; the inputs are a turn of them."""
-    return normal(6000, 8) * torch.tensor([3.0, 3, 2, 2, 1, 1, 1, 1])
+    """Smooth latents in eight dimensions, one an input and away from the origin; the inputs are a turn of them."""
+    return 5 + normal(6000, 8) * torch.tensor([3.0, 3, 2, 2, 1, 1, 1, 1])
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_shared_codebook_is_judged_by_all_that_reaches_it(latents, inputs):
     assert found.whole.verdict == "healthy" and found.parts[0][0].verdict == "healthy"
     assert found.whole.evidence["optimality gap"].value < 1.2
     # Levels that share one: it serves latents and what is left of them.
-    left, levels, codes = latents, [], kmeans(torch.cat([latents, 0.5 * latents[:3000]]), 256)[0]
+    left, levels, codes = latents, [], kmeans(torch.cat([latents, 0.5 * (latents[:3000] - 5)]), 256)[0]
     for _ in range(2):
         levels.append((left, codes, None))
         left = left - codes[nearest_code(left, codes)]
