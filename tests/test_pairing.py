@@ -8,7 +8,7 @@ from helpers import normal
 from vqnotes.diagnosis import diagnose
 from vqnotes.figures import figures_of
 from vqnotes.kmeans import kmeans
-from vqnotes.pairing import Inputs, UnpairedInputs, observe
+from vqnotes.pairing import Inputs, UnpairedInputs, around, observe
 
 
 def numbered(*shape):
@@ -162,6 +162,18 @@ def test_masked_latents_do_not_count():
     assert again.error == f.error and again.encoder_loss == pytest.approx(1, abs=0.2)
     found = diagnose(padded, codes, mask=mask)
     assert found.notes[0] == f"{int((~mask).sum())} of 450 latents are masked and do not count"
+
+
+def test_padding_is_no_neighbour():
+    latents, mask = (
+        torch.tensor([[1.0], [2], [0], [4], [5], [6]]),
+        torch.tensor([True, True, False, True, True, True]),
+    )
+    assert around(latents, (2, 3), torch.tensor([0, 1, 4]), mask)[..., 0].tolist() == [
+        [1, 1, 2],
+        [1, 2, 2],
+        [4, 5, 6],
+    ]
 
 
 @pytest.mark.parametrize(

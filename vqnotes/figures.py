@@ -172,17 +172,20 @@ class Sample:
         self.seen, self.rows, self.half = seen, rows, len(rows) // 2
         centres = [_centre(seen, first) for first in seen.firsts]
         self.centre = torch.cat(centres)
-        values = seen.counted[rows].double()
-        points, mean_square = values - self.centre, values.square().sum(1).mean().item()
-        self.spread = (points - points.mean(0)).square().sum(1).mean().item()
+        points = seen.counted[rows].double().sub_(self.centre)
+        mean = points.mean(0)
+        self.spread = max(0.0, points.square().sum(1).mean().item() - mean.square().sum().item())
+        mean_square = self.spread + (mean + self.centre).square().sum().item()
         if self.spread <= torch.finfo(seen.latents.dtype).eps ** 2 * mean_square or (points == points[0]).all():
             self.spread = 0.0
             return
         self.unit, self.size = self.spread**0.5, (mean_square / self.spread) ** 0.5
-        self.points = (points / self.unit).float()
-        self.reaching = [(one.latents[rows].double() / self.unit).float() for one in seen.places]
-        for first, part in zip(seen.firsts, self.points.split([len(one) for one in centres], dim=1)):
-            self.reaching[first] = part
+        self.points = points.div_(self.unit).float()
+        first_levels = iter(self.points.split([len(one) for one in centres], dim=1))
+        self.reaching = [
+            next(first_levels) if number in seen.firsts else (one.latents[rows].double() / self.unit).float()
+            for number, one in enumerate(seen.places)
+        ]
         self.chosen = self._chosen(dict(zip(seen.firsts, centres)))
 
     def centred(self, latents: Tensor) -> Tensor:
