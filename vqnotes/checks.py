@@ -90,7 +90,8 @@ def run_notebook(path: Path, seed: int, running: list | None = None) -> Run:
 
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell("import vqnotes.margins\n\nvqnotes.margins.listen()"))
-    options = {"timeout": 3600 * HOURS, "kernel_name": "python3", "allow_errors": True}
+    limits = dict.fromkeys(("timeout", "startup_timeout", "iopub_timeout"), 3600 * HOURS)
+    options = {**limits, "kernel_name": "python3", "allow_errors": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options)
     module = os.pathsep.join(
         filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
