@@ -1,8 +1,8 @@
 """vqnotes: watch vector-quantisation codebooks collapse, measure it, and find out why.
 
 The modules read from left to right, each importing only from those before it:
-`printing`, `files`, `interrupts`, `downloads`, `data`, `quantizers`, `remedies`, `models`, `training`, `metrics`,
-`experiments`, `figures`, `diagnosis`, `probing`, `plots`, `margins`, `checks`.
+`data`, `search`, `kmeans`, `quantizers`, `remedies`, `replacement`, `structured`, `models`, `training`, `metrics`, `experiments`,
+`pairing`, `readers`, `figures`, `verdicts`, `diagnosis`, `listening`, `trials`, `records`, `probing`, `plots`, `checks`.
 """
 
 __version__ = "0.1.0"
