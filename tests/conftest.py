@@ -2,6 +2,8 @@
 
 import pytest
 
+from vqnotes import interrupts
+
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
@@ -10,3 +12,9 @@ def server(tmp_path, monkeypatch):
 
     with serving(tmp_path, monkeypatch) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_cut_off(monkeypatch):
+    """Runs that another test has cut off are not this one's."""
+    monkeypatch.setattr(interrupts, "_cut_off", {})

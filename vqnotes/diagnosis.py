@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from vqnotes.figures import AT_MOST, PER_CODE, TRIFLE, Figures, measured
+from vqnotes.figures import AT_MOST, PER_CODE, TRIFLE, Figures, measure_observed
 from vqnotes.pairing import Observed, observe, observe_stack
 from vqnotes.verdicts import INPUTS, MORE_LATENTS, Diagnosis, Drawing, Evidence, StackDiagnosis, advice_for
 
@@ -207,7 +207,7 @@ def diagnose(
 
 def diagnose_observed(seen: Observed, seed: int = 0) -> Diagnosis:
     """What `diagnose` says on a codebook, from what was observed."""
-    return _explained(seen, measured(seen, seed), seed)
+    return _explained(seen, measure_observed(seen, seed), seed)
 
 
 def diagnose_stack(
@@ -243,9 +243,9 @@ def diagnose_stack(
 
 def diagnose_observed_stack(seen: Observed, seed: int = 0) -> StackDiagnosis:
     """What `diagnose_stack` says, from what was observed."""
-    f = measured(seen, seed)
+    f = measure_observed(seen, seed)
     if len(seen.places) == 1:
-        f = replace(f, bits=seen.bits, codebooks=(measured(seen.alone([0]), seed),))
+        f = replace(f, bits=seen.total_bits, codebooks=(measure_observed(seen.alone([0]), seed),))
     alone = {}
     for group, figures in zip(seen.shared, f.codebooks):
         alone |= dict.fromkeys(group, _explained(seen.alone(group), figures, seed, of_several=True))

@@ -91,10 +91,10 @@ class Figures:
 
 def figures_of(latents, codebook, *, seed: int = 0, **given) -> Figures:
     """The figures behind a verdict. Arguments and errors are those of `diagnosis.diagnose`."""
-    return measured(observe(latents, codebook, **given), seed)
+    return measure_observed(observe(latents, codebook, **given), seed)
 
 
-def measured(seen: Observed, seed: int = 0) -> Figures:
+def measure_observed(seen: Observed, seed: int = 0) -> Figures:
     """The figures behind a verdict on what was observed: of the whole, and of each codebook if there are several."""
     several = len(seen.places) > 1
     found = _figures_of_several(seen, seed) if several else _use_figures(seen.places[0])
@@ -143,7 +143,7 @@ def _different(latents: Tensor) -> int:
 
 def _figures_of_several(seen: Observed, seed: int) -> dict:
     """The figures of each codebook alone, and how the codes of all of them are used."""
-    each = tuple(measured(seen.alone(group), seed) for group in seen.shared)
+    each = tuple(measure_observed(seen.alone(group), seed) for group in seen.shared)
     codes = sum(one.codes for one in each)
     return {
         "latents": len(seen.counted),
@@ -152,7 +152,7 @@ def _figures_of_several(seen: Observed, seed: int) -> dict:
         "usage": sum(one.usage * one.codes for one in each) / codes,
         "ceiling": sum(one.ceiling * one.codes for one in each) / codes,
         "perplexity": sum(one.perplexity for one in each),
-        "bits": seen.bits,
+        "bits": seen.total_bits,
         "codebooks": each,
     }
 
@@ -266,7 +266,7 @@ def _codebook_figures(sample: Sample, reference: list[list[Tensor]]) -> dict:
         "reference_codes": number,
         "best_low": best_low.mean().item() if complete else 0.0,
         "best": best.mean().item(),
-        "paid": shared_dimensions(metrics.principal_variances(points), sample.seen.bits),
+        "paid": shared_dimensions(metrics.principal_variances(points), sample.seen.total_bits),
     }
     if sample.chosen is None:
         return found
@@ -276,7 +276,7 @@ def _codebook_figures(sample: Sample, reference: list[list[Tensor]]) -> dict:
         "error_deviation": own.std().item() / math.sqrt(len(own)),
         "gap": _ratio(own.mean().item(), found["best"]),
         "gap_high": _ratio(low.mean().item(), found["best_low"]) if complete else math.inf,
-        "dimensions": shared_dimensions(metrics.principal_variances(sample.chosen), sample.seen.bits),
+        "dimensions": shared_dimensions(metrics.principal_variances(sample.chosen), sample.seen.total_bits),
     }
 
 
@@ -367,7 +367,7 @@ def _encoder_figures(sample: Sample, reference: list[list[Tensor]], seed: int) -
         losses["a network"] = readers.left_over(x[half:], readers.by_network(near, x, guess, seed))
     reader = min(losses, key=losses.get)
     return {
-        "paid": shared_dimensions(parts.variances, seen.bits),
+        "paid": shared_dimensions(parts.variances, seen.total_bits),
         "inputs_codes": sum(sizes),
         "inputs_loss": inputs_loss,
         "codes_loss": codes_loss,

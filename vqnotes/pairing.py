@@ -107,7 +107,7 @@ class Observed:
         return groups
 
     @property
-    def bits(self) -> float:
+    def total_bits(self) -> float:
         """What all codes of a latent can carry: the sum of log2 K."""
         return sum(math.log2(len(one.codes)) for one in self.places)
 

@@ -39,12 +39,12 @@ class _Replacing(VectorQuantizer):
         of a replaced code stays: Adam moves it on, in each direction by up to 4 times the learning rate in all after
         20 steps without a latent, by up to 30 times if one chose it just before.
         """
-        fresh = self.drawn(stale.cumsum(0) - 1, latents)
+        fresh = self.draw_latents(stale.cumsum(0) - 1, latents)
         self.codebook.copy_(torch.where(stale[:, None], fresh, self.codebook))
         if self.update == "ema":
             self.share.copy_(torch.where(stale, 0, self.share))
 
-    def drawn(self, rank: Tensor, latents: Tensor) -> Tensor:
+    def draw_latents(self, rank: Tensor, latents: Tensor) -> Tensor:
         """One of the latents (N, D) for each rank (K,), as (K, D): those of rank 0 to N - 1 are all different.
 
         What the ranks from N on get is given out already. It has normal noise of 0.01 / sqrt(D) times its length in
@@ -195,7 +195,7 @@ class OnlineClustering(_Replacing):
     def anchors(self, latents: Tensor) -> Tensor:
         """Where each code is drawn to, (K, D)."""
         if self.anchor == "random":
-            return self.drawn(torch.arange(self.codebook_size, device=latents.device), latents)
+            return self.draw_latents(torch.arange(self.codebook_size, device=latents.device), latents)
         if self.anchor == "closest":
             return F.embedding(nearest_code(self.codes(), latents), latents)
         self.draws.add_(1)
