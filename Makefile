@@ -5,7 +5,7 @@
 #                    (needs Chromium)
 # make book     the course as a website, in build/book       make slides   the lecture, in build/slides
 # make student  notebooks without solutions, in build/student  make grade    FOLDER=... grades what students hand in
-# make claims   runs all notebooks for thirty base seeds: which claims hold, how near each comes to its bound (2 hours)
+# make claims   runs all notebooks for thirty base seeds: which claims hold, how near each comes to its bound (4 hours; goes on where it stopped)
 # make colab-test      runs each notebook alone, with the versions that Colab has (10 minutes)
 # make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
