@@ -264,16 +264,13 @@ DEFECTS = [
     ("priors", "before.new_full((len(before), 1), self.codes)", "before.new_full((len(before), 1), 0)",
      "a row starts with code 0"),
     ("priors", ".sum(dim=1) / math.log(2)", ".sum(dim=1)", "nats, not bits"),
-    ("priors", "next_of_each(weights, rows) / temperature", "next_of_each(weights, rows) * temperature",
-     "temperature the wrong way round"),
+    ("priors", "(logits / temperature)", "(logits * temperature)", "temperature the wrong way round"),
     ("priors", "torch.rand(rows.shape, generator=generator)",
      "torch.rand(len(rows), 1, generator=generator).expand(rows.shape)", "whole grids are shuffled, not places"),
     ("samples", ".any(axis=1).mean()", ".any(axis=0).mean()", "coverage counts samples, not real points"),
     ("samples", "np.fill_diagonal(among, np.inf)", "pass", "a point is its own nearest neighbour"),
     ("samples", "ddof=1", "ddof=0", "spread: pairs of a point with itself count"),
     ("scale", "if theirs != settings:", "if not theirs:", "results of other settings are taken"),
-    ("quantizers", "codes = torch.where(counts > 0, sums / counts.clamp_min(1), codes)",
-     "codes = sums / counts.clamp_min(1)", "a centroid without latents goes to 0"),
     ("scale", "if step not in looks or step <= warmup:", "if step not in looks:", "measured before codes are placed"),
 ]
 
