@@ -9,6 +9,7 @@
 # make colab-test      runs each notebook alone, with the versions that Colab has (10 minutes)
 # make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
+# make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
 # make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
 # make league      reruns the long table of remedies (20 minutes; ARGS="--workers 16" where there are 16 cores)
 # make validation  retrains the models that the diagnosis is judged by (10 minutes)
@@ -19,7 +20,7 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants bench \
+.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants random-mutants bench \
 	league validation stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
@@ -61,6 +62,10 @@ versions-test: $(ready)
 
 mutants: $(ready)
 	.venv/bin/python tests/mutants.py $(ARGS)
+
+random-mutants: $(ready)
+	.venv/bin/python -m pip install --quiet cosmic-ray
+	.venv/bin/python tests/random_mutants.py $(ARGS)
 
 bench: $(ready)
 	.venv/bin/python tests/bench.py $(ARGS)

@@ -64,15 +64,14 @@ def commands(path: Path) -> list[str]:
     return [f"tests/{file.name}" for file in files]
 
 
-def verdict(project: Path, path: Path, change: tuple[str, str] | None) -> str:
-    """Which test fails with the change in the file, or "" if all pass."""
+def verdict(project: Path, path: Path, changed: str, tests: list[str]) -> str:
+    """Which of the tests (arguments of pytest) fails with this text in the file, or "" if all pass."""
     original = (project / path).read_text(encoding="utf-8")
-    if change:
-        (project / path).write_text(planted(project / path, *change), encoding="utf-8")
+    (project / path).write_text(changed, encoding="utf-8")
     try:
         options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *commands(path)],
+            [sys.executable, "-m", "pytest", *options, *tests],
             cwd=project,
             env=os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -104,18 +103,19 @@ def main(words: list[str]) -> str | None:
             (Path(folder) / str(worker)).mkdir()
             projects.put(copy_of_the_project(Path(folder) / str(worker)))
 
-        def one(path: Path, change: tuple[str, str] | None) -> str:
+        def one(path: Path, *change: str) -> str:
             project = projects.get()
             try:
-                return verdict(project, path, change)
+                text = planted(project / path, *change) if change else (project / path).read_text(encoding="utf-8")
+                return verdict(project, path, text, commands(path))
             finally:
                 projects.put(project)
 
         whole = {path if path.suffix == ".ipynb" else Path("vqnotes/__init__.py") for path, *_ in jobs}
-        for failed in pool.map(lambda path: one(path, None), sorted(whole)):
+        for failed in pool.map(one, sorted(whole)):
             if failed:
                 return f"fails without any defect: {failed}"
-        noticed = [pool.submit(one, path, (old, new)) for path, old, new, _ in jobs]
+        noticed = [pool.submit(one, path, old, new) for path, old, new, _ in jobs]
         for (path, old, new, wrong), future in zip(tqdm(jobs, desc="defects"), noticed):
             say(f"{future.result() or 'SURVIVES'} | {path.name}: {wrong} | {old!r} -> {new!r}", flush=True)
             if not future.result():
