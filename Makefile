@@ -20,8 +20,8 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants random-mutants bench \
-	league validation stamp clean
+.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants \
+	random-mutants bench league validation stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small
@@ -64,7 +64,7 @@ mutants: $(ready)
 	.venv/bin/python tests/mutants.py $(ARGS)
 
 random-mutants: $(ready)
-	.venv/bin/python -m pip install --quiet cosmic-ray
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt cosmic-ray
 	.venv/bin/python tests/random_mutants.py $(ARGS)
 
 bench: $(ready)
