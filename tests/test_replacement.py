@@ -10,6 +10,7 @@ from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import AffineCodes, CosineCodes, SimVQ
 from vqnotes.replacement import (
     CodeExpiry,
+    CodeSplitting,
     LeastRecentlyUsed,
     OnlineClustering,
     RandomRestart,
@@ -326,3 +327,17 @@ def test_codes_that_are_not_free_are_not_replaced(remedy, kind, size, options):
 def test_bad_options_are_refused(make, shown):
     with pytest.raises(ValueError, match=shown):
         make()
+
+
+@pytest.mark.parametrize(
+    "kind, options", [(LeastRecentlyUsed, {"patience": 300}), (CodeSplitting, {"interval": 300})]
+)
+def test_steps_are_counted_in_half_precision_too(kind, options):
+    """bfloat16 counts to 256 only: a code far away would never be replaced."""
+    torch.manual_seed(0)
+    quantizer = kind(4, 2, **options).to(torch.bfloat16).train()
+    with torch.no_grad():
+        quantizer.codebook[3] = 1000
+    for _ in range(301):
+        quantizer(torch.randn(64, 2, dtype=torch.bfloat16))
+    assert quantizer.codebook[3].abs().max() < 100

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401  has a BLAS of its own
 import torch
-from helpers import normal, press
+from helpers import normal, press, run_python
 from sklearn.cluster import KMeans  # noqa: F401  has an OpenMP of its own
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -258,3 +258,27 @@ def test_metrics_of_few_latents_are_on_one_thread(small, monkeypatch):
     monkeypatch.setattr(threads, "SMALL", 106 * 36 + small)
     effective_rank(latents)
     assert found == [{1} if small else {3}] * 6
+
+
+def test_every_number_of_threads_is_back_afterwards():
+    """That of MKL too, and that which new threads get: PyTorch's own number does not tell."""
+    code = """
+import re, threading, torch
+from vqnotes.threads import one_thread
+
+def found():
+    new = []
+    thread = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    mkl = re.findall(r"mkl_get_max_threads\\(\\) : (\\d+)", torch.__config__.parallel_info())
+    return torch.get_num_threads(), mkl, new
+
+torch.set_num_threads(3)
+before = found()
+for _ in range(2):
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert found() == before, (before, found())
+"""
+    run_python(code)

@@ -23,7 +23,7 @@ from vqnotes.models import (
     mlp_autoencoder,
     sample_latents,
 )
-from vqnotes.quantizers import VectorQuantizer
+from vqnotes.quantizers import Quantized, VectorQuantizer
 from vqnotes.training import fit
 
 
@@ -452,3 +452,34 @@ def test_bad_input_is_refused(options, shown):
     x = options.pop("x", normal(100, 4))
     with pytest.raises(ValueError, match=shown):
         fit(small_model(), x, **{"steps": 10, "seed": 0, "progress": False, **options})
+
+
+def test_an_optimisers_own_options_are_kept_or_refused():
+    made = []
+
+    class Seen(torch.optim.Adam):
+        def __init__(self, *arguments, **options):
+            made.append(options)
+            super().__init__(*arguments, **options)
+
+    x, model = torch.randn(64, 3), mlp_autoencoder(3, VectorQuantizer(4, 2), width=4)
+    fit(model, x, steps=1, seed=0, progress=False, optimizer=partial(Seen, fused=False))
+    assert made == [{"fused": False}]
+    with pytest.raises(ValueError, match="lr=0.5"):
+        fit(model, x, steps=1, seed=0, progress=False, optimizer=partial(Seen, lr=0.5))
+
+
+def test_evaluate_takes_a_quantiser_without_a_list_of_codes_and_draws_nothing_of_its_own():
+    class Same(torch.nn.Module):
+        def forward(self, z):
+            return Quantized(z, torch.zeros(z.shape[:-1], dtype=torch.long), z.sum() * 0)
+
+    class Noisy(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :2] + torch.randn(len(x), 2)
+
+    model, x = VQAutoencoder(Noisy(), Same(), torch.nn.Linear(2, 3)), torch.randn(9, 3)
+    torch.manual_seed(0)
+    latents = evaluate(model, x).latents
+    torch.manual_seed(0)
+    assert torch.equal(latents, model.encode(x))

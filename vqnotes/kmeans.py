@@ -28,7 +28,8 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     GPU too, and the same for every K: draw candidates, most from where latents are still far from any; weight each by
     the latents nearest to it; let greedy k-means++ choose K of them. Then each centroid moves to the mean of its
     latents, and one that has none to the latent farthest from its own, until a step lowers the error by less than a
-    thousandth, at most 50 times. The error is that of scikit-learn's `KMeans` up to a few percent.
+    thousandth, at most 50 times. The error is that of scikit-learn's `KMeans` up to a few percent in the mean over
+    seeds; a single run of either may get stuck, above all where clusters are far apart and of very unequal size.
 
     Time: 2.5 K candidates x K choices x (2 + log K) x D for the start, N x K x D for a step. Memory: some copies of
     the latents. If fewer latents differ than there are codes, centroids coincide, and one of them has the share.
@@ -43,11 +44,11 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     center = flat.to(dtype).mean(dim=0)
     points = flat - center  # far from the origin, sums would lose digits
     codes, error = _start(points, codebook_size, torch.Generator().manual_seed(seed)), math.inf
-    for _ in range(STEPS + 1):
+    for step in range(STEPS + 1):
         index = nearest_code(points, codes)
         distance = (points - codes[index]).square().sum(dim=1)
         before, error = error, distance.sum(dtype=torch.float64).item()
-        if error >= (1 - IMPROVEMENT) * before:
+        if step == STEPS or error >= (1 - IMPROVEMENT) * before:
             break
         codes = _means(points, index, distance, codes)
     share = torch.bincount(index, minlength=codebook_size).double() / len(points)

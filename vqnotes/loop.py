@@ -66,8 +66,11 @@ class Plan:
         for name, parameter in named_parameters:
             by_rate[self.codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
         groups = [{"params": group, "lr": lr} for lr, group in by_rate.items() if group]
+        own = getattr(self.optimizer, "keywords", {})  # of a functools.partial
+        if "lr" in own:
+            raise ValueError(f"the learning rate is fit's own: give lr={own['lr']} to fit, not to the optimiser")
         try:
-            optimizer = self.optimizer(groups, fused=True)
+            optimizer = self.optimizer(groups) if "fused" in own else self.optimizer(groups, fused=True)
         except (TypeError, RuntimeError):  # it does not know the word; it cannot be fused here, or with its options
             optimizer = self.optimizer(groups)
         _check_closure(optimizer)
@@ -189,11 +192,12 @@ def passes(length: int, count: int, seed: int, shuffle: bool) -> Iterator[Tensor
     generator, places = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
     torch.randperm(length, generator=generator)  # not used: by it `sample_latents` chooses what the codes start from
     while True:
-        while len(places) < count:
-            one_pass = torch.randperm(length, generator=generator) if shuffle else torch.arange(length)
-            places = torch.cat([places, one_pass])
+        parts = [places]
+        while sum(map(len, parts)) < count:
+            parts.append(torch.randperm(length, generator=generator) if shuffle else torch.arange(length))
+        places = torch.cat(parts)
         yield places[:count]
-        places = places[count:]
+        places = places[count:].clone()
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -174,7 +174,9 @@ def multiplications(model: VQAutoencoder, x: Tensor, batch_size: int) -> int:
 
     Counted on a single input, in evaluation mode.
     """
-    with modes_kept(model), one_torch_thread(), FlopCounterMode(display=False) as counter:
+    devices = [x.device] if x.is_cuda else []
+    random_state = torch.random.fork_rng(devices)  # counting draws nothing that is missed later
+    with modes_kept(model), one_torch_thread(), random_state, FlopCounterMode(display=False) as counter:
         model.eval()
         latents = model.encode(x[:1])
         model.decode(latents)
@@ -185,4 +187,11 @@ def multiplications(model: VQAutoencoder, x: Tensor, batch_size: int) -> int:
 def codes_compared(quantizer: nn.Module) -> int:
     """How many codes a latent is compared with at a time: K, or of a quantiser in stages, the most that one has."""
     stages = getattr(quantizer, "stages", None)
-    return max(len(stage.codes()) for stage in (stages if isinstance(stages, nn.ModuleList) else [quantizer]))
+    return max(map(_size, stages if isinstance(stages, nn.ModuleList) else [quantizer]))
+
+
+def _size(quantizer: nn.Module) -> int:
+    """K, or 0 for a quantiser of someone else's that has no list of codes."""
+    if hasattr(quantizer, "codebook_size"):
+        return quantizer.codebook_size
+    return len(quantizer.codes()) if hasattr(quantizer, "codes") else 0

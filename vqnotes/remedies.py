@@ -28,7 +28,7 @@ class SimVQ(VectorQuantizer):
 
     C starts as N(0, 1/D) and W as the identity; `init_codes` puts C elsewhere, W back to the identity, a bias to 0.
     bias: adds a learnt vector (D,) to all codes. start: "identity", or "linear" for W, and the bias, as torch's
-    `nn.Linear` starts them, U(-1/sqrt(D), 1/sqrt(D)).
+    `nn.Linear` starts them, U(-1/sqrt(D), 1/sqrt(D)); it lasts until `init_codes`, so `fit` needs init=None for it.
 
     The authors' code has bias=True and start="linear"; vector-quantize-pytorch start="linear", and the rotation trick
     unless told otherwise: class Both(RotationTrick, SimVQ). The authors' loss multiplies the part that moves W by

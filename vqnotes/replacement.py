@@ -18,7 +18,8 @@ ONE_RULE = "one rule alone can say which codes start anew"
 class _Replacing(VectorQuantizer):
     """Codes that start anew on latents of the batch, drawn at random: each latent is as likely, none comes twice.
 
-    Where there are fewer latents than codes to place, they are used again with noise, so that no codes are clones.
+    Where there are fewer latents than codes to place, they are used again with noise, so that no codes are clones:
+    it is relative to a latent's length, and those of length 0 get none.
     """
 
     excludes = dict.fromkeys(
@@ -130,7 +131,7 @@ class LeastRecentlyUsed(_Replacing):
         if patience is not None and not patience >= 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         self.patience, self.noise = patience, not_negative("noise", noise)
-        self.register_buffer("idle", torch.zeros(codebook_size))
+        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))  # bfloat16 counts to 256 only
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -140,7 +141,7 @@ class LeastRecentlyUsed(_Replacing):
     @torch.no_grad()
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         super().after_step(latents, index)
-        self.idle.copy_(torch.where(shares(index, self.idle) > 0, 0, self.idle + 1))
+        self.idle.copy_(torch.where(shares(index, self.codebook[:, 0]) > 0, 0, self.idle + 1))
         stale = self.idle >= self.limit(index.numel())
         self.replace(stale, latents.reshape(-1, self.dim))
         self.idle.copy_(torch.where(stale, 0, self.idle))
@@ -231,8 +232,8 @@ class CodeSplitting(_Replacing):
             raise ValueError(f"interval must be at least 1 step, got {interval}")
         self.interval, self.threshold = interval, share_of("threshold", threshold)
         self.noise = not_negative("noise", noise)
-        self.register_buffer("steps", torch.zeros(()))  # since codes were last replaced
-        self.register_buffer("chosen_in", torch.zeros(codebook_size))  # so many of them
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # since codes were last replaced
+        self.register_buffer("chosen_in", torch.zeros(codebook_size, dtype=torch.int64))  # so many of them
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -244,7 +245,7 @@ class CodeSplitting(_Replacing):
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         super().after_step(latents, index)
         self.steps.add_(1)
-        self.chosen_in.add_(shares(index, self.chosen_in) > 0)
+        self.chosen_in.add_(shares(index, self.codebook[:, 0]) > 0)
         due = self.steps >= self.interval
         rare = self.chosen_in < self.threshold * self.interval
         self.replace(due & rare, rows(self.codes(), index.flatten()))
@@ -255,7 +256,7 @@ class CodeSplitting(_Replacing):
 def near_at_random(codes: Tensor, latents: Tensor, numbers: Tensor, at_once: int = 2**22) -> Tensor:
     """For each code (K, D) the place of one of the latents (N, D), with probability softmax over n of -|z_n - e_k|^2.
 
-    numbers: (K,), uniform in (0, 1), each decides for one code. at_once: at most so many distances are held.
+    numbers: (K,), uniform in (0, 1), each decides for one code. at_once: at most so many distances are held a run.
     """
     center = latents.mean(0)  # a shift of everything changes nothing
     wide = torch.promote_types(latents.dtype, torch.float32)

@@ -24,7 +24,10 @@ def is_small(multiplications: float) -> bool:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Meanwhile PyTorch computes on the calling thread alone; afterwards on as many as before."""
+    """Meanwhile PyTorch computes on the calling thread alone; afterwards on as many as before.
+
+    Threads that are started later get the number that was set last in any thread: PyTorch has one for all of them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -46,7 +49,7 @@ def one_thread() -> Iterator[None]:
     first = _blas.acquire(blocking=False)
     try:
         mine = pools if first else pools.select(user_api="openmp")
-        with mine.limit(limits=1), one_torch_thread():
+        with one_torch_thread(), mine.limit(limits=1):  # in this order: the limit is OpenMP's too, that torch has
             yield
     finally:
         if first:
