@@ -213,3 +213,18 @@ def test_the_models_own_indices_are_counted():
 def test_indices_that_do_not_fit_are_refused(index, message):
     with pytest.raises(ValueError, match=message):
         observe(normal(50, 9, 4), normal(16, 4), index=index)
+
+
+def test_inputs_that_are_all_equal_are_refused_even_if_latents_are():
+    """Nothing differs, so nothing can coincide: no verdict on the encoder."""
+    with pytest.raises(ValueError, match="do not vary: all 300"):
+        diagnose(torch.ones(300, 4), torch.randn(16, 4), inputs=torch.ones(300, 5))
+
+
+def test_one_axis_of_places_may_be_a_number_and_nothing_else_is_an_axis():
+    z, x = torch.randn(60, 16, 4), torch.randn(60, 16, 16)
+    one, two = (diagnose(z, z[0], inputs=x, places=places) for places in (1, (1,)))
+    assert one.evidence == two.evidence
+    for wrong in ("hw", (1.0,), (None,)):
+        with pytest.raises(ValueError, match="whole numbers"):
+            diagnose(z, z[0], inputs=x, places=wrong)

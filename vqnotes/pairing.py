@@ -255,6 +255,12 @@ class Inputs:
                 f"inputs {x.dtype} {tuple(x.shape)} look like ids (tokens, items), which cannot be averaged: pass "
                 f"what they are embedded to, or labels=; if they are quantities, pass inputs.float()"
             )
+        if len(x) > 1 and (x == x[:1]).all():
+            raise ValueError(f"the inputs do not vary: all {len(x)} of shape {tuple(x.shape[1:])} are equal")
+        if isinstance(places, int):
+            places = (places,)
+        if places is not None and not all(isinstance(axis, int) for axis in places):
+            raise ValueError(f"places must be axes of the inputs, whole numbers, got {places!r}")
         self.inputs, self.shape = x, tuple(x.shape)
         self.axes = self._axes(grid, places)
         self.grid = (len(x),) if self.axes is None else self._grid(grid)
