@@ -261,7 +261,8 @@ def test_a_call_that_names_no_folder_is_refused(arguments):
 
 
 def test_make_takes_a_folder_with_blanks_in_its_name():
-    command = ["make", "--dry-run", "--assume-old=.venv/ready", "grade", "FOLDER=Hand-ins, week 3"]
+    command = ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/ready"]
+    command += ["grade", "FOLDER=Hand-ins, week 3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith('docs/handouts.py grade "Hand-ins, week 3"')
 
