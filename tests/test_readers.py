@@ -1,8 +1,10 @@
 """What is read off latents: an encoder that can be inverted is not convicted, one that lost something is."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import normal
+from sklearn.linear_model import RidgeCV
 
 from vqnotes import data
 from vqnotes.diagnosis import decide, diagnose, encoder_at_fault, inputs_lost, labels_lost
@@ -143,3 +145,12 @@ def test_an_encoder_that_confuses_a_third_of_the_classes_is_convicted_by_labels_
     assert labels_lost(f) is True
     assert figures_of(latents, codes, labels=y).separability == f.separability
     assert diagnose(latents, codes, labels=y).verdict == "cannot tell"
+
+
+def test_a_regression_guesses_in_the_inputs_own_type(monkeypatch):
+    """Older versions of scikit-learn answer in float64, which a network's float32 cannot be joined with."""
+    predict = RidgeCV.predict
+    monkeypatch.setattr(RidgeCV, "predict", lambda *arguments: predict(*arguments).astype(np.float64))
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    guess = by_regression(x[:, None, :2], x, seed=0)
+    assert guess.dtype == x.dtype and by_network(x[:, None, :2], x, guess, seed=0).shape == guess.shape

@@ -77,7 +77,7 @@ def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
         features.append(kernel.transform(seen))
     features = np.concatenate(features, axis=1)
     reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(features[:half], x[:half].numpy())
-    return torch.from_numpy(reader.predict(features[half:])).reshape(x[half:].shape)
+    return torch.from_numpy(reader.predict(features[half:])).to(x.dtype).reshape(x[half:].shape)
 
 
 class Network(nn.Module):
