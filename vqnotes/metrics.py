@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from vqnotes.kmeans import kmeans
-from vqnotes.search import LARGEST, check_codebook, check_latents, nearest_code
+from vqnotes.search import LARGEST, PART, check_codebook, check_latents, nearest_code
 from vqnotes.threads import threads_for
 
-PART = 2**14  # vectors that are in float64 at once
 LATENTS_PER_CODE = 16  # that `optimality_gap` needs
 
 # ---------------------------------------------------------------- how the codes are used
