@@ -69,10 +69,10 @@ def drawn_mutants(paths: list[Path], sample: int, seed: int) -> Iterator[tuple[P
             return
         source = path.read_text(encoding="utf-8")
         name, occurrence = generator.choice(possible[path][place])
-        changed = mutate_code(source, get_operator(name)(), occurrence)
-        try:
+        try:  # some operators break on names with a dot, or make what is no Python
+            changed = mutate_code(source, get_operator(name)(), occurrence)
             same = changed is None or runs(changed) == runs(source)
-        except SyntaxError:
+        except (AttributeError, SyntaxError):
             continue
         if not same:
             lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0)
