@@ -33,51 +33,51 @@ test: $(ready)
 	.venv/bin/python -m pytest $(ARGS)
 
 test-busy: $(ready)
-	.venv/bin/python tests/busy.py .venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python tools/busy.py .venv/bin/python -m pytest $(ARGS)
 
 run: $(ready)
-	.venv/bin/python tests/notebook_tools.py run $(NOTEBOOKS)
+	.venv/bin/python tools/notebook_tools.py run $(NOTEBOOKS)
 
 browser-test: $(ready)
-	.venv/bin/python tests/browser.py $(ARGS)
+	.venv/bin/python tools/browser.py $(ARGS)
 
 book: $(ready)
-	.venv/bin/python docs/book.py
+	.venv/bin/python tools/book.py
 
 slides student: $(ready)
-	.venv/bin/python docs/handouts.py $@
+	.venv/bin/python tools/handouts.py $@
 
 grade: $(ready)
-	.venv/bin/python docs/handouts.py grade "$(FOLDER)"
+	.venv/bin/python tools/handouts.py grade "$(FOLDER)"
 
 claims: $(ready)
-	.venv/bin/python -m vqnotes.checks --seeds 30 $(ARGS)
+	.venv/bin/python -m vqnotes.course.claims --seeds 30 $(ARGS)
 
 colab-test: $(ready)
-	.venv/bin/python tests/environments.py colab
+	.venv/bin/python tools/environments.py colab
 
 versions-test: $(ready)
-	.venv/bin/python tests/environments.py lowest
-	.venv/bin/python tests/environments.py latest
+	.venv/bin/python tools/environments.py lowest
+	.venv/bin/python tools/environments.py latest
 
 mutants: $(ready)
-	.venv/bin/python tests/mutants.py $(ARGS)
+	.venv/bin/python tools/mutants.py $(ARGS)
 
 random-mutants: $(ready)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt cosmic-ray
-	.venv/bin/python tests/random_mutants.py $(ARGS)
+	.venv/bin/python tools/random_mutants.py $(ARGS)
 
 bench: $(ready)
-	.venv/bin/python tests/bench.py $(ARGS)
+	.venv/bin/python tools/bench.py $(ARGS)
 
 league: $(ready)
-	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.league $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.remedies $(ARGS)
 
 validation: $(ready)
-	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.validation $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.verdicts $(ARGS)
 
 stamp: $(ready)
-	.venv/bin/python tests/notebook_tools.py stamp $(REPO)
+	.venv/bin/python tools/notebook_tools.py stamp $(REPO)
 
 # Built anew whenever the list of dependencies or the tested versions change.
 $(ready): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Settings of the website. `docs/book.py` lays out the source and calls Sphinx with these."""
+"""Settings of the website. `tools/book.py` lays out the source and calls Sphinx with these."""
 
 import sys
 from pathlib import Path

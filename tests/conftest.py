@@ -2,7 +2,7 @@
 
 import pytest
 
-from vqnotes import interrupts
+from vqnotes import _interrupts
 
 
 @pytest.fixture
@@ -17,4 +17,4 @@ def server(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def nothing_was_cut_off(monkeypatch):
     """Runs that another test has cut off are not this one's."""
-    monkeypatch.setattr(interrupts, "_cut_off", {})
+    monkeypatch.setattr(_interrupts, "_cut_off", {})

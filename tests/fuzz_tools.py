@@ -16,18 +16,24 @@ from hypothesis import strategies as st
 
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    FSQ,
+    LFQ,
     AffineCodes,
+    CodeExpiry,
+    CodeSplitting,
     CosineCodes,
     DiVeQ,
     EntropyLoss,
     LearntAffineCodes,
+    LeastRecentlyUsed,
+    OnlineClustering,
     OrthogonalCodes,
+    RandomRestart,
+    ResidualVQ,
     RotationTrick,
     SimVQ,
     SpreadLatents,
 )
-from vqnotes.replacement import CodeExpiry, CodeSplitting, LeastRecentlyUsed, OnlineClustering, RandomRestart
-from vqnotes.structured import FSQ, LFQ, ResidualVQ
 
 MORE = os.environ.get("VQNOTES_FUZZ")
 EXAMPLES = int(MORE or 60)

@@ -72,7 +72,7 @@ def book(tmp_path_factory):
     folder = tmp_path_factory.mktemp("website")
     nbformat.write(example(), folder / "99_example.ipynb")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(ROOT / "docs"), *sys.path])
+        patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
         tool = importlib.import_module("book")
         patch.setattr(tool, "NOTEBOOKS", [*NOTEBOOKS, folder / "99_example.ipynb"])
         assert tool.build(folder / "book") == 0, "a warning is an error"

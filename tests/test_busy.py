@@ -9,7 +9,7 @@ import psutil
 import pytest
 from notebook_tools import HOURS, ROOT
 
-TOOL = [sys.executable, ROOT / "tests" / "busy.py", "--processes", "2"]
+TOOL = [sys.executable, ROOT / "tools" / "busy.py", "--processes", "2"]
 WAITS = [sys.executable, "-c", "print('here', flush=True); input()"]
 
 

@@ -7,24 +7,30 @@ import pytest
 import torch
 from helpers import brute_force, normal
 
-from vqnotes import remedies, replacement, structured
+from vqnotes import remedies
 from vqnotes.metrics import quantization_error
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    FSQ,
+    LFQ,
     AffineCodes,
+    CodeExpiry,
+    CodeSplitting,
     CosineCodes,
     DiVeQ,
     EntropyLoss,
     LearntAffineCodes,
+    LeastRecentlyUsed,
+    OnlineClustering,
     OrthogonalCodes,
+    RandomRestart,
+    ResidualVQ,
     RotationTrick,
     SimVQ,
     SpreadLatents,
-    unit,
 )
-from vqnotes.replacement import CodeExpiry, CodeSplitting, LeastRecentlyUsed, OnlineClustering, RandomRestart
-from vqnotes.structured import FSQ, LFQ, ResidualVQ
+from vqnotes.remedies.codes import unit
 from vqnotes.training import fit, fit_many
 
 CODES, DIM = 16, 4
@@ -179,7 +185,7 @@ def trained(quantizer, seed=0):
 def test_no_remedy_is_left_out():
     found = {
         kind
-        for module in (remedies, replacement, structured)
+        for module in (remedies, remedies, remedies)
         for name, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, VectorQuantizer) and not name.startswith("_")
     }

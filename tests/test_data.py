@@ -6,7 +6,7 @@ import pytest
 import torch
 from served import LABELS, idx
 
-from vqnotes import data, downloads
+from vqnotes import _downloads, data
 
 
 def test_gaussian_modes_are_as_described():
@@ -99,9 +99,9 @@ def test_an_idx_file_of_another_kind_or_size_is_refused():
             data._parse_idx(wrong, dims=1)
 
 
-@pytest.mark.skipif(not downloads.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+@pytest.mark.skipif(not _downloads.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_the_real_fashion_mnist_of_debian(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(_downloads, "_cache", lambda: tmp_path)
     monkeypatch.delenv("VQNOTES_DATA", raising=False)
     for split, size in (("train", 60_000), ("test", 10_000)):
         got = data.fashion_mnist(split)

@@ -12,11 +12,12 @@ from helpers import between_neighbours, brute_force, normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqnotes import league, search
+from vqnotes import nearest
 from vqnotes.models import mlp_autoencoder
-from vqnotes.priors import fit_priors
+from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.search import nearest_code
+from vqnotes.studies import remedies as league
+from vqnotes.studies.generation import fit_priors
 from vqnotes.training import fit, fit_many
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -48,7 +49,7 @@ def waits(monkeypatch):
             watched.seen.append("tolist")
         return to_list(x)
 
-    monkeypatch.setattr(search, "_may_wait", lambda latents: not watched.watching)
+    monkeypatch.setattr(nearest, "_may_wait", lambda latents: not watched.watching)
     monkeypatch.setattr(torch.Tensor, "tolist", noted)
     return watched
 
@@ -87,7 +88,7 @@ def test_no_step_of_a_prior_waits_and_the_watch_would_see_it(waits):
 
 @pytest.mark.parametrize("remedy", league.REMEDIES)
 def test_a_quantizer_mixes_no_devices(remedy, waits, monkeypatch):
-    monkeypatch.setattr(search, "_full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
+    monkeypatch.setattr(nearest, "_full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
     quantizer = quantizer_of(remedy).to("meta")
     latents = torch.randn(96, quantizer.dim, device="meta", requires_grad=True)
     waits.watching = True
@@ -103,7 +104,7 @@ def test_a_quantizer_mixes_no_devices(remedy, waits, monkeypatch):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(search, "_may_wait", lambda latents: False)
+    monkeypatch.setattr(nearest, "_may_wait", lambda latents: False)
 
 
 @pytest.mark.parametrize("size", [60, 64, 300])
@@ -135,7 +136,7 @@ def test_the_product_has_full_precision_and_the_setting_is_put_back(name, value)
     try:
         setattr(settings, name, value)
         chosen = read()
-        with contextlib.suppress(ZeroDivisionError), search._full_precision("cuda"):
+        with contextlib.suppress(ZeroDivisionError), nearest._full_precision("cuda"):
             assert read() in ("ieee", False) and not torch.is_autocast_enabled("cuda")
             raise ZeroDivisionError
         assert read() == chosen

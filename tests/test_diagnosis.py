@@ -11,12 +11,13 @@ import torch
 from helpers import normal
 
 from vqnotes import data
-from vqnotes.diagnosis import THRESHOLDS, decide, diagnose, encoder_at_fault, labels_lost
-from vqnotes.figures import AT_MOST, PER_CODE, figures_of, shared_dimensions
+from vqnotes.diagnosis import diagnose
+from vqnotes.diagnosis.measures import AT_MOST, PER_CODE, figures_of, shared_dimensions
+from vqnotes.diagnosis.observed import around
+from vqnotes.diagnosis.readers import left_over
+from vqnotes.diagnosis.report import VERDICTS
+from vqnotes.diagnosis.rules import THRESHOLDS, decide, encoder_at_fault, labels_lost
 from vqnotes.kmeans import kmeans
-from vqnotes.pairing import around
-from vqnotes.readers import left_over
-from vqnotes.verdicts import VERDICTS
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from notebook_tools import HOURS
 from served import CIFAR, IMAGES, LABELS, PLAIN, X, Y, check_fashion, cut, elsewhere, idx, in_cache, printed
 
-from vqnotes import data, downloads
+from vqnotes import _downloads, data
 
 PACKED, SIZE = gzip.compress(PLAIN["train", "x"], mtime=0), str(len(PLAIN["train", "x"]))
 WITHOUT_RIGHTS = (  # root may read and write anything; what is to be imported must be so before
@@ -86,11 +86,11 @@ def test_a_slow_server_that_delivers_is_waited_for(server, monkeypatch):
         for start in range(0, len(content), len(content) // 6):
             handler.wfile.write(content[start : start + len(content) // 6])
             handler.wfile.flush()
-            pause.wait(downloads.TIMEOUT / 4)  # longer than it in all
+            pause.wait(_downloads.TIMEOUT / 4)  # longer than it in all
 
     server.answers[f"/{X}"] = trickle
     for timeout in (1, 8, 64):  # a machine that is too busy for the first has a chance with the next
-        monkeypatch.setattr(downloads, "TIMEOUT", timeout)
+        monkeypatch.setattr(_downloads, "TIMEOUT", timeout)
         with suppress(OSError):
             return check_fashion()
     pytest.fail("the server was not waited for")
@@ -137,7 +137,7 @@ def test_a_connection_cut_in_the_middle(server):
 
 
 def test_a_server_that_falls_silent(server, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
+    monkeypatch.setattr(_downloads, "TIMEOUT", 0.5)
     content, over = (server.folder / X).read_bytes(), threading.Event()
     for silent in (lambda handler: cut(handler, content, over.wait), lambda handler: over.wait()):
         server.answers[f"/{X}"] = silent
@@ -266,7 +266,7 @@ def test_a_file_of_your_own_that_may_not_be_read_is_named(server, tmp_path):
     ids=["not packed", "no end", "test", "a folder"],
 )
 def test_a_wrong_file_of_the_system_is_passed_over(server, tmp_path, monkeypatch, content):
-    monkeypatch.setattr(downloads, "DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(_downloads, "DEBIAN_FASHION_MNIST", tmp_path)
     (tmp_path / X).mkdir() if content is None else (tmp_path / X).write_bytes(content)
     (tmp_path / Y).write_bytes(gzip.compress(idx(LABELS), mtime=1))
     check_fashion()

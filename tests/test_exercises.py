@@ -11,7 +11,7 @@ from exercise_tools import code_of, exercises, filled, printed
 from notebook_tools import NOTEBOOKS, ROOT, without_pip
 
 from vqnotes import data, metrics, models, quantizers, training
-from vqnotes.exercises import check, given
+from vqnotes.course.exercises import check, given
 
 BY_NOTEBOOK = {path: exercises(nbformat.read(path, as_version=4).cells) for path in NOTEBOOKS}
 CHECKED = [one for found in BY_NOTEBOOK.values() for one in found if one.kind == "Exercise"]

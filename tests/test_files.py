@@ -16,7 +16,9 @@ from helpers import Moments
 from notebook_tools import HOURS, NOTEBOOKS, ROOT, repository
 from served import PLAIN, X, check_fashion, cut, elsewhere, in_cache, printed
 
-from vqnotes import data, downloads, experiments, files, league, validation
+from vqnotes import _downloads, _files, data
+from vqnotes.studies import remedies as league
+from vqnotes.studies import sweeps, verdicts
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def contents(folder):
 
 
 def write(path, text="new" * 1000):
-    with files.replaced(path) as beside:
+    with _files.replaced(path) as beside:
         beside.write_text(text)
 
 
@@ -85,7 +87,7 @@ def test_an_interrupt_at_any_moment_leaves_the_old_file_or_the_new(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some moments are in a destructor
 def test_a_download_interrupted_at_any_moment_leaves_nothing(server):
-    file, fetch = data.FASHION_MNIST["train", "x"], downloads.download
+    file, fetch = data.FASHION_MNIST["train", "x"], _downloads.download
     content = (server.folder / X).read_bytes()
     fetch(file)
     (server.cache / X).unlink()
@@ -137,25 +139,25 @@ def copy(tmp_path, monkeypatch):
     monkeypatch.setattr(notebook_tools, "ROOT", tmp_path)
     monkeypatch.setattr(notebook_tools, "NOTEBOOKS", sorted((tmp_path / "notebooks").glob("*.ipynb"))[:1])
     monkeypatch.setattr(notebook_tools.NotebookClient, "execute", lambda self: None)
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     handouts = importlib.import_module("handouts")
     monkeypatch.setattr(handouts, "NOTEBOOKS", NOTEBOOKS[:1])
     monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(checks, 400 * "wrong "))
     (tmp_path / "sheet.csv").write_text("old")
     monkeypatch.setattr(sys, "argv", ["command", "--out", str(tmp_path / "sheet.csv")])
-    monkeypatch.setattr(experiments, "sweep", swept_long_ago)
+    monkeypatch.setattr(sweeps, "sweep", swept_long_ago)
     return tmp_path
 
 
 def swept_long_ago(run, *_, **__):
-    table = validation.models_made() if run is validation.examine else league.long_table().assign(**{"ms a step": 1})
+    table = verdicts.models_made() if run is verdicts.examine else league.long_table().assign(**{"ms a step": 1})
     table.attrs["failed"] = []
     return table
 
 
 COMMANDS = {
     "league": (lambda copy: league.main(), ["sheet.csv"]),
-    "validation": (lambda copy: validation.main(), ["sheet.csv"]),
+    "validation": (lambda copy: verdicts.main(), ["sheet.csv"]),
     "run": (lambda copy: notebook_tools.run(copy / "notebooks" / NOTEBOOKS[1].name), []),
     "stamp": (lambda copy: notebook_tools.stamp("some/other", copy), []),
     "stamp_readme": (lambda copy: notebook_tools.stamp_readme(), []),
@@ -178,7 +180,7 @@ def test_a_command_with_a_full_disk_leaves_all_as_it_was(copy, name):
 
 
 def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
-    old, replaced = repository(), files.replaced
+    old, replaced = repository(), _files.replaced
 
     def interrupted(path):
         if path.name == "README.md":
@@ -194,7 +196,7 @@ def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
 
 def test_a_website_that_cannot_be_built_leaves_the_old_one(tmp_path, monkeypatch):
     pytest.importorskip("sphinx", reason="the website needs the extra `book`")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     book = importlib.import_module("book")
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "index.html").write_text("old")

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from vqnotes import metrics, plots
 from vqnotes.diagnosis import diagnose
-from vqnotes.figures import figures_of
-from vqnotes.quantizers import INITS, kmeans, nearest_code
-from vqnotes.remedies import DiVeQ
-from vqnotes.structured import ResidualVQ
-from vqnotes.verdicts import VERDICTS
+from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis.report import VERDICTS
+from vqnotes.nearest import nearest_code
+from vqnotes.quantizers import INITS, kmeans
+from vqnotes.remedies import DiVeQ, ResidualVQ
 
 # ---------------------------------------------------------------- nearest codes
 

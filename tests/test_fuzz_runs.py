@@ -15,8 +15,10 @@ from fuzz_tools import COUNT, LEVELS, ODD, REFUSED, SIZE, call, chosen, few, pai
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqnotes import checks, data, experiments, models, plots, training
+from vqnotes import data, models, plots, training
+from vqnotes.course import claims
 from vqnotes.quantizers import INITS, VectorQuantizer
+from vqnotes.studies import sweeps
 
 # ---------------------------------------------------------------- data, models, training
 
@@ -74,23 +76,23 @@ def test_models_fit_and_evaluate(data):
 
 @given(st.dictionaries(chosen("a", "b", "c"), st.lists(st.integers(0, 3), max_size=3)))
 def test_grid(levels):
-    found = call(experiments.grid, **levels)
+    found = call(sweeps.grid, **levels)
     assert found is REFUSED or len(found) == math.prod(map(len, levels.values())) > 0
 
 
 @given(tables(), chosen("first", "second", "second", "none"), LEVELS, st.booleans())
 def test_tables_of_runs(runs, by, to, there):
-    found = call(experiments.summary, runs, [by], "y")
+    found = call(sweeps.summary, runs, [by], "y")
     if found is not REFUSED:
         assert len(found) == runs[by].nunique(dropna=False)
         assert (found["low"] <= found["mean"] + 1e-9).all() and (found["mean"] <= found["high"] + 1e-9).all()
     to = runs[by].iloc[0] if there and by in runs and len(runs) else to
     other = "second" if by == "first" else "first"
     some = runs[runs[other].isin(runs[other][:1])]  # one run an arm and seed
-    found = call(experiments.differences, some, by, to, "y")
+    found = call(sweeps.differences, some, by, to, "y")
     if found is not REFUSED:
         assert len(found) == runs[by].nunique() - 1 and np.isfinite(found[["mean", "low", "high"]].to_numpy()).all()
-    found = call(experiments.eta_squared, runs, "y", ["first", by])
+    found = call(sweeps.eta_squared, runs, "y", ["first", by])
     if found is not REFUSED:
         assert found["share"].sum() == pytest.approx(1) and found["share"].between(-1e-9, 1 + 1e-9).all()
         assert np.isfinite(found[["low", "high"]].to_numpy()).all()
@@ -141,7 +143,7 @@ def test_plots_of_runs(ax, runs, by):
 def test_claims(holds):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
-            checks.claim("It holds", holds)
+            claims.claim("It holds", holds)
         except AssertionError as error:
             assert "It holds" in str(error)
     assert bool(printed.getvalue()) == (bool(holds) and bool(holds == holds))
@@ -149,5 +151,5 @@ def test_claims(holds):
 
 @given(st.one_of(st.integers(-5, 1005), chosen(math.nan, math.inf, -math.inf)))
 def test_seeds(count):
-    found = call(checks.seeds, count)
+    found = call(claims.seeds, count)
     assert found is REFUSED or len(set(found)) == count

@@ -9,7 +9,7 @@ import pytest
 from exercise_tools import code_of, exercises, filled, printed
 from notebook_tools import NOTEBOOKS, ROOT
 
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(ROOT / "tools"))
 import handouts  # noqa: E402
 from answers import Attempt, HandIn  # noqa: E402
 from handouts import check_of, deck, grade, slides, student, tried, verdicts  # noqa: E402
@@ -163,7 +163,7 @@ WRONG = "def revive(codebook, sums, counts, dead, fresh):\n    return codebook, 
         [WRONG, RIGHT, WRONG],
         [RIGHT.replace("(revive)", "(\n    revive,\n)")],
         [RIGHT.replace("revive(", "mine(").replace("check_mine(revive)", "check_revive(mine)")],
-        [ANSWER, "import vqnotes.exercises.nb08 as nb\nnb.check_revive(revive)"],
+        [ANSWER, "import vqnotes.course.exercises.nb08 as nb\nnb.check_revive(revive)"],
         ["def one():\n    return 1", RIGHT.replace("counts[dead] = 1", "counts[dead] = one()")],
         [RIGHT.replace("counts[dead] = 1", "counts[dead] = one()"), "def one():\n    return 1"],
         ["ones = []", "ones.append(2)\nones[0] = 1", RIGHT.replace("counts[dead] = 1", "counts[dead] = ones[0]")],
@@ -203,7 +203,7 @@ def test_a_right_answer_counts_wherever_it_stands(cells, here, tmp_path):
         ([RIGHT.replace("counts[dead] = 1", "counts[dead] = nowhere")], "wrong because it stops with NameError"),
         (["print('Exercise 8.2: correct')\n" + STUBS["8.2"].stub], "not attempted yet"),
         (["revive = 1 / 0", CALL], "ZeroDivisionError"),
-        (["from vqnotes.exercises.nb08 import check_reports"], "not found"),
+        (["from vqnotes.course.exercises.nb08 import check_reports"], "not found"),
     ],
 )
 def test_a_wrong_answer_does_not(cells, verdict, here, tmp_path):
@@ -255,16 +255,16 @@ def test_everybody_has_a_row_for_each_exercise(here, tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [["grade"], ["grade", ""], ["grade", "a", "b"], ["mark", "a"]])
 def test_a_call_that_names_no_folder_is_refused(arguments):
     """`make grade` without FOLDER gives an empty name, and must not grade the course itself."""
-    script = str(ROOT / "docs" / "handouts.py")
+    script = str(ROOT / "tools" / "handouts.py")
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode and "python docs/handouts.py grade FOLDER" in done.stderr
+    assert done.returncode and "python tools/handouts.py grade FOLDER" in done.stderr
 
 
 def test_make_takes_a_folder_with_blanks_in_its_name():
     command = ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/ready"]
     command += ["grade", "FOLDER=Hand-ins, week 3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith('docs/handouts.py grade "Hand-ins, week 3"')
+    assert done.stdout.strip().endswith('tools/handouts.py grade "Hand-ins, week 3"')
 
 
 def test_grading_nothing_is_refused(tmp_path):

@@ -14,19 +14,20 @@ import torch
 from helpers import Moments, normal, press
 from notebook_tools import HOURS
 
-from vqnotes import experiments, interrupts, loop, priors
-from vqnotes.experiments import grid, sweep
-from vqnotes.interrupts import cut_off
+from vqnotes import _interrupts, _loop
+from vqnotes._interrupts import cut_off
 from vqnotes.models import mlp_autoencoder
-from vqnotes.priors import fit_priors
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.studies import generation, sweeps
+from vqnotes.studies.generation import fit_priors
+from vqnotes.studies.sweeps import grid, sweep
 from vqnotes.training import fit, fit_many
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
     """The handler of interrupts, and torch's random state; nothing is on record as cut off."""
-    interrupts._cut_off.clear()
+    _interrupts._cut_off.clear()
     before, state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
     yield
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
@@ -83,7 +84,7 @@ def test_a_run_interrupted_at_any_moment_is_a_shorter_run(many, update):
         assert_equal(replayed[steps], trained(many, update, steps=steps))
 
     marks = []  # how many moments have passed at each call back, and at the end
-    with Moments(loop.run_steps, loop.run_steps) as moments:
+    with Moments(_loop.run_steps, _loop.run_steps) as moments:
         trained(many, update, lambda step: marks.append(moments.now))
     marks.append(moments.now)
     rng = np.random.default_rng(many)
@@ -92,7 +93,7 @@ def test_a_run_interrupted_at_any_moment_is_a_shorter_run(many, update):
     for moment in chosen:
         called_back = []
         try:
-            with Moments(loop.run_steps, loop.run_steps, [moment]):
+            with Moments(_loop.run_steps, _loop.run_steps, [moment]):
                 runs = trained(many, update, called_back.append)
         except KeyboardInterrupt:
             assert not called_back  # it came before the run had begun
@@ -205,7 +206,7 @@ def swept(moments, whole):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some moments are in a destructor
 def test_a_sweep_interrupted_at_any_moment_keeps_what_finished():
     whole = sweep(measured, SETTINGS, seeds=[0, 1], progress=False)
-    first, last = experiments._one_setting, experiments._table
+    first, last = sweeps._one_setting, sweeps._table
     moments = Moments(first, last)
     assert swept(moments, whole) == 8
     rng, kept = np.random.default_rng(0), set()
@@ -284,14 +285,14 @@ def test_a_run_that_was_cut_off_says_so_until_it_has_run_whole(many, name, capsy
 
 
 def test_priors_that_were_cut_off_say_so(capsys, monkeypatch):
-    descend, steps = priors.descend, []
+    descend, steps = generation.descend, []
 
     def interrupted(optimizer, loss):
         steps.append(descend(optimizer, loss))
         if len(steps) == 3:
             press()
 
-    monkeypatch.setattr(priors, "descend", interrupted)
+    monkeypatch.setattr(generation, "descend", interrupted)
     grids = [torch.arange(24).reshape(6, 4) % 5]
     assert [len(curve) for _, curve in fit_priors(grids, 5, seeds=[2], steps=8, progress=False)] == [3]
     (line,), record = noted(capsys)

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from vqnotes import margins
-from vqnotes.margins import Listener, evidence, report, rooms
-from vqnotes.verdicts import Diagnosis, Evidence
+from vqnotes.course import margins
+from vqnotes.course.margins import Listener, evidence, report, rooms
+from vqnotes.diagnosis.report import Diagnosis, Evidence
 
 TABLE = pd.DataFrame({"a": [1.0, 2.0, 30.0], "b": [4.0, 8.0, 1.0]}, index=["x", "y", "z"])
 NAMES = {"np": np, "torch": torch, "table": TABLE, "t": torch.tensor([1.0, 5.0]), "five": 5, "math": math}

@@ -13,8 +13,7 @@ from helpers import normal
 from test_notebooks import NOTEBOOKS, definitions, prose
 
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import SimVQ
-from vqnotes.replacement import CodeExpiry
+from vqnotes.remedies import CodeExpiry, SimVQ
 
 (MUSEUM,) = (path for path in NOTEBOOKS if "museum" in path.name)
 show = definitions(MUSEUM)

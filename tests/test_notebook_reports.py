@@ -16,7 +16,7 @@ CELLS = {
     "claim": [
         ("covered = 4", ""),
         (
-            "# Coverage\nfrom vqnotes.checks import claim\n"
+            "# Coverage\nfrom vqnotes.course.claims import claim\n"
             "claim('Most modes are covered', covered > 5, covered=covered)",
             "✓ Most modes are covered\n",
         ),
@@ -53,7 +53,8 @@ def pytest_on(folder, notebooks, *options):
     """What pytest prints of these notebooks, in a copy of the project that holds no others."""
     for name in ("pyproject.toml", "conftest.py"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tests", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "notebooks").mkdir()
     for name, cells in notebooks.items():
         nbformat.write(notebook(cells), folder / "notebooks" / f"{name}.ipynb")

@@ -190,7 +190,7 @@ def test_code_uses_the_module_and_does_not_copy_it(path):
     if path.name.startswith("01"):
         return  # there the quantiser is taught; the next test compares it
     module = set()
-    for file in (ROOT / "vqnotes").glob("*.py"):
+    for file in (ROOT / "vqnotes").rglob("*.py"):
         module |= defined(ast.parse(file.read_text(encoding="utf-8")).body)
     for cell in code_cells(path)[1:]:
         names = defined(ast.parse(without_pip(cell.source)).body)

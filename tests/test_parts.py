@@ -6,13 +6,14 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes.diagnosis import THRESHOLDS, diagnose, diagnose_stack
-from vqnotes.figures import measure_observed
+from vqnotes.diagnosis import diagnose, diagnose_stack
+from vqnotes.diagnosis.measures import measure_observed
+from vqnotes.diagnosis.observed import observe_stack
+from vqnotes.diagnosis.report import VERDICTS
+from vqnotes.diagnosis.rules import THRESHOLDS
 from vqnotes.kmeans import kmeans
 from vqnotes.metrics import quantization_error
-from vqnotes.pairing import observe_stack
-from vqnotes.quantizers import nearest_code
-from vqnotes.verdicts import VERDICTS
+from vqnotes.nearest import nearest_code
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import pytest
 from notebook_tools import ROOT
 
-from vqnotes.printing import IN_WORDS, printable, say
+from vqnotes._printing import IN_WORDS, printable, say
 
 TEXT = "✓ β = 0.25 ± 1 · é 数"
 
@@ -46,23 +46,25 @@ def test_say_prints_what_print_would_if_it_could(encoding, monkeypatch):
 
 
 PRINTS = {
-    "an exercise": "from vqnotes.exercises import check\ncheck('1.2', 1, 2, None, [(1, '2 · bits / D, η² and ✓')])",
+    "an exercise": """
+from vqnotes.course.exercises import check
+check('1.2', 1, 2, None, [(1, '2 · bits / D, η² and ✓')])""",
     "the league": """
 import pandas as pd
-from vqnotes import experiments, league
+from vqnotes.studies import remedies as league, sweeps
 runs = league.long_table().assign(**{"ms a step": 1.0})
 runs["remedy"] = runs["remedy"].replace({"plain": "plain, β"})
 runs.attrs["failed"] = []
-experiments.sweep = lambda *_, **__: runs
+sweeps.sweep = lambda *_, **__: runs
 league.main()""",
     "the validation": """
-from vqnotes import experiments, validation
-table = validation.models_made()
+from vqnotes.studies import sweeps, verdicts
+table = verdicts.models_made()
 table.attrs["failed"] = []
 table["label"] = table["label"].replace({"healthy": "healthy ✓"})
-validation.thresholds = lambda table: {"β": 1}
-experiments.sweep = lambda *_, **__: table
-validation.main()""",
+verdicts.thresholds = lambda table: {"β": 1}
+sweeps.sweep = lambda *_, **__: table
+verdicts.main()""",
 }
 
 
@@ -79,7 +81,7 @@ def test_commands_and_checks_print_into_any_file(name, encoding, tmp_path):
 
 def test_the_module_prints_in_no_other_way():
     """A bare print is one sentence of ours away from a UnicodeEncodeError."""
-    allowed = {"printing.py"}
+    allowed = {"_printing.py"}
     for path in (ROOT / "vqnotes").rglob("*.py"):
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         lines = [

@@ -9,8 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqnotes import interrupts, priors
-from vqnotes.priors import Block, CodeTransformer, fit_priors, negative_log_likelihood, sample, shuffle_positions
+from vqnotes import _interrupts
+from vqnotes.studies import generation
+from vqnotes.studies.generation import (
+    Block,
+    CodeTransformer,
+    fit_priors,
+    negative_log_likelihood,
+    sample,
+    shuffle_positions,
+)
 
 QUIET = {"progress": False}
 
@@ -139,7 +147,7 @@ def test_seeds_decide_and_the_global_random_state_stays():
 
 def test_an_interrupt_ends_all_runs_after_the_same_step(monkeypatch):
     """It comes in the middle of the fourth step, and waits for its end."""
-    real, calls = priors._bits, []
+    real, calls = generation._bits, []
 
     def bits(*arguments):
         calls.append(1)
@@ -147,7 +155,7 @@ def test_an_interrupt_ends_all_runs_after_the_same_step(monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(priors, "_bits", bits)
+    monkeypatch.setattr(generation, "_bits", bits)
     rows = [grids(), grids(seed=1)]
     stopped = fit_priors(rows, 5, seeds=[0, 1], steps=50, **QUIET)
     monkeypatch.undo()
@@ -158,14 +166,14 @@ def test_an_interrupt_ends_all_runs_after_the_same_step(monkeypatch):
 
 
 def test_a_sweep_notices_the_interrupt(monkeypatch):
-    real = priors._bits
+    real = generation._bits
 
     def bits(*arguments):
         signal.raise_signal(signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(priors, "_bits", bits)
-    with pytest.raises(KeyboardInterrupt), interrupts.noticed():
+    monkeypatch.setattr(generation, "_bits", bits)
+    with pytest.raises(KeyboardInterrupt), _interrupts.noticed():
         fit_priors([grids()], 5, seeds=[0], steps=50, **QUIET)
 
 

@@ -10,7 +10,7 @@ from notebook_tools import NOTEBOOKS, ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXERCISES = sorted((ROOT / "vqnotes" / "exercises").glob("nb*.py"))
+EXERCISES = sorted((ROOT / "vqnotes" / "course" / "exercises").glob("nb*.py"))
 
 
 def requirements():
@@ -38,7 +38,7 @@ def test_constraints_pin_every_requirement_within_its_bounds():
 
 def test_colab_has_what_the_module_needs():
     """The set-up cell installs the module alone."""
-    pins = pinned("tests/colab.txt")
+    pins = pinned("tools/colab.txt")
     for requirement in requirements():
         if requirement.marker is None and requirement.name != "torch":
             (pin,) = pins[canonicalize_name(requirement.name)].specifier
@@ -72,9 +72,9 @@ def test_environment_takes_python_from_conda_and_the_project_by_pip():
 
 
 def test_import_loads_nothing_heavy_but_torch():
-    notebooks = ", ".join(f"vqnotes.exercises.{path.stem}" for path in EXERCISES)
+    notebooks = ", ".join(f"vqnotes.course.exercises.{path.stem}" for path in EXERCISES)
     code = (
-        f"import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.checks, {notebooks}\n"
+        f"import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.course.claims, {notebooks}\n"
         "heavy = {'sklearn', 'matplotlib', 'seaborn', 'pandas', 'pooch', 'scipy'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

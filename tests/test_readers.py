@@ -7,10 +7,11 @@ from helpers import normal
 from sklearn.linear_model import RidgeCV
 
 from vqnotes import data
-from vqnotes.diagnosis import decide, diagnose, encoder_at_fault, inputs_lost, labels_lost
-from vqnotes.figures import Figures, figures_of
+from vqnotes.diagnosis import diagnose
+from vqnotes.diagnosis.measures import Figures, figures_of
+from vqnotes.diagnosis.readers import by_network, by_regression, left_over
+from vqnotes.diagnosis.rules import decide, encoder_at_fault, inputs_lost, labels_lost
 from vqnotes.kmeans import kmeans
-from vqnotes.readers import by_network, by_regression, left_over
 
 
 def coupled(x, strength, layers):

@@ -10,17 +10,22 @@ from vqnotes import metrics
 from vqnotes.models import evaluate, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    FSQ,
+    LFQ,
     AffineCodes,
+    CodeExpiry,
     CosineCodes,
     DiVeQ,
     EntropyLoss,
+    LeastRecentlyUsed,
+    OnlineClustering,
     OrthogonalCodes,
+    RandomRestart,
+    ResidualVQ,
     RotationTrick,
     SimVQ,
     SpreadLatents,
 )
-from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
-from vqnotes.structured import FSQ, LFQ, ResidualVQ
 from vqnotes.training import fit, fit_many
 
 

@@ -10,18 +10,23 @@ from pytest import approx
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    FSQ,
+    LFQ,
     AffineCodes,
+    CodeExpiry,
     CosineCodes,
     DiVeQ,
     EntropyLoss,
+    LeastRecentlyUsed,
+    OnlineClustering,
     OrthogonalCodes,
+    RandomRestart,
+    ResidualVQ,
     RotationTrick,
     SimVQ,
     SpreadLatents,
-    entropy_gap,
 )
-from vqnotes.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
-from vqnotes.structured import FSQ, LFQ, ResidualVQ
+from vqnotes.remedies.losses import entropy_gap
 from vqnotes.training import fit
 
 

@@ -7,17 +7,20 @@ from scipy import stats
 
 from vqnotes.models import image_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import AffineCodes, CosineCodes, SimVQ
-from vqnotes.replacement import (
+from vqnotes.remedies import (
+    FSQ,
+    LFQ,
+    AffineCodes,
     CodeExpiry,
     CodeSplitting,
+    CosineCodes,
     LeastRecentlyUsed,
     OnlineClustering,
     RandomRestart,
-    near_at_random,
-    uniform,
+    ResidualVQ,
+    SimVQ,
 )
-from vqnotes.structured import FSQ, LFQ, ResidualVQ
+from vqnotes.remedies.replacement import near_at_random, uniform
 from vqnotes.training import fit, fit_many
 
 STORM = {  # all codes, or all but those that the batch chose, start anew at every step

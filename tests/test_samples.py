@@ -10,7 +10,7 @@ from helpers import normal
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.neighbors import NearestNeighbors
 
-from vqnotes.samples import coverage, density, expected_coverage, histograms, spread
+from vqnotes.studies.generation import coverage, density, expected_coverage, histograms, spread
 
 LINE = torch.tensor([[0.0], [1.0], [3.0], [7.0]])  # with k = 1, neighbourhoods of radius 1, 1, 2 and 4
 

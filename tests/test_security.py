@@ -16,12 +16,13 @@ import pytest
 from notebook_tools import NOTEBOOKS, ROOT, without_pip
 from served import CIFAR, NAMES, RECORDS, X, archive, check_fashion, in_cache, listening, member
 
-from vqnotes import data, downloads, widgets
-from vqnotes.verdicts import Advice, Diagnosis, Evidence
+from vqnotes import _downloads, data
+from vqnotes.course import explorers
+from vqnotes.diagnosis.report import Advice, Diagnosis, Evidence
 
 # ---------------------------------------------------------------- no code from outside is run
 
-SOURCES = [*(ROOT / "vqnotes").rglob("*.py"), *(ROOT / "docs").glob("*.py")]
+SOURCES = [*(ROOT / "vqnotes").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
 MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pd.read_pickle", "pandas.read_pickle"}
 NEEDED = {"np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False)}
@@ -78,7 +79,7 @@ def test_the_search_lets_pass_what_is_not():
 
 @pytest.mark.parametrize("path", [*SOURCES, *NOTEBOOKS], ids=lambda path: path.name)
 def test_nothing_dangerous_is_done(path):
-    """Grading does run what students wrote, in a kernel of its own: docs/handouts.py says where to do it."""
+    """Grading does run what students wrote, in a kernel of its own: tools/handouts.py says where to do it."""
     sources = [path.read_text(encoding="utf-8")]
     if path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
@@ -112,16 +113,16 @@ def test_nothing_dangerous_is_done(path):
 )
 def test_a_file_without_name_https_or_checksum_is_refused(server, change):
     with pytest.raises(ValueError, match="plain name, an https address and a SHA-256"):
-        downloads.download(data.FASHION_MNIST["train", "x"]._replace(**change))
+        _downloads.download(data.FASHION_MNIST["train", "x"]._replace(**change))
     assert server.asked == [] and not server.cache.exists()
 
 
 def test_every_published_file_has_name_https_and_checksum(monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads, "_cache", lambda: tmp_path)
-    for file in (*downloads.FASHION_MNIST.values(), downloads.CIFAR10):
+    monkeypatch.setattr(_downloads, "_cache", lambda: tmp_path)
+    for file in (*_downloads.FASHION_MNIST.values(), _downloads.CIFAR10):
         (tmp_path / file.name).mkdir()  # so that nothing is asked
         with pytest.raises(OSError, match="directory"):
-            downloads.download(file)
+            _downloads.download(file)
 
 
 @pytest.mark.parametrize("hops", [[], ["/second"], ["/second", "/third"]])
@@ -228,7 +229,7 @@ def test_bombs_are_not_unpacked(server, tmp_path, monkeypatch):
 
 
 def test_the_known_sizes_are_those_of_the_sets():
-    sizes = {key: file.unpacked_size for key, file in downloads.FASHION_MNIST.items()}
+    sizes = {key: file.unpacked_size for key, file in _downloads.FASHION_MNIST.items()}
     images = {split: 16 + count * 28 * 28 for split, count in (("train", 60_000), ("test", 10_000))}
     labels = {split: 8 + count for split, count in (("train", 60_000), ("test", 10_000))}
     assert sizes == {(split, part): {"x": images, "y": labels}[part][split] for split, part in NAMES}
@@ -262,7 +263,7 @@ def test_a_diagnosis_shows_text_as_text():
 
 
 def test_an_explorer_shows_text_as_text():
-    box = widgets.explorer(lambda *_: (plt.figure(figsize=(1, 1)), SCRIPT), {SCRIPT: [SCRIPT, "b"], "n": [1, 2]})
+    box = explorers.explorer(lambda *_: (plt.figure(figsize=(1, 1)), SCRIPT), {SCRIPT: [SCRIPT, "b"], "n": [1, 2]})
     page = Seen(box.children[-1].value)
     assert page.tags == ["img", "p"] and page.text == dict(page.attributes)["alt"] == SCRIPT
     assert {name for name, _ in page.attributes} == {"src", "alt", "style"}
@@ -273,7 +274,7 @@ def test_an_explorer_shows_text_as_text():
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(1)", "\t=1", "\n=1", " =1", "ada, =1"])
 def test_grades_hold_no_formulas(tmp_path, monkeypatch, name):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     handouts = importlib.import_module("handouts")
     said = {"0.1": name, "0.2": "correct", "0.3": "wrong"}
     monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(checks, "not found") | said)

@@ -13,12 +13,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
-from vqnotes import models, threads
+from vqnotes import _threads, models
+from vqnotes._threads import is_small, one_thread, one_torch_thread
 from vqnotes.metrics import effective_rank, separability
 from vqnotes.models import VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder, multiplications
-from vqnotes.priors import fit_priors
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.threads import is_small, one_thread, one_torch_thread
+from vqnotes.studies.generation import fit_priors
 from vqnotes.training import fit, fit_many
 
 
@@ -34,7 +34,7 @@ def three_threads():
     with threadpool_limits(limits=3):
         torch.set_num_threads(3)
         yield
-        assert set(pools().values()) == {3} and not threads._blas.locked()
+        assert set(pools().values()) == {3} and not _threads._blas.locked()
         torch.set_num_threads(before)
 
 
@@ -73,12 +73,12 @@ def test_several_python_threads_do_not_leave_each_others_limit_behind():
 
 def test_libraries_are_looked_for_again_when_a_module_has_been_imported(monkeypatch):
     with one_thread(), one_torch_thread():
-        found = threads._pools.cache_info().misses
+        found = _threads._pools.cache_info().misses
     with one_thread():
-        assert threads._pools.cache_info().misses == found
-    monkeypatch.setitem(threads.sys.modules, "vqnotes_test_new_module", threads)
+        assert _threads._pools.cache_info().misses == found
+    monkeypatch.setitem(_threads.sys.modules, "vqnotes_test_new_module", _threads)
     with one_thread():
-        assert threads._pools.cache_info().misses == found + 1
+        assert _threads._pools.cache_info().misses == found + 1
 
 
 # ---------------------------------------------------------------- which work is small
@@ -158,7 +158,7 @@ def heard(module, found):
 
 @pytest.mark.parametrize("small", [True, False])
 def test_a_step_is_on_one_thread_if_it_is_small_and_a_callback_on_all(small, monkeypatch):
-    monkeypatch.setattr(threads, "SMALL", np.inf if small else 0)
+    monkeypatch.setattr(_threads, "SMALL", np.inf if small else 0)
     model, steps, callbacks = mlp_autoencoder(4, VectorQuantizer(8, 2)), [], []
     heard(model.decoder[0], steps)
     watch = lambda step, _: callbacks.append(torch.get_num_threads())  # noqa: E731
@@ -170,7 +170,7 @@ def test_a_step_is_on_one_thread_if_it_is_small_and_a_callback_on_all(small, mon
 def test_many_runs_are_as_small_as_all_together(small, monkeypatch):
     x, found = normal(300, 4), []
     one_run = multiplications(mlp_autoencoder(4, VectorQuantizer(8, 2)), x, 64)
-    monkeypatch.setattr(threads, "SMALL", 3 * one_run + small)
+    monkeypatch.setattr(_threads, "SMALL", 3 * one_run + small)
 
     def build(seed):
         model = mlp_autoencoder(4, VectorQuantizer(8, 2))
@@ -191,7 +191,7 @@ def test_the_start_of_the_codes_is_on_one_thread_if_it_is_small(monkeypatch):
 
     x = normal(500, 4)
     for limit in (32 * 8 * 2 * 8 + 1, 32 * 8 * 2 * 8):  # latents, of how many numbers, times codes
-        monkeypatch.setattr(threads, "SMALL", limit)
+        monkeypatch.setattr(_threads, "SMALL", limit)
         fit(mlp_autoencoder(4, Placed(8, 2)), x, steps=1, seed=0, init="data", progress=False)
     assert found == [{1}, {3}]
 
@@ -199,7 +199,7 @@ def test_the_start_of_the_codes_is_on_one_thread_if_it_is_small(monkeypatch):
 @pytest.mark.parametrize("small", [True, False])
 def test_an_evaluation_is_on_one_thread_if_a_batch_is_small(small, monkeypatch):
     model, x, found = mlp_autoencoder(4, VectorQuantizer(8, 2)), normal(300, 4), []
-    monkeypatch.setattr(threads, "SMALL", multiplications(model, x, 100) + small)
+    monkeypatch.setattr(_threads, "SMALL", multiplications(model, x, 100) + small)
     model.quantizer.register_forward_hook(lambda *_: found.append(torch.get_num_threads()))
     evaluate(model, x, batch_size=100)
     assert found == [1 if small else 3] * 3
@@ -207,7 +207,7 @@ def test_an_evaluation_is_on_one_thread_if_a_batch_is_small(small, monkeypatch):
 
 @pytest.mark.parametrize("large", [True, False])
 def test_priors_are_small_by_rows_and_parameters(large, monkeypatch):
-    monkeypatch.setattr(threads, "SMALL", 0 if large else 2**29)
+    monkeypatch.setattr(_threads, "SMALL", 0 if large else 2**29)
     found, backward = [], torch.Tensor.backward
     monkeypatch.setattr(
         torch.Tensor, "backward", lambda one: (found.append(torch.get_num_threads()), backward(one))[1]
@@ -253,9 +253,9 @@ def test_metrics_of_few_latents_are_on_one_thread(small, monkeypatch):
 
     eigvalsh = np.linalg.eigvalsh
     monkeypatch.setattr(np.linalg, "eigvalsh", lambda x: (found.append(set(pools().values())), eigvalsh(x))[1])
-    monkeypatch.setattr(threads, "SMALL", 100 * 100 * 6 + small)
+    monkeypatch.setattr(_threads, "SMALL", 100 * 100 * 6 + small)
     separability(latents, labels, Reader(5))
-    monkeypatch.setattr(threads, "SMALL", 106 * 36 + small)
+    monkeypatch.setattr(_threads, "SMALL", 106 * 36 + small)
     effective_rank(latents)
     assert found == [{1} if small else {3}] * 6
 
@@ -264,7 +264,7 @@ def test_every_number_of_threads_is_back_afterwards():
     """That of MKL too, and that which new threads get: PyTorch's own number does not tell."""
     code = """
 import re, threading, torch
-from vqnotes.threads import one_thread
+from vqnotes._threads import one_thread
 
 def found():
     new = []

@@ -12,7 +12,7 @@ import torch
 from helpers import normal, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqnotes.loop import batches_of, latents_for_codes
+from vqnotes._loop import batches_of, latents_for_codes
 from vqnotes.models import (
     FromPatches,
     ToPatches,

@@ -9,10 +9,9 @@ from helpers import normal
 from torch import nn
 
 from vqnotes import models
+from vqnotes.diagnosis.listening.trials import read_places, readings, rebuilt, without_gradient
 from vqnotes.quantizers import VectorQuantizer, straight_through
-from vqnotes.remedies import DiVeQ
-from vqnotes.structured import FSQ
-from vqnotes.trials import read_places, readings, rebuilt, without_gradient
+from vqnotes.remedies import FSQ, DiVeQ
 
 
 @pytest.mark.parametrize(

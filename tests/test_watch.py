@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes import data, models, probing
-from vqnotes.probing import CollapseWarning, CollapseWatch
+from vqnotes import data, models
+from vqnotes.diagnosis import CollapseWarning, CollapseWatch, watch
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import fit, fit_many
 
@@ -82,12 +82,12 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
         clock[0] += 0.5
         return {}
 
-    monkeypatch.setattr(probing, "diagnose_model", slow)
-    monkeypatch.setattr(probing.time, "perf_counter", lambda: clock[0])
-    watch = CollapseWatch(normal(10, 4))
+    monkeypatch.setattr(watch, "diagnose_model", slow)
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: clock[0])
+    looking = CollapseWatch(normal(10, 4))
     for step in range(10_000):
         clock[0] += 0.01
-        watch(step, None)
+        looking(step, None)
     assert len(looks) >= 10 and 0.04 < 0.5 * len(looks) / clock[0] <= 0.055
 
 
@@ -112,7 +112,7 @@ def test_a_watch_of_many_runs_names_them():
     assert list(watch.latest) == ["run 0: quantizer", "run 1: quantizer"]
     assert any(str(one.message).startswith("step 0, run 1: quantizer: token") for one in caught)
     for run, (model, _) in enumerate(many):
-        expected = probing.diagnose_model(model, x[:600])["quantizer"]
+        expected = watch.diagnose_model(model, x[:600])["quantizer"]
         assert watch.latest[f"run {run}: quantizer"].evidence == expected.evidence
 
 

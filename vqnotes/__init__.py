@@ -1,9 +1,7 @@
 """vqnotes: watch vector-quantisation codebooks collapse, measure it, and find out why.
 
-The modules read from left to right, each importing only from those before it:
-`data`, `search`, `kmeans`, `quantizers`, `remedies`, `replacement`, `structured`, `models`, `training`, `metrics`,
-`experiments`, `pairing`, `readers`, `figures`, `verdicts`, `diagnosis`, `listening`, `trials`, `records`, `probing`,
-`plots`, `checks`.
+The core, read from left to right, each importing only from those before it: `nearest`, `kmeans`, `quantizers`,
+`models`, `training`, `metrics`, `data`, `plots`. On it rest `remedies`, `diagnosis`, `studies` and `course`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

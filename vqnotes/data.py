@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.downloads import CIFAR10, FASHION_MNIST, published, unpacked
+from vqnotes._downloads import CIFAR10, FASHION_MNIST, published, unpacked
 
 CIFAR10_MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 CIFAR10_PICTURES = 10_000  # in each of these files

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from vqnotes.search import check_latents, nearest_code
+from vqnotes._checks import check_latents
+from vqnotes.nearest import nearest_code
 
 STEPS, IMPROVEMENT = 50, 1e-3  # Lloyd's algorithm ends after so many, or when one lowers the error by a smaller share
 FEW = 4096  # latents that are all candidates for the start; of more

@@ -4,15 +4,19 @@ Latents are (..., D), a codebook is (K, D), an index holds int64 values in 0 .. 
 All functions raise ValueError for empty, NaN, infinite or mismatched input, and show its shape.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vqnotes._checks import LARGEST, check_codebook, check_columns, check_index, check_labels, check_latents
+from vqnotes._threads import threads_for
 from vqnotes.kmeans import kmeans
-from vqnotes.search import LARGEST, PART, check_codebook, check_latents, nearest_code
-from vqnotes.threads import threads_for
+from vqnotes.nearest import PART, nearest_code
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 LATENTS_PER_CODE = 16  # that `optimality_gap` needs
 
@@ -56,14 +60,6 @@ class UsageMeter:
     def _check_started(self) -> None:
         if self.counts.sum() == 0:
             raise ValueError("no index counted yet: call update first")
-
-
-def check_index(index: Tensor) -> Tensor:
-    """The index as a tensor; ValueError unless it holds integers, at least one."""
-    index = torch.as_tensor(index)
-    if index.numel() == 0 or index.is_floating_point() or index.is_complex():
-        raise ValueError(f"index must hold integers, got {index.dtype} of shape {tuple(index.shape)}")
-    return index
 
 
 def usage(index: Tensor, size: int) -> float:
@@ -304,12 +300,16 @@ def entropy(weights) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def check_labels(latents: Tensor, y: Tensor) -> Tensor:
-    """The labels as int64 (N,) on the CPU; ValueError unless there is one, a whole number, for each latent."""
-    check_latents(latents)
-    labels = torch.as_tensor(y).flatten().cpu()
-    if latents.ndim < 2 or len(labels) != latents.shape[:-1].numel():
-        raise ValueError(f"{len(labels)} labels for latents of shape {tuple(latents.shape)}")
-    if labels.is_complex() or (labels != labels.long()).any():
-        raise ValueError(f"labels must be whole numbers, got {labels.dtype}: {labels}")
-    return labels.long()
+def summary(runs: "DataFrame", by: list[str], y: str) -> "DataFrame":
+    """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
+
+    Raises ValueError for a group of fewer than two runs, a column that is not there, or values that are not finite.
+    """
+    from pandas import DataFrame
+
+    check_columns(runs, *by, y)
+    rows = []
+    for names, values in runs.groupby(by, sort=False, dropna=False)[y]:
+        interval = confidence_interval(values)
+        rows.append((*names, values.mean(), *interval))
+    return DataFrame(rows, columns=[*by, "mean", "low", "high"])

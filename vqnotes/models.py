@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqnotes._threads import is_small, one_torch_thread
 from vqnotes.quantizers import Quantized
-from vqnotes.threads import is_small, one_torch_thread
 
 
 class Outcome(NamedTuple):
@@ -152,7 +152,7 @@ def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch
 def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
     """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients.
 
-    On one thread if the work on a batch is small, see `threads.is_small`.
+    On one thread if the work on a batch is small, see `_threads.is_small`.
     Raises ValueError for an empty x or batch_size < 1.
     """
     if x.numel() == 0 or x.ndim == 0 or batch_size < 1:

@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,10 +20,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vqnotes.experiments import summary
-from vqnotes.metrics import UsageMeter, check_index, check_labels, effective_dimension, principal_variances
-from vqnotes.search import check_codebook, check_latents, nearest_code
-from vqnotes.verdicts import Diagnosis
+from vqnotes._checks import check_codebook, check_index, check_labels, check_latents
+from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
+from vqnotes.nearest import nearest_code
+
+if TYPE_CHECKING:
+    from vqnotes.diagnosis import Diagnosis
 
 PALETTE = sns.color_palette("colorblind")
 LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
@@ -245,7 +248,7 @@ def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:
     return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})
 
 
-def diagnosis(axes: Sequence[Axes], found: Diagnosis) -> pd.DataFrame:
+def diagnosis(axes: Sequence[Axes], found: "Diagnosis") -> pd.DataFrame:
     """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.

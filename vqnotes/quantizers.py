@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqnotes._checks import check_latents, check_latents_form, check_not_negative, check_share
 from vqnotes.kmeans import enough, kmeans
-from vqnotes.search import check_latents, check_latents_form, nearest_code
+from vqnotes.nearest import nearest_code
 
 BLIND_INITS = ("uniform", "normal")  # need no latents
 INITS = (*BLIND_INITS, "data", "kmeans")
@@ -17,7 +18,7 @@ INITS = (*BLIND_INITS, "data", "kmeans")
 class Quantized(NamedTuple):
     """What a quantiser returns: latents_q (..., D), index (...,) int64, loss (a scalar).
 
-    One of several stages, as `structured.ResidualVQ`, has an index a stage: (..., stages).
+    One of several stages, as `remedies.ResidualVQ`, has an index a stage: (..., stages).
     """
 
     latents_q: Tensor
@@ -67,7 +68,10 @@ class VectorQuantizer(nn.Module):
         if update != "ema" and decay is not None:
             raise ValueError(f"decay is that of update='ema': got decay={decay} with update={update!r}")
         self.codebook_size, self.dim, self.update = codebook_size, dim, update
-        self.beta, self.decay = not_negative("beta", beta), share_of("decay", 0.99 if decay is None else decay)
+        self.beta, self.decay = (
+            check_not_negative("beta", beta),
+            check_share("decay", 0.99 if decay is None else decay),
+        )
         self.codebook_loss = update == "gradient"  # whether the loss moves the codes
         codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if update == "gradient":
@@ -196,17 +200,3 @@ def shares(index: Tensor, like: Tensor) -> Tensor:
     """The share of all indices (...,) that each code has, shaped as `like` (K,)."""
     flat = index.reshape(-1)
     return torch.zeros_like(like).scatter_add_(0, flat, torch.full_like(flat, 1 / len(flat), dtype=like.dtype))
-
-
-def not_negative(name: str, value: float) -> float:
-    """The value; ValueError if it is below 0, infinite or NaN."""
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be at least 0, got {value}")
-    return value
-
-
-def share_of(name: str, value: float) -> float:
-    """The value; ValueError if it is not in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")
-    return value

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from vqnotes.loop import History, Objective, Plan, descend, run_steps
+from vqnotes._loop import History, Objective, Plan, descend, run_steps
 from vqnotes.models import VQAutoencoder
 
 
@@ -42,7 +42,7 @@ def fit(
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
     An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
     is returned, the model is as after that many steps, and a line says after how many.
-    Threads: where a step is small (`threads.is_small`: fewer than 2^29 multiplications in the forward pass), PyTorch
+    Threads: where a step is small (`_threads.is_small`: fewer than 2^29 multiplications in the forward pass), PyTorch
     computes it on one, so that busy neighbours cost little; a larger step, and any callback, has as many as before.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
     not above 0, warmup outside 0 .. steps, or an optimiser that needs a closure (LBFGS).

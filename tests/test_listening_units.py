@@ -1,0 +1,185 @@
+"""What belongs together in a model is told by the tensors of one pass: levels, heads, groups, several calls."""
+
+import pytest
+import torch
+import vector_quantize_pytorch as theirs
+from helpers import normal
+from torch import nn
+
+from vqnotes.diagnosis.listening import Listener
+from vqnotes.diagnosis.listening.calls import by_example
+from vqnotes.diagnosis.listening.units import units
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies import ResidualVQ
+
+
+class Around(nn.Module):
+    """A quantiser somewhere in a model."""
+
+    def __init__(self, quantizer):
+        super().__init__()
+        self.before, self.vq = nn.Linear(16, 16), quantizer
+
+    def forward(self, x):
+        return self.vq(self.before(x))
+
+
+def heard(model, x):
+    """(name, names of the levels by parts, loose) of each unit."""
+    torch.manual_seed(0)
+    listener = Listener(model.eval())
+    with torch.no_grad(), listener.listening():
+        listener(x)
+    found = units(model, listener.calls, listener.entered)
+    return [(one.name, [[level.name for level in part] for part in one.parts], one.loose) for one in found]
+
+
+def levels(*names):
+    return [list(names)]
+
+
+def heads(count):
+    return [[f"vq[head {head}]"] for head in range(count)]
+
+
+MADE = {  # name: the quantiser, its parts with their levels
+    "ours": (lambda: VectorQuantizer(8, 16), levels("vq")),
+    "our stages": (lambda: ResidualVQ(64, 16, stages=(8, 8)), levels("vq.stages.0", "vq.stages.1")),
+    "VectorQuantize": (lambda: theirs.VectorQuantize(16, 32), levels("vq")),
+    "heads": (
+        lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4, separate_codebook_per_head=True),
+        heads(4),
+    ),
+    "heads of one codebook": (lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4), [["vq"]] * 4),
+    "ResidualVQ": (
+        lambda: theirs.ResidualVQ(dim=16, codebook_size=32, num_quantizers=3),
+        levels("vq.layers.0", "vq.layers.1", "vq.layers.2"),
+    ),
+    "projected, one codebook": (
+        lambda: theirs.ResidualVQ(dim=16, codebook_dim=8, codebook_size=32, num_quantizers=2, shared_codebook=True),
+        levels("vq.layers.0", "vq.layers.1"),
+    ),
+    "ResidualSimVQ": (
+        lambda: theirs.ResidualSimVQ(dim=16, codebook_size=32, num_quantizers=2),
+        levels("vq.layers.0", "vq.layers.1"),
+    ),
+    "groups": (
+        lambda: theirs.GroupedResidualVQ(dim=16, groups=2, codebook_size=32, num_quantizers=2),
+        [["vq.rvqs.0.layers.0", "vq.rvqs.0.layers.1"], ["vq.rvqs.1.layers.0", "vq.rvqs.1.layers.1"]],
+    ),
+    "projected groups": (
+        lambda: theirs.GroupedResidualVQ(dim=16, groups=2, codebook_size=32, num_quantizers=1, codebook_dim=4),
+        [["vq.rvqs.0.layers.0"], ["vq.rvqs.1.layers.0"]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_makes_a_token_together_is_one_unit(name):
+    build, parts = MADE[name]
+    assert heard(Around(build()), normal(40, 10, 16)) == [("vq", parts, False)]
+
+
+class Several(nn.Module):
+    """Quantisers side by side; how they are called decides what they are."""
+
+    def __init__(self, call, count=2, dim=16):
+        super().__init__()
+        self.quantizers, self.call = nn.ModuleList(VectorQuantizer(8, dim) for _ in range(count)), call
+
+    def forward(self, x):
+        return self.call(self.quantizers, x)
+
+
+class ResidualSeveral(Several):
+    """The same with another name."""
+
+
+def one_after_another(quantizers, x):
+    for quantizer in quantizers:
+        x = x - quantizer(x).latents_q
+    return x
+
+
+def each_on_its_own(quantizers, x):
+    return [quantizer(x * (i + 1)) for i, quantizer in enumerate(quantizers)]
+
+
+def the_same(quantizers, x):
+    return [quantizer(x) for quantizer in quantizers]
+
+
+def dimensions_shared(quantizers, x):
+    return [quantizer(part) for quantizer, part in zip(quantizers, x.chunk(2, dim=-1))]
+
+
+def examples_shared(quantizers, x):
+    return [quantizer(part) for quantizer, part in zip(quantizers, x.chunk(2, dim=0))]
+
+
+def steps_shared(quantizers, x):
+    return [quantizer(part) for quantizer, part in zip(quantizers, x.chunk(2, dim=1))]
+
+
+@pytest.mark.parametrize("kind", [Several, ResidualSeveral])
+def test_no_name_decides_what_a_level_is(kind):
+    x, names = normal(40, 6, 16), ["quantizers.0", "quantizers.1"]
+    for call in each_on_its_own, the_same:
+        assert heard(kind(call), x) == [(name, [[name]], False) for name in names]
+    assert heard(kind(one_after_another), x) == [("quantizers", [names], False)]
+
+
+def test_pieces_of_the_dimensions_are_parts_and_pieces_of_the_data_are_not():
+    x, names = normal(40, 6, 16), ["quantizers.0", "quantizers.1"]
+    assert heard(Several(dimensions_shared, dim=8), x) == [("quantizers", [[names[0]], [names[1]]], False)]
+    for call in examples_shared, steps_shared:
+        assert heard(Several(call), x) == [(name, [[name]], False) for name in names]
+
+
+def test_one_quantiser_called_twice():
+    def twice(quantizers, x):
+        return [quantizers[0](x[:, :side]) for side in (2, 6)]
+
+    calls = [["quantizers.0[call 0]"], ["quantizers.0[call 1]"]]
+    assert heard(Several(twice, 1), normal(40, 6, 16)) == [("quantizers.0", calls, True)]
+
+    def levels_of_one(quantizers, x):
+        return one_after_another([quantizers[0]] * 2, x)
+
+    together = [["quantizers.0[call 0]", "quantizers.0[call 1]"]]
+    assert heard(Several(levels_of_one, 1), normal(40, 6, 16)) == [("quantizers.0", together, False)]
+
+
+def test_layouts_masks_and_indices_of_the_call():
+    listener = Listener(theirs.VectorQuantize(8, 32, accept_image_fmap=True).eval())
+    with torch.no_grad(), listener.listening():
+        maps = normal(5, 8, 3, 2)
+        _, index, _ = listener(maps)
+    (call,) = listener.calls
+    assert torch.equal(call.latents[0], maps.permute(0, 2, 3, 1)) and torch.equal(call.index[0], index)
+    assert call.mask is None
+    model = theirs.VectorQuantize(8, 32).eval()
+    listener = Listener(model)
+    kept = torch.arange(6) < torch.tensor([2, 6, 3])[:, None]
+    with torch.no_grad(), listener.listening():
+        _, index, _ = listener.model(normal(3, 6, 8), lens=torch.tensor([2, 6, 3]))
+    (call,) = listener.calls
+    assert torch.equal(call.mask, kept) and torch.equal(call.index[0][kept], index[kept])
+    shared = theirs.VectorQuantize(8, 32, heads=2, codebook_dim=3).eval()
+    listener = Listener(shared)
+    with torch.no_grad(), listener.listening():
+        _, index, _ = listener(x := normal(3, 6, 8))
+        inside = shared.project_in(x)
+    (call,) = listener.calls
+    assert torch.equal(call.latents, torch.stack([inside[..., :3], inside[..., 3:]]))
+    assert torch.equal(call.index, index.movedim(-1, 0)) and call.shared
+
+
+def test_rows_belong_to_examples_if_they_are_so_many_for_each():
+    listener = Listener(VectorQuantizer(8, 4).eval())
+    with torch.no_grad(), listener.listening():
+        listener(x := normal(30, 4))
+    latents, index, mask = by_example(listener.calls[0], 10)
+    assert torch.equal(latents[0], x.reshape(10, 3, 4)) and index.shape == (1, 10, 3) and mask is None
+    assert by_example(listener.calls[0], 30)[0].shape == (1, 30, 4)
+    assert by_example(listener.calls[0], 7) is None

@@ -1,0 +1,182 @@
+"""What cannot be is said before any verdict; spare codes are no fault; nothing printed needs more than ASCII."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from helpers import normal
+from threadpoolctl import threadpool_info
+
+from vqnotes import data
+from vqnotes.diagnosis import diagnose, readers, report
+from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis
+from vqnotes.diagnosis.rules import THRESHOLDS, codebook_at_fault, decide
+from vqnotes.kmeans import kmeans
+from vqnotes.nearest import nearest_code
+
+
+@pytest.fixture(scope="module")
+def modes():
+    return data.gaussian_modes(modes=32, per_mode=150, dim=16, seed=7)
+
+
+@pytest.fixture(scope="module")
+def codes(modes):
+    return kmeans(modes.x, 64)[0]
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+def test_a_quantiser_that_compares_otherwise_is_not_judged_by_distance(modes, codes):
+    by_logits = (modes.x @ normal(16, 64)).argmax(1)  # as with Gumbel-softmax
+    found = diagnose(modes.x, codes, inputs=modes.x, index=by_logits)
+    assert found.verdict == "cannot tell" and "chooses other codes than the nearest" in found.reason
+    assert str(found).startswith("First: for ") and "compares otherwise than by distance" in found.doubts[0]
+    assert found.evidence["optimality gap"].speaks_for == "not compared by distance"
+    own = nearest_code(modes.x, codes)
+    found = diagnose(modes.x, codes, inputs=modes.x, index=own)
+    assert found.verdict == "healthy" and not found.doubts and str(found).startswith("Diagnosis")
+
+
+def test_rounding_makes_no_other_choice(modes, codes):
+    half = torch.cdist(modes.x.half().float(), codes.half().float()).argmin(1)
+    f = figures_of(modes.x, codes, index=half)
+    assert f.own_ratio < 1.01 and not diagnose(modes.x, codes, inputs=modes.x, index=half).doubts
+    tight = modes.x.round(decimals=1)  # latents that codes hit exactly: any choice of equal ones is right
+    distinct = tight[:64]
+    index = torch.cdist(tight, distinct).argmin(1)
+    assert figures_of(tight, distinct, index=index).own_differs == 0
+
+
+@pytest.mark.parametrize("scale, shift", [(0.01, 0), (30, 0), (0.1, 50)])
+def test_codes_at_another_scale_are_said_to_be_that(modes, codes, scale, shift):
+    found = diagnose(modes.x, scale * codes + shift, inputs=modes.x)
+    assert "codes are at another scale than the latents" in found.doubts[0] and len(found.doubts) == 1
+    assert f"{1 / scale:.2g}"[:1] in found.doubts[0] and found.verdict == "token collapse"
+
+
+def test_a_codebook_that_collapsed_is_not_at_another_scale(modes):
+    crowded = modes.x[modes.y < 2][:64]
+    for codebook in (crowded, crowded.mean(0) + 0.01 * (crowded - crowded.mean(0)), modes.x[:1].repeat(64, 1)):
+        found = diagnose(modes.x, codebook, inputs=modes.x)
+        assert found.verdict == "token collapse" and not found.doubts
+
+
+def test_directions_are_recognised(modes):
+    lengths = 1 + 4 * torch.rand(len(modes.x), 1, generator=torch.Generator().manual_seed(0))
+    directions = torch.nn.functional.normalize(modes.x)
+    codes = torch.nn.functional.normalize(kmeans(directions, 64)[0])
+    found = diagnose(lengths * directions, codes, inputs=modes.x)
+    assert "does the quantiser compare directions?" in found.doubts[0]
+    assert not diagnose(directions, codes, inputs=modes.x).doubts
+
+
+@pytest.mark.parametrize("dtype, offset, doubtful", [(torch.float32, 50, False), (torch.float32, 2000, True)])
+def test_latents_that_hardly_vary_beside_their_size(modes, codes, dtype, offset, doubtful):
+    latents = (modes.x + offset).to(dtype)
+    found = diagnose(latents, codes + offset, inputs=modes.x)
+    assert found.verdict == "healthy"
+    assert any("hardly vary beside their size" in doubt for doubt in found.doubts) == doubtful
+    exact = figures_of(modes.x.double() + offset, codes.double() + offset)
+    assert exact.size == pytest.approx(math.sqrt(1 + 16 * offset**2 / modes.x.var(0).sum().item()), rel=0.05)
+
+
+def test_latents_that_differ_by_rounding_alone_are_equal(modes, codes):
+    latents = torch.full((4800, 16), 3.0) + 1e-7 * normal(4800, 16)
+    assert len(latents.unique(dim=0)) > 1 and figures_of(latents, codes).spread == 0
+    assert diagnose(latents, codes, inputs=modes.x).verdict == "embedding collapse"
+    small = figures_of(1e-7 * modes.x, 1e-7 * codes)  # small is not the same as equal
+    assert small.spread > 0 and small.gap == pytest.approx(figures_of(modes.x, codes).gap, rel=0.05)
+
+
+# ---------------------------------------------------------------- spare codes
+
+
+@pytest.mark.parametrize("noise", [0, 1e-3])
+def test_fewer_different_inputs_than_codes_are_no_fault(noise):
+    x = normal(40, 8)[torch.randint(40, (4000,), generator=torch.Generator().manual_seed(0))]
+    x = x + noise * normal(4000, 8, seed=1)
+    codebook = torch.cat([x[:400].unique(dim=0)[:40] if noise == 0 else kmeans(x, 40)[0], 9 + normal(216, 8, seed=2)])
+    found = diagnose(x, codebook, inputs=x)
+    assert found.verdict == "healthy", str(found)
+    if noise == 0:
+        used = found.evidence["codes in use"]
+        assert (used.value, used.reference) == (40, 40) and "with 40 different latents" in used.compared_with
+        assert found.evidence["codes in effect"].reference == 40
+        assert any("216 codes are spare: only 40 latents differ" in note for note in found.notes)
+
+
+def test_few_codes_that_cost_something_are_still_a_fault(modes):
+    live = kmeans(modes.x, 8)[0]
+    f = figures_of(modes.x, torch.cat([live, 50 + normal(248, 16)]), inputs=modes.x)
+    assert f.different is None and f.error > 0.05 and codebook_at_fault(f) is True
+    assert codebook_at_fault(f, THRESHOLDS | {"trifle": 1, "excess": 1}) is False
+
+
+def test_codes_in_effect_are_counted_beside_what_so_few_latents_could_show(modes, codes):
+    f = figures_of(modes.x, codes, inputs=modes.x)
+    f = dataclasses.replace(f, perplexity=10.0, gap=2.0, best=0.02, best_low=0.02, error=0.04, gap_high=2.0)
+    assert codebook_at_fault(f) is True  # 10 of 64, at little cost
+    assert codebook_at_fault(dataclasses.replace(f, ceiling=0.3)) is False  # of 19 that could be
+
+
+def test_a_trifle_convicts_no_encoder():
+    x = normal(16, 8, seed=5).repeat(300, 1) + 0.01 * normal(4800, 8)
+    latents = normal(16, 4, seed=6).repeat(300, 1) + 0.01 * normal(4800, 4, seed=7)  # the place, and not the rest
+    f = figures_of(latents, kmeans(latents, 64)[0], inputs=x)
+    assert f.encoder_loss < 0.001 and decide(f)[0] != "embedding collapse"
+
+
+# ---------------------------------------------------------------- threads, and what is printed
+
+
+def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
+    seen, regression, separability = [], readers.by_regression, readers.metrics.separability
+
+    def watched(function):
+        def watching(*given):
+            seen.append([pool["num_threads"] for pool in threadpool_info()] + [torch.get_num_threads()])
+            return function(*given)
+
+        return watching
+
+    monkeypatch.setattr(readers, "by_regression", watched(regression))
+    monkeypatch.setattr(readers.metrics, "separability", watched(separability))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        diagnose(modes.x, codes, inputs=modes.x, labels=modes.y)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 4 and all(set(one) == {1} for one in seen)
+
+
+def test_all_that_is_printed_is_ascii(modes, codes):
+    advices = [one for one in vars(report).values() if isinstance(one, Advice)]
+    assert len(advices) > 15 and all("".join(one).isascii() for one in advices)
+    for verdict in VERDICTS:
+        for several in (False, True):
+            advice = report.advice_for(verdict, size=2**15, busy=True, needs=advices, several=several)
+            assert str(Diagnosis(verdict, "", {}, advice)).isascii()
+    latents, stretched = modes.x[:, :1], 0.001 * codes
+    mask = torch.arange(len(latents)) % 7 > 0
+    for found in (
+        diagnose(modes.x, stretched, inputs=modes.x, labels=modes.y, mask=mask),
+        diagnose(latents, kmeans(latents, 64)[0], inputs=modes.x),
+        diagnose(modes.x, codes),
+        diagnose(modes.x, codes, index=torch.zeros(len(latents), dtype=torch.int64), mask=mask),
+        diagnose(modes.x[:60], codes),
+        diagnose(torch.ones(100, 16), codes),
+        diagnose(normal(500, 3, 4) + 9999, kmeans(normal(1500, 4) + 9999, 5)[0], inputs=normal(500, 6, 5)),
+    ):
+        text = str(found)
+        assert text.isascii() and text.encode("cp1252") and found.reason in text
+
+
+def test_doubts_stand_first_in_text_and_html():
+    found = Diagnosis("healthy", "why", {}, [], [], doubts=["a < b"])
+    assert str(found).splitlines()[0] == "First: a < b" and found._repr_html_().startswith("<p><b>First: a &lt; b")

@@ -1,0 +1,79 @@
+"""The validation of `diagnose`: the table is whole, thresholds come from one half, the other half is judged well."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from vqnotes.diagnosis.report import VERDICTS
+from vqnotes.diagnosis.rules import THRESHOLDS
+from vqnotes.studies import verdicts
+
+
+@pytest.fixture(scope="module")
+def table():
+    return verdicts.models_made()
+
+
+def test_every_setting_is_there_three_times(table):
+    made = table.groupby(["half", "family", "case", "codes"]).size()
+    todo = [(one["half"], one["family"], one["case"], one["codes"]) for one in verdicts.settings()]
+    assert sorted(made.index) == sorted(todo) and (made == 3).all() and len(table) >= 400
+    seeds = table.groupby("half")["seed"].unique().map(set)
+    assert seeds["set"] == set(verdicts.SEEDS["set"]) and seeds["judged"] == set(verdicts.SEEDS["judged"])
+    assert not seeds["set"] & seeds["judged"]
+
+
+def test_thresholds_are_those_that_the_first_half_gives(table):
+    found = verdicts.thresholds(table[table["confirmed"] & (table["half"] == "set")])
+    assert {name: found[name] for name in verdicts.FIRST_GUESS} == pytest.approx(
+        {name: THRESHOLDS[name] for name in verdicts.FIRST_GUESS}
+    )
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_unseen_models_are_judged_well(table, labels):
+    judged = table[table["confirmed"] & (table["half"] == "judged")]
+    found = verdicts.verdicts(judged, labels=labels)
+    assert (found == judged["label"]).mean() >= 0.95
+    assert found[judged["label"] == "healthy"].str.contains("collapse").mean() <= 0.02
+    assert set(judged["label"]) == set(verdicts.LABELS) == set(VERDICTS) - {"cannot tell"}
+    for _, part in (found == judged["label"]).groupby(judged["label"]):
+        assert len(part) >= 10 and part.mean() >= 0.8
+
+
+def test_a_setting_made_again_is_judged_the_same(table):
+    torch.set_num_threads(1)
+    for case in ("plain", "U(±1/K)"):
+        rows = pd.DataFrame(verdicts.examine(list(verdicts.SEEDS["judged"])[:2], "judged", "modes", case, 64))
+        stored = table.query("half == 'judged' and family == 'modes' and case == @case and codes == 64").head(2)
+        assert verdicts.confirmed(rows).all()
+        assert verdicts.verdicts(rows).tolist() == verdicts.verdicts(stored).tolist() == stored["label"].tolist()
+        assert rows["gap"].to_numpy() == pytest.approx(stored["gap"].to_numpy(), rel=0.5)
+
+
+def test_an_intervention_confirms_or_sets_aside():
+    sound = {"same codes": 0.1, "new codes": 0.1, "floor": 0.1}
+    cured, spoilt = sound | {"same codes": 0.2}, sound | {"same codes": 0.3, "new codes": 0.3}
+    read, lost = ({"separability": s, "separability_inputs": 1.0, "chance": 0.1} for s in (1.0, 0.4))
+    unknown = dict.fromkeys(read, math.nan)
+    for label, outcome, labels, holds in [
+        ("healthy", sound, read, True),
+        ("healthy", cured, read, False),
+        ("healthy", sound, unknown, True),
+        ("token collapse", cured, read, True),
+        ("token collapse", sound, read, False),
+        ("token collapse", cured, lost, False),
+        ("embedding collapse", spoilt, lost, True),
+        ("embedding collapse", spoilt, read, False),
+        ("embedding collapse", spoilt, unknown, True),
+        ("embedding collapse", sound, lost, False),
+        ("dimensional collapse", spoilt, read, True),
+        ("dimensional collapse", cured, read, False),
+        ("rate limit", sound | {"floor": 0.5, "same codes": 0.5, "new codes": 0.5}, read, True),
+        ("rate limit", sound, read, False),
+        ("no such label", sound, read, False),
+    ]:
+        row = pd.DataFrame([{"label": label} | outcome | labels])
+        assert verdicts.confirmed(row).tolist() == [holds], (label, outcome, labels)

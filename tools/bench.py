@@ -1,0 +1,196 @@
+"""How fast is the module, beside its peers and beside the limit of the machine? `make bench`, half an hour.
+
+python tools/bench.py [SECTION ...] [--repeats M]     all sections, or some: see SECTIONS
+
+Ratios are medians over M alternating runs in one process, in brackets the lowest and the highest.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import torch
+from bench_tools import MODES, batched_products, both_ways, fastest_search, ratios, small
+from growth import growth
+
+from vqnotes import diagnosis, metrics, training
+from vqnotes.nearest import nearest_code
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.studies import remedies as league
+from vqnotes.studies import sweeps
+
+SIZES = ((16_384, 64, 1024), (16_384, 64, 8192), (65_536, 16, 512))  # latents, dimensions, codes
+Rows = Iterator[tuple]
+
+
+# ---------------------------------------------------------------- the quantiser
+
+
+def quantizer(repeats: int) -> Rows:
+    from vector_quantize_pytorch import VectorQuantize
+
+    for count, dim, size in SIZES:
+        latents = torch.randn(count, dim)
+        for update in ("gradient", "ema"):
+            ours = VectorQuantizer(size, dim, update=update)
+            ours.init_codes("data", latents)
+            own = {"learnable_codebook": True, "ema_update": False} if update == "gradient" else {"decay": 0.99}
+            peer = VectorQuantize(dim, size, commitment_weight=0.25, rotation_trick=False, **own).train()
+            codes = ours.codes().detach()
+            limit = fastest_search(latents, codes)
+            step, case = both_ways(ours, latents), f"{count:,} x {dim}, {size:,} codes, {update}"
+            yield case, "vector-quantize-pytorch / ours", ratios(repeats, both_ways(peer, latents), step), ">= 8"
+            yield case, "ours / product and argmin alone", ratios(repeats, step, limit), "<= 1.3"
+
+
+PEAK = """
+import torch
+from vqnotes import diagnosis
+from vqnotes.quantizers import VectorQuantizer
+def kilobytes(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+def both_ways(latents, quantizer):
+    latents_q, _, loss = quantizer(latents)
+    (latents_q.mean() + loss).backward()
+    return latents_q, latents.grad
+def diagnose(latents, quantizer):
+    return diagnosis.diagnose(latents.detach(), quantizer.codes().detach()).drawing.codebook,
+quantizer = VectorQuantizer({size}, 64, update="{update}")
+{work}(torch.randn(512, 64, requires_grad=True), quantizer)
+latents = torch.randn({count}, 64, requires_grad=True)
+open("/proc/self/clear_refs", "w").write("5")
+before = kilobytes("VmRSS")
+kept = {work}(latents, quantizer)
+print((kilobytes("VmHWM") - before) / 1024 - sum(one.nbytes for one in kept) / 2**20)
+"""
+
+
+def megabytes(work: str, count: int, size: int, update: str) -> str:
+    """The peak beyond inputs and outputs, in a process of its own that gives back at once what it no longer needs."""
+    code = PEAK.format(work=work, count=count, size=size, update=update)
+    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=given_back)
+    return f"{float(run.stdout):.0f}"
+
+
+def memory(repeats: int) -> Rows:
+    for update in ("gradient", "ema"):
+        found = megabytes("both_ways", 65_536, 8192, update)
+        yield f"65,536 x 64, 8,192 codes, {update}", "peak, MB (N x K: 2,147)", found, "<= 64"
+
+
+FITTING = {"FSQ": (5, {"levels": (4,) * 5}), "LFQ": (10, {}), "residual": (64, {"stages": (32, 32)})}
+
+
+def remedies(repeats: int) -> Rows:
+    """Batches alternate: a restart that meets the same latents again would put codes on top of each other."""
+    count, size = 16_384, 1024
+    latents, plain = torch.randn(8, count, 64), VectorQuantizer(size, 64)
+    plain.init_codes("data", latents[0])
+    reference = both_ways(plain, *latents)
+    for name, remedy in league.REMEDIES.items():
+        if remedy.kind is VectorQuantizer and not remedy.options:
+            continue  # it changes nothing in the step
+        dim, options = FITTING.get(name, (64, {}))
+        other = remedy.kind(size, dim, **remedy.options | options)
+        other.init_codes("data", latents[0, :, :dim])
+        found = ratios(repeats, both_ways(other, *latents[..., :dim].contiguous()), reference)
+        yield f"{count:,} x {dim}, {size:,} codes", f"a step of {name} / plain", found, "<= 2"
+
+
+# ---------------------------------------------------------------- many runs
+
+
+def many(repeats: int) -> Rows:
+    own = {"steps": 100, "init": "uniform", "progress": False}
+    for runs, goal in ((16, ">= 4"), (64, ">= 5")):
+
+        def one_by_one(runs=runs) -> None:
+            for seed in range(runs):
+                training.fit(small(seed), MODES, seed=seed, **own)
+
+        def at_once(runs=runs) -> None:
+            training.fit_many(small, MODES, seeds=range(runs), **own)
+
+        products = batched_products(runs, 256, 64, steps=100)
+        case = f"{runs} runs of 100 steps"
+        yield case, "fit one by one / fit_many", ratios(repeats, one_by_one, at_once), goal
+        yield case, "fit_many / its matrix products", ratios(repeats, at_once, products), "<= 3"
+
+
+def watch(repeats: int) -> Rows:
+    model, steps = small(0), 100
+    looking = diagnosis.CollapseWatch(MODES[:1024])
+
+    def train() -> None:
+        training.fit(model, MODES, seed=0, steps=steps, batch_size=128, init="uniform", progress=False)
+
+    found = ratios(repeats, lambda: looking.look(0, model), train)
+    yield "1,024 vectors", f"a look of CollapseWatch / {steps} steps of fit", found, ""
+
+
+def setting(seeds, width: int) -> list[dict]:
+    """A setting of the sweep, in a worker of one thread."""
+    torch.set_num_threads(1)
+    build = partial(small, width=width)
+    trained = training.fit_many(build, MODES, seeds=seeds, steps=400, init="uniform", progress=False)
+    return [{"error": history.reconstruction[-1]} for _, history in trained]
+
+
+def sweep(repeats: int) -> Rows:
+    settings = sweeps.grid(width=(8, 16, 32, 48, 64, 80, 96, 128))
+    with ProcessPoolExecutor(1) as one, ProcessPoolExecutor(2) as two:
+        works = [
+            partial(sweeps.sweep, setting, settings, seeds=range(8), executor=pool, progress=False)
+            for pool in (one, two)
+        ]
+        yield "64 runs", "1 worker / 2 workers, one thread each", ratios(repeats, *works), ">= 1.7"
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def start(repeats: int) -> Rows:
+    ours, torch_alone = (
+        partial(subprocess.run, [sys.executable, "-c", f"import {name}"], check=True)
+        for name in ("vqnotes.training", "torch")
+    )
+    yield "a new process", "import vqnotes / import torch", ratios(repeats, ours, torch_alone), "<= 1.15"
+
+
+def large(repeats: int) -> Rows:
+    latents, codes = torch.randn(10**6, 64), torch.randn(16_384, 64)
+    index = nearest_code(latents, codes)
+    works = {
+        "usage and perplexity": lambda: (metrics.usage(index, 16_384), metrics.perplexity(index, 16_384)),
+        "effective_dimension": lambda: metrics.effective_dimension(latents),
+        "quantization_error": lambda: metrics.quantization_error(latents, codes),
+        "diagnose": lambda: diagnosis.diagnose(latents, codes),
+    }
+    for name, work in works.items():
+        found = ratios(max(2, repeats // 4), work, lambda: nearest_code(latents, codes))  # each takes a minute
+        yield "10^6 x 64, 16,384 codes", f"{name} / one pass of nearest_code", found, "<= 3"
+    found = megabytes("diagnose", 10**6, 16_384, "ema")
+    yield "the same", "peak of diagnose, MB (latents: 256, N x K: 65,536)", found, "bounded"
+
+
+SECTIONS = {one.__name__: one for one in (quantizer, memory, remedies, many, watch, sweep, start, growth, large)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, {options.repeats} repeats")
+    for name in options.sections or SECTIONS:
+        for row in SECTIONS[name](options.repeats):
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""How the time grows with latents, codes, and runs at once: a section of the bench, and its picture."""
+
+import statistics
+from collections.abc import Callable, Iterator
+
+import matplotlib
+import numpy as np
+import torch
+from bench_tools import MODES, batched_products, both_ways, fastest_search, seconds, small
+from notebook_tools import ROOT
+
+from vqnotes import training
+from vqnotes.nearest import nearest_code
+from vqnotes.quantizers import VectorQuantizer
+
+PICTURE = ROOT / "docs" / "growth.png"
+Works = dict[str, Callable[[], object]]
+
+
+def quantizing(count: int, size: int) -> Works:
+    latents, quantizer = torch.randn(count, 64), VectorQuantizer(size, 64)
+    quantizer.init_codes("normal")
+    codes = quantizer.codes().detach()
+    return {
+        "VectorQuantizer, forward and backward": both_ways(quantizer, latents),
+        "nearest_code": lambda: nearest_code(latents, codes),
+        "limit: product and argmin, best chunk": fastest_search(latents, codes),
+    }
+
+
+def training_of(runs: int) -> Works:
+    def train() -> None:
+        training.fit_many(small, MODES, seeds=range(runs), steps=20, init="uniform", progress=False)
+
+    return {"fit_many, 20 steps": train, "limit: its matrix products": batched_products(runs, 256, 64, steps=20)}
+
+
+GROWTH = {
+    "latents N, with 1,024 codes": ([10**3, 10**4, 10**5, 10**6], lambda count: quantizing(count, 1024)),
+    "codes K, with 16,384 latents": ([2**bits for bits in range(6, 17, 2)], lambda size: quantizing(16_384, size)),
+    "runs R at once": ([1, 4, 16, 64, 256], training_of),
+}
+
+
+def growth(repeats: int) -> Iterator[tuple]:
+    """Each axis for itself. The exponent is that of the upper end: below, what does not grow has its share."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, all_axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    for axes, (name, (sizes, works)) in zip(all_axes, GROWTH.items()):
+        times: dict[str, list[float]] = {}
+        for size in sizes:
+            for work, run in works(size).items():
+                run()
+                found = statistics.median(seconds(run) for _ in range(max(3, repeats // 3)))
+                times.setdefault(work, []).append(found)
+        for work, found in times.items():
+            look = {"linestyle": "--", "color": "0.4"} if "limit" in work else {"marker": "o"}
+            axes.loglog(sizes, found, label=work, **look)
+            exponent = np.log(found[-1] / found[-2]) / np.log(sizes[-1] / sizes[-2])
+            yield name, f"exponent of {work}, {sizes[-2]:,} to {sizes[-1]:,}", f"{exponent:.2f}", "about 1"
+        axes.set(xlabel=name, ylabel="seconds")
+        axes.legend(fontsize=7)
+    figure.savefig(PICTURE, dpi=110)
+    plt.close(figure)
+    yield "all three", "drawn in", str(PICTURE.relative_to(ROOT)), ""

@@ -1,0 +1,209 @@
+"""What is done to notebooks by script, and what the tests know about them.
+
+python tools/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
+python tools/notebook_tools.py stamp OWNER/NAME     writes the public address into badges and set-up cells
+"""
+
+import base64
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from exercise_tools import HEADING, exercises
+from nbclient import NotebookClient
+
+from vqnotes._files import replaced
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PICTURES = {"image/png", "image/jpeg"}
+SHOWN = {  # figures that stand in docs/ too: notebook, file, and how the alternative text starts
+    "00_start_here": {"collapse.jpg": "Top: the temple photograph"},
+    "09_diagnose_your_own": {"decision_tree.png": "Decision tree."},
+}
+HOURS = 3 * 3600  # seconds: what tests and tools wait for at most, so that no machine is too slow or too busy
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {  # what an export to a script needs; no version, so that files do not change with the machine
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
+}
+SETUP = """\
+# On Colab this installs the course's module; anywhere else it only imports it.
+try:
+    import vqnotes
+except ImportError:
+    import os
+
+    source = os.environ.get("VQNOTES_SOURCE", "git+https://github.com/{repo}@v{version}")
+    %pip install --quiet --no-deps "{{source}}"
+    try:
+        import vqnotes
+    except ImportError:
+        raise SystemExit(
+            f"vqnotes could not be installed from {{source}}. Connect to the network and run "
+            "this again, or set VQNOTES_SOURCE to a folder or a wheel of vqnotes."
+        ) from None"""
+
+
+def project(field: str) -> str:
+    """The first value of a field of pyproject.toml, read as text so that Python 3.10 can do it too."""
+    return re.search(rf'^{field} = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+
+
+def repository() -> str:
+    return project("Repository").removeprefix("https://github.com/")
+
+
+def without_pip(source: str) -> str:
+    """A cell's source as plain Python: its one magic, %pip, becomes a comment."""
+    return source.replace("%pip", "pass  # pip")
+
+
+def setup_cell() -> str:
+    return SETUP.format(repo=repository(), version=project("version"))
+
+
+def badge(path: Path) -> str:
+    """The "Open in Colab" badge of one notebook."""
+    address = f"https://colab.research.google.com/github/{repository()}/blob/main/notebooks/{path.name}"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+
+
+def pictures(notebook: nbformat.NotebookNode) -> Iterator[tuple[bytes, str]]:
+    """Each stored figure, as its file's bytes and its alternative text."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        for kind in PICTURES & output.get("data", {}).keys():
+            yield base64.b64decode(output.data[kind]), output.metadata.get(kind, {}).get("alt", "")
+
+
+def picture(notebook: nbformat.NotebookNode, start_of_alt: str) -> bytes:
+    """The stored figure whose alternative text starts so."""
+    (content,) = (content for content, alt in pictures(notebook) if alt.startswith(start_of_alt))
+    return content
+
+
+# ---------------------------------------------------------------- minutes, measured and stamped
+
+ROUNDED = {0.5: "½", 1: "1", 1.5: "1½", 2: "2", 3: "3", 5: "5", 10: "10"}
+TIMES = re.compile(
+    r"\*\*Time:\*\* (\S+) min to run on two cores · (\d+) min to read · (\d+) min for the exercises$", re.M
+)
+
+
+def minutes_to_run(seconds: float) -> str:
+    """Rounded up to a value of ROUNDED."""
+    return next((text for most, text in ROUNDED.items() if seconds <= 60 * most), "over 10")
+
+
+def minutes_to_read(notebook: nbformat.NotebookNode) -> int:
+    """Of what stands outside exercises: 200 words, 40 lines of code or 3 figures a minute, to the next 5."""
+    practice = re.compile(rf"</details>|vqnotes\.exercises|{HEADING.pattern}", re.M)
+    cells = [cell for cell in notebook.cells if not practice.search(cell.source)]
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    lines = sum(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
+    figures = sum(1 for _ in pictures(notebook))
+    return 5 * round((words / 200 + lines / 40 + figures / 3) / 5)
+
+
+def stamp_times(notebook: nbformat.NotebookNode, run: str) -> None:
+    """Writes the minutes into a notebook's opening."""
+    read, practice = minutes_to_read(notebook), sum(one.minutes for one in exercises(notebook.cells))
+    line = f"**Time:** {run} min to run on two cores · {read} min to read · {practice} min for the exercises"
+    notebook.cells[0].source = re.sub(r"\*\*Time:\*\* .+", line, notebook.cells[0].source)
+
+
+def stamped(path: Path) -> tuple[str, ...]:
+    """Minutes to run, read and practise as they stand in a notebook's opening; nothing before its first run."""
+    times = TIMES.search(nbformat.read(path, as_version=4).cells[0].source)
+    return times.groups() if times else ()
+
+
+def stamp_readme() -> None:
+    """Writes the minutes of all notebooks into the README's table."""
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    for notebook in NOTEBOOKS:
+        if times := stamped(notebook):
+            row = rf"(\(notebooks/{re.escape(notebook.name)}\) \| [^|]+ \| )[^|]+( \|)"
+            text = re.sub(row, rf"\g<1>{' · '.join(times)}\g<2>", text)
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- running
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Removes what depends on the machine or on a live kernel: widget state, timings, ids of progress bars."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):  # without a live kernel nothing shows, or an explorer's line of text
+                text = output.data["text/plain"]
+                view = {"model_id": "", "version_major": 2, "version_minor": 0}
+                kept = text if text.startswith("[Explorer") else ""
+                output.data = nbformat.from_dict({WIDGET: view, "text/plain": kept})
+
+
+def run(path: Path) -> None:
+    """Executes one notebook and replaces its file, only if every cell ran without an error or a warning."""
+    notebook = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
+    NotebookClient(
+        notebook,
+        timeout=HOURS,
+        startup_timeout=HOURS,
+        iopub_timeout=HOURS,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": path.parent}},
+    ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                raise RuntimeError(f"{path.name} writes to stderr: {output.text}")
+    seconds = time.perf_counter() - start
+    clean(notebook)
+    stamp_times(notebook, minutes_to_run(seconds))
+    with replaced(path) as beside:
+        nbformat.write(notebook, beside)
+    for name, start_of_alt in SHOWN.get(path.stem, {}).items():
+        with replaced(ROOT / "docs" / name) as beside:
+            beside.write_bytes(picture(notebook, start_of_alt))
+    print(f"{path.name}: {seconds:.0f} s")
+
+
+def stamp(repo: str, root: Path = ROOT) -> None:
+    """Writes the public address of the repository into the notebooks, the README and pyproject.toml under `root`.
+
+    pyproject.toml comes last: it says what the old address is, if this is interrupted and run again.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise SystemExit(f"REPO must be owner/name, got {repo!r}")
+    old = re.compile(rf"(github(?:\.com)?/){re.escape(repository())}(?![\w.-]*\w)")
+    for path in [*sorted((root / "notebooks").glob("*.ipynb")), root / "README.md", root / "pyproject.toml"]:
+        with replaced(path) as beside:
+            beside.write_text(old.sub(rf"\g<1>{repo}", path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if command == "run" and arguments:
+        for argument in arguments:
+            run(Path(argument))
+        stamp_readme()
+    elif command == "stamp" and len(arguments) == 1:
+        stamp(arguments[0])
+    else:
+        raise SystemExit(__doc__)

@@ -1,0 +1,133 @@
+"""Random mutants of the module, by cosmic-ray's operators: which share do the unit tests not notice, file by file?
+
+python tools/random_mutants.py [--sample N] [--seed S] [--workers W] [--out FOLDER] [MODULE ...]
+
+A place in the code is drawn, then one of the changes that are possible there (another operator, number, comparison;
+a condition always true; ...). What is no code to run, such as annotations and docstrings, is left alone. The tests
+that should notice are those named after the module, and those that mention it. Needs the package cosmic-ray. What is
+found is kept, a line a mutant, in FOLDER (build/mutants): the same call goes on where it stopped.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import random
+import re
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+
+from mutants import commands, copy_of_the_project, verdict
+from notebook_tools import ROOT
+
+from vqnotes._printing import say
+
+try:
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+except ImportError:
+    sys.exit("pip install cosmic-ray: the random mutants are made by it")
+
+
+def runs(source: str) -> str:
+    """What of a source does something: its syntax tree without annotations and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for name in ("annotation", "returns"):
+            if getattr(node, name, None) is not None:
+                setattr(node, name, ast.Constant(None))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def changes(path: Path) -> dict[tuple[int, int], list[tuple[str, int]]]:
+    """All changes that are possible in a file, by place: the names of their operators, and which of theirs it is."""
+    nodes, found = list(ast_nodes(get_ast(path.read_text(encoding="utf-8")))), defaultdict(list)
+    for name in (one for one in operator_names() if not get_operator(one).arguments()):
+        operator, count = get_operator(name)(), 0
+        for place, _ in (one for node in nodes for one in operator.mutation_positions(node)):
+            found[place].append((name, count))
+            count += 1
+    return found
+
+
+def drawn_mutants(paths: list[Path], sample: int, seed: int) -> Iterator[tuple[Path, str, str]]:
+    """So many mutants: path, the lines that change, the changed source."""
+    generator, possible = random.Random(seed), {path: changes(path) for path in paths}
+    places = [(path, place) for path in paths for place in sorted(possible[path])]
+    generator.shuffle(places)
+    for path, place in places:
+        if sample == 0:
+            return
+        source = path.read_text(encoding="utf-8")
+        name, occurrence = generator.choice(possible[path][place])
+        try:  # some operators break on names with a dot, or make what is no Python
+            changed = mutate_code(source, get_operator(name)(), occurrence)
+            same = changed is None or runs(changed) == runs(source)
+        except (AttributeError, SyntaxError):
+            continue
+        if not same:
+            lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0)
+            yield path, "\n".join(line for line in lines if not re.match(r"---|\+\+\+|@@", line)), changed
+            sample -= 1
+
+
+def near(path: Path) -> list[str]:
+    """The tests named after a module, and those that mention it."""
+    word = re.compile(rf"\b{path.stem}\b")
+    mention = [test for test in commands(path) if word.search((ROOT / test).read_text(encoding="utf-8"))]
+    return mention or commands(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("modules", metavar="MODULE", nargs="*")
+    options = parser.parse_args()
+    names = options.modules or sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
+    jobs = list(drawn_mutants([ROOT / "vqnotes" / f"{name}.py" for name in names], options.sample, options.seed))
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / f"{options.seed}.jsonl"
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    known = {(one["file"], one["change"]): one["noticed"] for one in map(json.loads, lines)}
+    projects: SimpleQueue[Path] = SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.workers) as pool:
+        for worker in range(options.workers):
+            (Path(folder) / str(worker)).mkdir()
+            projects.put(copy_of_the_project(Path(folder) / str(worker)))
+
+        def one(path: Path, change: str, changed: str) -> tuple[str, str, str]:
+            project = projects.get()
+            try:
+                return path.name, change, verdict(project, path.relative_to(ROOT), changed, near(path))
+            finally:
+                projects.put(project)
+
+        todo = [pool.submit(one, *job) for job in jobs if (job[0].name, job[1]) not in known]
+        with open(results, "a", encoding="utf-8") as kept:
+            for future in as_completed(todo):
+                file, change, noticed = future.result()
+                known[file, change] = noticed
+                kept.write(json.dumps({"file": file, "change": change, "noticed": noticed}) + "\n")
+                kept.flush()
+                say(f"{noticed or 'SURVIVES'} | {file}\n{change}", flush=True)
+    made = Counter(path.name for path, *_ in jobs)
+    lived = Counter(path.name for path, change, _ in jobs if not known[path.name, change])
+    for file, count in sorted(made.items()):
+        say(f"{file}: {lived[file]} of {count} live")
+    say(f"all: {lived.total()} of {made.total()} live")
+
+
+if __name__ == "__main__":
+    main()

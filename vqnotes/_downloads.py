@@ -1,0 +1,189 @@
+"""Published files: found locally or downloaded, and not used before their checksum is found to be right."""
+
+import gzip
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+from tqdm import tqdm
+
+from vqnotes._files import replaced
+from vqnotes._interrupts import held
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+TIMEOUT = 30  # seconds without an answer, or without a byte more of it
+_FASHION_URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+
+
+class RemoteFile(NamedTuple):
+    """A file to download: its name, address, SHA-256 as published; if gzipped alone, SHA-256 and bytes unpacked."""
+
+    name: str
+    url: str
+    sha256: str
+    unpacked_sha256: str | None = None
+    unpacked_size: int | None = None
+
+
+FASHION_MNIST = {
+    key: RemoteFile(name, _FASHION_URL + name, published, unpacked, size)
+    for key, name, published, unpacked, size in [
+        (
+            ("train", "x"),
+            "train-images-idx3-ubyte.gz",
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            47_040_016,
+        ),
+        (
+            ("train", "y"),
+            "train-labels-idx1-ubyte.gz",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            60_008,
+        ),
+        (
+            ("test", "x"),
+            "t10k-images-idx3-ubyte.gz",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            7_840_016,
+        ),
+        (
+            ("test", "y"),
+            "t10k-labels-idx1-ubyte.gz",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            10_008,
+        ),
+    ]
+}
+CIFAR10 = RemoteFile(
+    "cifar-10-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+
+
+# ---------------------------------------------------------------- local copies
+
+
+def unpacked(file: RemoteFile) -> bytes:
+    """The content of a gzipped file, from a local copy (gzipped anew, or unpacked) or the published one.
+
+    Raises ValueError for a wrong or unreadable file in $VQNOTES_DATA; OSError if it cannot be had.
+    """
+    own, checked = os.environ.get("VQNOTES_DATA"), (file.unpacked_sha256, file.unpacked_size + 1)
+    for name, opened in ((file.name, gzip.open), (file.name.removesuffix(".gz"), open)) if own else ():
+        if content := _local(Path(own) / name, opened, *checked):
+            return content
+    try:
+        content = _local(DEBIAN_FASHION_MNIST / file.name, gzip.open, *checked)
+    except ValueError:
+        content = None  # not ours to repair: download instead
+    return content or gzip.decompress(download(file).read_bytes())
+
+
+def published(file: RemoteFile) -> bytes:
+    """The bytes of a file as published, from $VQNOTES_DATA, the cache or the network. Raises as `unpacked`."""
+    own = os.environ.get("VQNOTES_DATA")
+    content = _local(Path(own) / file.name, open, file.sha256) if own else None
+    return content or download(file).read_bytes()
+
+
+def _local(path: Path, opened: Callable, sha256: str, most: int = -1) -> bytes | None:
+    """The content of a local copy, None if there is none. Of what is too large, only `most` bytes are unpacked."""
+    try:
+        with opened(path, "rb") as stream:
+            content = stream.read(most)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _wrong(path, f"it cannot be read ({error})") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise _wrong(path, "its content differs from the published data set")
+    return content
+
+
+def _wrong(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is not usable: {reason}. Replace it, or remove it to have it downloaded.")
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def download(file: RemoteFile) -> Path:
+    """The path of the file in the cache, where it is downloaded to if need be: whole, checked, or not at all.
+
+    Raises ValueError for a file without a plain name, an https address or a SHA-256; OSError if it cannot be had.
+    """
+    import pooch
+
+    plain = Path(file.name).name == file.name not in ("", "..")
+    if not (plain and file.url.startswith("https://") and re.fullmatch("[0-9a-f]{64}", file.sha256 or "")):
+        raise ValueError(f"a download needs a plain name, an https address and a SHA-256 in 64 digits, got {file}")
+    path = _cache() / file.name
+    try:
+        if not (path.exists() and pooch.file_hash(path) == file.sha256):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as beside:
+                if _fetch(file.url, beside) != file.sha256:
+                    raise ValueError("what came has another checksum than the published one")
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"Could not get {file.name} from {file.url} into {path.parent}: {error}. Nothing was kept. Check the "
+            f"network and that folder and call again, or put the file into a folder of your own and set "
+            f"VQNOTES_DATA to that folder."
+        ) from error
+    return path
+
+
+def _cache() -> Path:
+    import pooch
+
+    return Path(pooch.os_cache("vqnotes"))
+
+
+def _fetch(url: str, path: Path) -> str:
+    """Downloads into the path, with a progress bar. Returns the SHA-256 of what came."""
+    import requests
+
+    checksum, options = hashlib.sha256(), {"stream": True, "timeout": TIMEOUT, "hooks": {"response": _check_hop}}
+    with path.open("wb") as stream, requests.get(url, **options) as answer:
+        answer.raise_for_status()
+        with _progress(int(answer.headers.get("Content-Length", 0))) as add:
+            for chunk in answer.iter_content(2**16):
+                stream.write(chunk)
+                checksum.update(chunk)
+                add(len(chunk))
+    return checksum.hexdigest()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Gives what adds to a progress bar. No interrupt lands in it: the lock that all bars share would stay locked."""
+    with held():
+        bar = tqdm(total=total or None, unit="B", unit_scale=True)
+
+    def add(count: int) -> None:
+        with held():
+            bar.update(count)
+
+    try:
+        yield add
+    finally:
+        with held():
+            bar.close()
+
+
+def _check_hop(response, **_) -> None:
+    """ValueError unless an answer came over https and, if it leads on to another address, to one of https."""
+    for address in (response.url, urljoin(response.url, response.headers.get("location", ""))):
+        if urlsplit(address).scheme != "https":
+            raise ValueError(f"it leads to {address}, which is not https")

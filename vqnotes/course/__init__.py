@@ -1,0 +1,1 @@
+"""What makes notebooks a course: claims that fail when they are wrong, explorers, exercises that check themselves."""

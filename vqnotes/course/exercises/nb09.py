@@ -1,0 +1,177 @@
+"""Exercises of notebook 09: from figures to a verdict, a gap between two bounds, and what to do first."""
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from vqnotes.course.exercises import check
+from vqnotes.diagnosis.measures import Figures
+from vqnotes.diagnosis.rules import decide
+from vqnotes.metrics import quantization_error
+from vqnotes.nearest import nearest_code
+
+
+def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, paid: float) -> str:
+    """The verdict of `diagnosis.decide`, where neither `before` nor `effect` plays a part."""
+    codes = 1024
+    usual = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
+    at_codes = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
+    at_encoder = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
+    dimensions = {"dimensions": filled, "paid": paid}
+    return decide(Figures(ceiling=1.0, perplexity=codes, **usual, **at_codes, **at_encoder, **dimensions))[0]
+
+
+def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, order: str = "BETDR") -> str:
+    """The first that holds, in the given order: both, embedding, token, dimensional, rate."""
+    holds = {
+        "B": (tokens and embeddings, "token and embedding collapse"),
+        "E": (embeddings, "embedding collapse"),
+        "T": (tokens, "token collapse"),
+        "D": (dimensional, "dimensional collapse"),
+        "R": (rate, "rate limit"),
+    }
+    return next((name for fault, name in map(holds.get, order) if fault), "healthy")
+
+
+def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR"):
+    """An answer to 9.1 with its own idea of a codebook at fault, or its own order."""
+    return lambda error, best, encoder, inputs, filled, paid: _verdict(
+        at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.39 * paid, best > 0.24, order
+    )
+
+
+def check_verdict(answer) -> None:
+    """9.1: verdict(error, best, encoder, inputs, filled, paid), by the tree of the notebook."""
+
+    def cases(generator: torch.Generator) -> list[tuple]:
+        def between(low: float, high: float) -> float:
+            return low + (high - low) * torch.rand((), generator=generator).item()
+
+        at_codes = [  # best, gap: the difference is (gap - 1) * best
+            ((0.1, 0.18), (1.02, 1.2)),  # sound
+            ((0.3, 0.4), (1.02, 1.1)),  # sound, at the limit of the rate
+            ((0.005, 0.01), (2, 5)),  # a large gap that costs nothing
+            ((0.4, 0.5), (1.18, 1.25)),  # a small gap that looks dear
+            ((0.06, 0.18), (2, 4)),  # at fault
+            ((0.25, 0.35), (1.5, 2)),  # at fault, and the rate as well
+        ]
+        drawn = []
+        for (best, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.5, 1), (0.1, 0.3)]):
+            best, inputs, paid = between(*best), between(0.05, 0.15), between(4, 9)
+            encoder, filled = inputs * between(*loss), paid * between(*share)
+            drawn.append((best * between(*gap), best, encoder, inputs, filled, paid))
+        return drawn
+
+    check(
+        "9.1",
+        answer,
+        _by_the_module,
+        cases,
+        [
+            (_with(order="TEDR"), "it stops at the codebook: the encoder can be at fault as well, so ask both first"),
+            (_with(order="ETDR"), "it stops at the encoder: the codebook can be at fault as well, so ask both first"),
+            (
+                _with(lambda gap, saved: gap > 1.4),
+                "a large gap that costs next to nothing convicts no codebook: the difference counts too",
+            ),
+            (
+                _with(lambda gap, saved: saved > 0.048),
+                "a difference alone convicts no codebook: k-means is not perfect, so the gap counts too",
+            ),
+            (
+                _with(lambda gap, saved: gap > 1.4 or saved > 0.048),
+                "a codebook is at fault if gap *and* difference are large, not if one of them is",
+            ),
+            (_with(order="RBETD"), "the rate is the last question: first comes what is broken"),
+            (
+                _with(order="BETRD"),
+                "the rate is asked for too early: missing dimensions can be mended without more codes",
+            ),
+            (_with(order="DBETR"), "dimensions are asked for once encoder and codebook are sound"),
+        ],
+    )
+
+
+def check_gap_bounds(answer) -> None:
+    """9.2: gap_bounds(codebook, centroids, fitted, new): the gap on new latents and on those k-means has seen."""
+
+    def cases(generator: torch.Generator) -> list[tuple]:
+        drawn = []
+        for codes in (8, 12, 16):
+            latents = torch.randn(200, 3, generator=generator) * torch.tensor([4, 2, 1])
+            fitted, new = latents.split([100, 100])
+            chosen = one_hot(nearest_code(fitted, fitted[:codes]), codes).float()
+            centroids = chosen.T @ fitted / chosen.sum(0)[:, None]  # a step of Lloyd's algorithm
+            drawn.append((torch.randn(codes, 3, generator=generator), centroids, fitted, new))
+        return drawn
+
+    def squared(latents: Tensor, codes: Tensor) -> float:
+        return quantization_error(latents, codes, relative=False)
+
+    def nearest(latents: Tensor, codes: Tensor) -> Tensor:
+        return torch.cdist(latents, codes).amin(dim=1)
+
+    def both(latents: Tensor, codes: Tensor, centroids: Tensor, error=squared) -> float:
+        return error(latents, codes) / error(latents, centroids)
+
+    check(
+        "9.2",
+        answer,
+        lambda codes, centroids, fitted, new: (both(new, codes, centroids), both(fitted, codes, centroids)),
+        cases,
+        [
+            (
+                lambda codes, centroids, fitted, new: (both(fitted, codes, centroids), both(new, codes, centroids)),
+                "the two are swapped: on new latents k-means does worse, and the gap is smaller",
+            ),
+            (
+                lambda codes, centroids, fitted, new: (both(new, centroids, codes), both(fitted, centroids, codes)),
+                "the ratio is upside down: the gap is the codebook's error over that of k-means",
+            ),
+            (
+                lambda codes, centroids, fitted, new: (
+                    both(new, codes, centroids, lambda *pair: nearest(*pair).mean()),
+                    both(fitted, codes, centroids, lambda *pair: nearest(*pair).mean()),
+                ),
+                "these are mean distances: an error is the mean of the *squared* distances",
+            ),
+            (
+                lambda codes, centroids, fitted, new: (
+                    both(new, codes, centroids) ** 0.5,
+                    both(fitted, codes, centroids) ** 0.5,
+                ),
+                "these are roots: an error is the mean of the squared distances, without a root",
+            ),
+            (
+                lambda codes, centroids, fitted, new: (
+                    squared(torch.cat([fitted, new]), codes) / squared(new, centroids),
+                    squared(torch.cat([fitted, new]), codes) / squared(fitted, centroids),
+                ),
+                "the codebook is measured on all latents and k-means on half of them: take the same for both",
+            ),
+            (
+                lambda codes, centroids, fitted, new: (both(torch.cat([fitted, new]), codes, centroids),) * 2,
+                "both are the gap on all latents, where k-means has seen half of them: keep the halves apart",
+            ),
+        ],
+    )
+
+
+def check_first_step(answer) -> None:
+    """9.3: what to do first about a thin thread of latents from an encoder that loses much: a letter."""
+    answer = answer.lower() if isinstance(answer, str) else answer
+    check(
+        "9.3",
+        answer,
+        "c",
+        None,
+        [
+            ("a", "better codes for these latents would save 2 % of their variance: look where far more is lost"),
+            ("b", "dead codes are a symptom: count what live ones could save here, and what is lost before them"),
+            ("d", "the best 512 codes leave next to nothing of these latents, so that more codes cannot help"),
+            ("e", "so few codes are enough for these latents, but the latents are not enough for the inputs"),
+            (answer, 'a letter is asked for, such as "a"'),
+        ],
+    )

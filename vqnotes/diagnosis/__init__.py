@@ -1,0 +1,99 @@
+"""The practitioner's door: which collapse is it, by which evidence, and what to try.
+
+In the order of the work: `observed` takes in what people bring, `measures` takes figures beside references, `rules`
+makes a verdict of them, `report` says it with its evidence and advice. `model` listens to a whole model (`listening`
+has a file for each library), and `watch` does so during training.
+"""
+
+from vqnotes.diagnosis.model import diagnose_model
+from vqnotes.diagnosis.observed import observe, observe_stack
+from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis, diagnose_observed, diagnose_observed_stack
+from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
+
+__all__ = [
+    "CollapseWarning",
+    "CollapseWatch",
+    "Diagnosis",
+    "StackDiagnosis",
+    "diagnose",
+    "diagnose_model",
+    "diagnose_stack",
+]
+
+
+def diagnose(
+    latents,
+    codebook,
+    *,
+    labels=None,
+    inputs=None,
+    index=None,
+    mask=None,
+    channel_axis: int | None = None,
+    places: tuple | None = None,
+    reconstruction=None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Which collapse is it, by which evidence, and what to try.
+
+    latents: (..., D), or (N, D, ...) as maps have it. codebook: (K, D). Tensors or NumPy arrays of any float type, on
+    any device. For a quantiser that normalises or projects, give both as they are when they are compared;
+    `diagnose_model` finds them by itself.
+    inputs: what was encoded. Either one for each latent, or (N, ...) for latents (N, places ..., D): then a latent is
+    compared with the piece of the input at its place. The places may run along the last axes of the inputs, as in
+    images (N, C, H, W), or the first, as in sequences (N, T, C); the sides must be multiples of the places. Latents
+    (N, places, D) of images may also stand for square patches, row by row. Ids are no inputs: they have no mean.
+    labels: a whole number for each latent, or for each input.
+    Without inputs and labels the encoder cannot be judged: a sound codebook then gets "cannot tell".
+
+    channel_axis: which axis of the latents holds D: -1, or 1 for (N, D, H, W). places: the axes of the inputs along
+    which the latents' places run: (1,) for (N, T, C), (2,) for (N, C, T), (2, 3) for (N, C, H, W), (1, 2) for
+    (N, H, W, C). Both are needed only where the shapes fit two readings.
+    index: the model's own choice of codes, of the latents' shape without D. If it errs more than the nearest codes
+    would, the quantiser compares otherwise than by distance: that is said first, and its codebook is not judged.
+    mask: True where a latent counts, of the same shape; padding does not.
+    reconstruction: the model's output, of the shape of the inputs. What the model rebuilds, its encoder has not lost.
+
+    The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
+    code, at least 8,192 and at most 262,144, in two halves: k-means is fitted to one, and judged on both. Memory
+    is bounded by the sample, beside the latents themselves. Before an encoder is convicted, a small network has tried
+    to read the inputs off the latents.
+    Sources: the two collapses, arXiv:2411.16550; dimensions against water-filling, arXiv:2605.06870; how often the
+    verdict is right, `vqnotes.studies.verdicts` and notebook 09.
+    Raises ValueError for what is empty, NaN, infinite, of mismatched shapes or open to two readings, and for inputs
+    that do not vary.
+    """
+    layout = {"channel_axis": channel_axis, "places": places}
+    beside = {"labels": labels, "inputs": inputs, "reconstruction": reconstruction}
+    return diagnose_observed(observe(latents, codebook, index=index, mask=mask, **beside, **layout), seed)
+
+
+def diagnose_stack(
+    parts,
+    *,
+    labels=None,
+    inputs=None,
+    mask=None,
+    places: tuple | None = None,
+    reconstruction=None,
+    seed: int = 0,
+) -> StackDiagnosis:
+    """One verdict on codes that are put together (residual levels, heads, groups), and one on each codebook.
+
+    parts: one for each head or group, a single one for a plain residual quantiser. Each is a list of levels, first to
+    last, and each level a tuple (latents, codebook, index): the latents (N, places ..., D) that reach it, channels
+    last; its codes (K, D); and the model's own indices (N, places ...), or None. All have the same places; D may
+    differ from part to part.
+    The other arguments are those of `diagnose`.
+
+    The whole is judged by all parts together: the latents are those of the first levels side by side, the error is
+    what is left after the last levels, the bits are the sum of all log2 K, and the reference is k-means in the same
+    arrangement, level after level on what those before left. So are the encoder, dimensions and the rate.
+    If a level codes something else than what the one before left, such as a projection of it or its direction, the
+    whole has no error: it is then at fault if one of its codebooks is.
+    Each codebook gets a verdict on its codes alone, beside k-means on what reaches it in the model: "healthy", "token
+    collapse" or "cannot tell". Places that share a codebook are judged together, and get the same diagnosis.
+    Raises ValueError as `diagnose` does, and for levels at different places.
+    """
+    beside = {"labels": labels, "inputs": inputs, "reconstruction": reconstruction}
+    return diagnose_observed_stack(observe_stack(parts, mask=mask, places=places, **beside), seed)

@@ -1,0 +1,68 @@
+"""One call of a quantiser, and the ear that hears it: what a library's ears derive from."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Call:
+    """One call of a quantiser: what it was given, what it compared with its codes, and which it chose.
+
+    Latents have their dimensions last, whatever the layout of the call: (heads, batch, places ..., D).
+    """
+
+    name: str  # of the quantiser's module
+    entered: Tensor  # as the module was called
+    returned: Tensor  # in place of it
+    channel_axis: int  # of both
+    latents: Tensor  # (heads, batch, places ..., D)
+    codes: Tensor  # (heads, K, D)
+    index: Tensor  # (heads, batch, places ...)
+    mask: Tensor | None  # (batch, places ...), True counts
+    shared: bool  # whether all heads have one codebook
+
+
+class Ear:
+    """Hears the calls of one quantiser, and appends them to `heard`. A library's ear says what it hears in `hear`."""
+
+    def __init__(self, name: str, module: nn.Module, heard: list[Call]):
+        self.name, self.module, self.heard = name, module, heard
+
+    def hooks(self) -> list:
+        return [self.module.register_forward_hook(self.hear, with_kwargs=True)]
+
+    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+        raise NotImplementedError
+
+    def keep(self, entered: Tensor, returned: Tensor, axis: int, latents, codes, index, mask=None) -> None:
+        """One head, unless latents and codes come with heads."""
+        if codes.ndim == 2:
+            latents, codes, index = latents[None], codes[None], index[None]
+        shared = len(codes) < len(latents)
+        codes = codes.expand(len(latents), -1, -1)
+        tensors = [one.detach() for one in (entered, returned, latents, codes, index)]
+        entered, returned, latents, codes, index = tensors
+        self.heard.append(Call(self.name, entered, returned, axis, latents, codes, index, mask, shared))
+
+
+def first_argument(arguments: tuple, named: dict) -> Tensor:
+    """The first argument of a call, by position or by name."""
+    return arguments[0] if arguments else next(iter(named.values()))
+
+
+def by_example(call: Call, batch: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The call's latents (heads, batch, places ..., D), index and mask, one row an example; None if they are not.
+
+    Latents of all places in a single row, as (batch * places, D), count as example after example.
+    """
+    count = math.prod(call.latents.shape[1:-1])
+    if call.latents.ndim > 2 and call.latents.shape[1] == batch:
+        return call.latents, call.index, call.mask
+    if count % batch:
+        return None
+    places = (count // batch,) if count > batch else ()
+    latents = call.latents.reshape(len(call.latents), batch, *places, -1)
+    mask = None if call.mask is None else call.mask.reshape(batch, *places)
+    return latents, call.index.reshape(latents.shape[:-1]), mask

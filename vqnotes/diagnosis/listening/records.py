@@ -1,0 +1,268 @@
+"""What was heard of a model, kept in bounded memory, and the diagnosis of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqnotes.diagnosis.listening import Listener
+from vqnotes.diagnosis.listening.calls import Call, by_example
+from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, read_places, rebuilt
+from vqnotes.diagnosis.listening.units import Unit, units
+from vqnotes.diagnosis.measures import AT_LEAST, AT_MOST, PER_CODE
+from vqnotes.diagnosis.observed import Inputs, Observed, UnpairedInputs, observe_stack
+from vqnotes.diagnosis.report import Diagnosis, diagnose_observed, diagnose_observed_stack
+
+MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
+
+
+class Heard:
+    """All that was heard: a record for each unit of quantisers, and the inputs."""
+
+    def __init__(self, listener: Listener, places: tuple | None, seed: int):
+        self.listener, self.places, self.seed = listener, places, seed
+        self.random = np.random.default_rng(seed)
+        self.count, self.records, self.labels, self.inputs = 0, [], [], None
+
+    def add(self, x: Tensor, y: Tensor | None) -> None:
+        output = self.call(x)
+        calls = self.listener.calls.copy()
+        if not self.count:
+            self.begin(x, calls)
+        back = rebuilt(output, x) if self.by_codes else None
+        if [call.name for call in calls] != self.names:
+            raise ValueError(f"quantisers must be called alike on all batches, got {self.names} and then others")
+        keys = self.random.random(len(x))
+        for record in self.records:
+            record.add(calls, x, keys, self.count)
+        if any(record.axes is not None for record in self.records):
+            self.inputs.add(keys, {"x": x} | ({} if back is None else {"rebuilt": back}))
+        self.labels.append(y)
+        self.count += len(x)
+
+    def begin(self, x: Tensor, calls: list[Call]) -> None:
+        """What the first batch tells: which quantisers belong together, and where their latents look."""
+        self.first, self.names = x, [call.name for call in calls]
+        if idle := set(self.listener.names) - set(self.names):
+            raise ValueError(f"quantisers were found but never called: {sorted(idle)}")
+        made = units(self.listener.model, calls, self.listener.entered)
+        self.records = [Record(unit, calls, len(x), self.seed) for unit in made]
+        feeding = fed_by(self.listener, self.call, x, made) if len(made) > 1 else {}
+        for record in self.records:
+            if before := feeding.get(record.unit.name):
+                record.notes.append(f"the inputs were not used: what enters depends on what {before!r} returned")
+            elif not record.rows:
+                record.read_places(self.call, self.listener, x, calls, self.places)
+        paired = [record for record in self.records if record.axes is not None]
+        if self.places is not None and not paired:
+            raise ValueError(f"places={self.places}: {'; '.join(sum((one.notes for one in self.records), []))}")
+        # With other ways for the inputs to its output, the model's error tells nothing of this encoder.
+        self.by_codes = len(made) == 1 and depends_on_codes_alone(self.listener, self.call, x)
+        numbers = x[0].numel() * (2 if self.by_codes else 1)
+        needed = max((LEAST_PIECES // math.prod(record.places) + 1 for record in paired), default=0)
+        most = max(needed, MOST_NUMBERS // numbers)
+        self.inputs = Sample(min([most, *(record.sample.most for record in paired)]))
+
+    def call(self, x: Tensor):
+        model = self.listener.model
+        try:
+            return self.listener(x)
+        except (RuntimeError, TypeError) as error:
+            reason = f"{type(model).__name__} cannot be called with a batch {x.dtype} {tuple(x.shape)}"
+            raise ValueError(f"{reason}: {error}") from error
+
+    def labels_of(self, given) -> Tensor | None:
+        """One for each input that was heard: those given, or those that the batches brought."""
+        if given is not None:
+            given = torch.as_tensor(given)
+            if given.ndim != 1 or len(given) < self.count:
+                raise ValueError(f"need a label for each of {self.count} inputs, got {tuple(given.shape)}")
+            return given[: self.count]
+        return torch.cat(self.labels) if all(y is not None for y in self.labels) else None
+
+
+class Sample:
+    """Of all examples that pass by, those with the smallest keys: a fair sample, however they are batched."""
+
+    def __init__(self, most: int):
+        self.most, self.keys, self.tensors = most, np.empty(0), {}
+
+    def add(self, keys: np.ndarray, tensors: dict[str, Tensor]) -> None:
+        count, every = len(self.keys), np.concatenate([self.keys, keys])
+        stay = np.sort(np.argsort(every, kind="stable")[: self.most])
+        rows = stay[stay >= count] - count
+        free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, len(stay))])
+        self.keys = np.concatenate([self.keys, np.empty(max(0, len(stay) - count))])
+        self.keys[free] = keys[rows]
+        rows, free = torch.from_numpy(rows), torch.from_numpy(free)
+        for name, tensor in tensors.items():
+            tensor, kept = tensor.detach()[rows.to(tensor.device)].cpu(), self.tensors.get(name)
+            if kept is None:
+                kept = torch.empty(self.most, *tensor.shape[1:], dtype=tensor.dtype)
+            if tensor.ndim != kept.ndim:
+                raise ValueError(f"batches must be of one shape but for lengths, got {tensor.shape} and {kept.shape}")
+            if any(new > old for new, old in zip(tensor.shape[1:], kept.shape[1:])):
+                kept = _padded(kept[:count], list(map(max, tensor.shape[1:], kept.shape[1:])), self.most)
+            self.tensors[name] = kept
+            kept[free] = _padded(tensor, kept.shape[1:], len(tensor))
+
+    def of(self, name: str) -> Tensor:
+        """What is kept under this name."""
+        return self.tensors[name][: len(self.keys)]
+
+
+def _padded(tensor: Tensor, sides, most: int) -> Tensor:
+    """The tensor (n, ...) in a larger one of these sides, zero beside it, in the first of so many rows."""
+    if tuple(tensor.shape) == (most, *sides):
+        return tensor
+    larger = tensor.new_empty(most, *sides)
+    larger[: len(tensor)] = 0
+    larger[tuple(map(slice, tensor.shape))] = tensor
+    return larger
+
+
+class Record:
+    """What was heard of one unit of quantisers: how often each code was used, and a sample of the latents.
+
+    axes: of the inputs, along which its places run; () if an input has one latent; None: they are not paired.
+    entries: the names of the quantisers that its latents enter first.
+    """
+
+    def __init__(self, unit: Unit, calls: list[Call], batch: int, seed: int):
+        self.unit, self.notes, self.axes, self.places = unit, [], None, ()
+        self.heard, self.masked, self.random = 0, 0, np.random.default_rng(seed)
+        self.entries = [calls[part[0].call].name for part in unit.parts]
+        self.rows = unit.loose or by_example(calls[unit.levels[0].call], batch) is None  # without order or inputs
+        self.levels = (
+            [unit.levels] if unit.loose else [[level] for level in unit.levels]
+        )  # one list for each codebook
+        self.codes = [calls[level.call].codes[level.head].cpu() for level, *_ in self.levels]
+        self.uses = [torch.zeros(len(codes), dtype=torch.int64) for codes in self.codes]
+        latents = calls[unit.levels[0].call].latents[0]
+        each = 1 if self.rows else latents[..., 0].numel() // batch
+        numbers = sum(codes.shape[1] for codes in self.codes)
+        needed = min(AT_MOST, max(AT_LEAST, PER_CODE * max(map(len, self.codes))))
+        self.sample = Sample(min(AT_MOST, max(needed, MOST_NUMBERS // numbers)) // each + 1)
+        if self.rows:
+            shapes = dict.fromkeys(str(tuple(calls[level.call].latents.shape[1:-1])) for level in unit.levels)
+            why = "of several calls in a pass" if unit.loose else f"which are not so many for each of {batch} inputs,"
+            self.notes.append(f"the inputs were not used: latents {' and '.join(shapes)} {why} are taken as one set")
+
+    def read_places(self, call: Callable, listener: Listener, x: Tensor, calls: list[Call], given) -> None:
+        """Finds out which piece of the inputs x belongs to which latent."""
+
+        def hear(x: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)  # the same noise each time, if there is any
+            call(x)
+            return self.entering(listener.calls, len(x))
+
+        self.places = self.places_of(calls, len(x))
+        self.axes, note = read_places(hear, x, self.places, given)
+        self.shape = x.shape
+        if note:
+            self.notes.append(note if self.axes is not None else f"the inputs were not used: {note}")
+
+    def places_of(self, calls: list[Call], batch: int) -> tuple:
+        """The places of the latents, () if an input has one."""
+        latents, _, _ = by_example(calls[self.unit.levels[0].call], batch)
+        return tuple(latents.shape[2:-1]) if latents[0, 0, ..., 0].numel() > 1 else ()
+
+    def entering(self, calls: list[Call], batch: int) -> tuple[Tensor, Tensor]:
+        """What enters all parts together, (batch, places, D), and whether it counts, (batch, places)."""
+        first = [(by_example(calls[part[0].call], batch), part[0].head) for part in self.unit.parts]
+        latents = torch.cat([heard[0][head].reshape(batch, -1, heard[0].shape[-1]) for heard, head in first], dim=-1)
+        mask = first[0][0][2]
+        return latents, latents.new_ones(latents.shape[:2]) if mask is None else mask.reshape(batch, -1)
+
+    def add(self, calls: list[Call], x: Tensor, keys: np.ndarray, count: int) -> None:
+        """Takes in the calls of one pass on x; so many inputs came before."""
+        if not self.rows:
+            self.check(x, calls)
+        kept = {}
+        for i, same in enumerate(self.levels):
+            heard = [self.of_one(calls[level.call], level.head, len(x)) for level in same]
+            for name, tensors in zip(("latents", "index", "counts"), zip(*heard)):
+                kept[f"{name} {i}"] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        counts = kept["counts 0"]
+        if self.rows:
+            keys = self.random.random(len(counts))
+        else:
+            kept["number"] = torch.arange(count, count + len(x))
+        self.masked += int((~counts).sum())
+        for i, uses in enumerate(self.uses):
+            uses += torch.bincount(kept[f"index {i}"][kept[f"counts {i}"]], minlength=len(uses)).cpu()
+        self.heard += int(counts.sum())
+        self.sample.add(keys, kept)
+
+    def of_one(self, call: Call, head: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (batch, places ..., D), index and which of them count; or rows of them (n, D)."""
+        latents, index, mask = (call.latents, call.index, call.mask) if self.rows else by_example(call, batch)
+        latents, index = latents[head], index[head]
+        mask = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
+        if self.rows:
+            return latents.flatten(0, -2), index.flatten(), mask.flatten()
+        return latents, index, mask
+
+    def check(self, x: Tensor, calls: list[Call]) -> None:
+        """ValueError unless batches differ at most in length along the places, in pieces of the same size."""
+        if self.axes is None or x.shape[1:] == self.shape[1:]:
+            return
+        places, others = self.places_of(calls, len(x)), set(range(1, x.ndim)) - set(self.axes)
+        same = x.ndim == len(self.shape) and all(x.shape[axis] == self.shape[axis] for axis in others)
+        along = list(zip(self.axes, places, self.places))
+        if not (same and len(self.axes) == len(places)) or any(
+            x.shape[axis] * before != self.shape[axis] * now for axis, now, before in along
+        ):
+            raise ValueError(
+                f"inputs must be of one size but for lengths, with as many latents for each length, got batches "
+                f"{tuple(self.shape)} with latents on {self.places} and {tuple(x.shape)} with {tuple(places)}"
+            )
+
+    def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
+        """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
+        try:
+            seen = self.observed(inputs, labels)
+            if len(self.codes) == 1:
+                found = {self.unit.name: diagnose_observed(seen, seed)}
+            else:
+                whole, parts = diagnose_observed_stack(seen, seed)
+                found = {self.unit.name: whole}
+                for level, one in zip(self.unit.levels, (one for part in parts for one in part)):
+                    found.setdefault(level.name, one)  # heads of one codebook have one name, that of the whole
+        except ValueError as error:
+            raise ValueError(f"quantiser {self.unit.name!r}: {error}") from error
+        whole = found[self.unit.name]
+        return found | {self.unit.name: replace(whole, notes=[*whole.notes, *self.notes])}
+
+    def observed(self, inputs: Sample, labels: Tensor | None) -> Observed:
+        """The sample as the diagnosis takes it."""
+        kept, order = self.sample, slice(None)
+        if self.axes is not None:  # first those whose inputs are kept, in the order of these
+            by_key = np.argsort(kept.keys)
+            known = by_key[np.searchsorted(kept.keys, inputs.keys, sorter=by_key)]
+            order = torch.from_numpy(np.concatenate([known, np.setdiff1d(by_key, known)]))
+
+        def of(name: str) -> Tensor:
+            tensor = kept.of(name)[order]
+            if self.rows or self.places or name == "number":
+                return tensor
+            return tensor.flatten(0, -2) if name.startswith("latents") else tensor.flatten()  # one for each input
+
+        levels = iter([of(f"latents {i}"), codes, of(f"index {i}")] for i, codes in enumerate(self.codes))
+        parts = [[next(levels)]] if self.unit.loose else [[next(levels) for _ in part] for part in self.unit.parts]
+        labels = None if labels is None or self.rows else labels[of("number")]
+        counts = of("counts 0")
+        seen = observe_stack(parts, mask=None if counts.all() else counts, labels=labels)
+        uses = iter(self.uses)
+        seen = replace(seen, parts=[[replace(level, uses=next(uses)) for level in part] for part in seen.parts])
+        if self.axes is None:
+            return seen
+        x, back = inputs.of("x"), inputs.of("rebuilt") if "rebuilt" in inputs.tensors else None
+        try:
+            return replace(seen, inputs=Inputs(x, (len(x), *seen.grid[1:]), self.axes or None, back))
+        except UnpairedInputs as error:
+            self.notes.append(f"the inputs were not used: {error}")
+            return seen

@@ -1,0 +1,155 @@
+"""How the calls of a forward pass belong together, told by its tensors and not by names.
+
+Levels code what the one before them left; parts get pieces of one tensor.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vqnotes.diagnosis.listening.calls import Call
+
+
+@dataclass(frozen=True)
+class Level:
+    """One codebook in a model: the call it is heard in (its number within a pass), and the head of that call."""
+
+    name: str
+    call: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What makes one token of a latent: one codebook, or parts side by side, each with its levels one after another.
+
+    loose: calls that have nothing to do with each other but their codebook; their latents are taken as one set.
+    """
+
+    name: str
+    parts: tuple[tuple[Level, ...], ...]
+    loose: bool = False
+
+    @property
+    def levels(self) -> list[Level]:
+        return [level for part in self.parts for level in part]
+
+
+def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> list[Unit]:
+    """The calls of one pass, put together to what is judged as one."""
+    numbers: dict[str, list[int]] = {}  # of the calls of each quantiser
+    for number, call in enumerate(calls):
+        numbers.setdefault(call.name, []).append(number)
+
+    def levels(number: int, heads: list[int]) -> list[Level]:
+        call = calls[number]
+        name = call.name or type(model).__name__
+        name += f"[call {numbers[call.name].index(number)}]" if len(numbers[call.name]) > 1 else ""
+        several = len(call.latents) > 1 and not call.shared
+        return [Level(f"{name}[head {head}]" if several else name, number, head) for head in heads]
+
+    stacks, found = _stacks(calls), []
+    alone = {stack[0] for stack in stacks if len(stack) == 1}
+    loose = {
+        name: [one for one in own if one in alone]
+        for name, own in numbers.items()
+        if len(alone.intersection(own)) > 1
+    }
+    stacks = [stack for stack in stacks if calls[stack[0]].name not in loose or len(stack) > 1]
+    for side_by_side in _side_by_side(calls, stacks, entered):
+        parts = []
+        for stack in side_by_side:
+            for head in range(len(calls[stack[0]].latents)):
+                parts.append(tuple(level for number in stack for level in levels(number, [head])))
+        names = [calls[number].name for stack in side_by_side for number in stack]
+        together = _name_of_all(model, names)
+        if any(unit.name == together for unit in found):  # another stack in the same module
+            together = " + ".join(dict.fromkeys(names))
+        found.append(Unit(together, tuple(parts)))
+    for name, own in loose.items():
+        heads = range(len(calls[own[0]].latents))
+        for together in [list(heads)] if calls[own[0]].shared else [[head] for head in heads]:
+            same = [level for number in own for level in levels(number, together)]
+            of_head = f"[head {together[0]}]" if len(together) < len(heads) else ""
+            found.append(
+                Unit((name or type(model).__name__) + of_head, tuple((level,) for level in same), loose=True)
+            )
+    return sorted(found, key=lambda unit: unit.levels[0].call)
+
+
+def _stacks(calls: list[Call]) -> list[list[int]]:
+    """Numbers of the calls, each list levels one after another: what reaches a level is what the last one left."""
+    stacks = []
+    for number, call in enumerate(calls):
+        before = (one for one in reversed(stacks) if _left(calls[one[-1]], call))
+        stack = next(before, None)
+        if stack is None:
+            stacks.append([number])
+        else:
+            stack.append(number)
+    return stacks
+
+
+def _left(call: Call, later: Call) -> bool:
+    """Whether what the first call left of its latents, and not these themselves, is what the later one was given."""
+    x, y = call.entered, later.entered
+    alike = [(len(one.latents), one.entered.shape, one.entered.dtype, one.entered.device) for one in (call, later)]
+    if alike[0] != alike[1] or call.returned.shape != x.shape:
+        return False
+    rounding = 64 * torch.finfo(x.dtype).eps * x.abs().max().item()
+    off_by = [(y - expected).abs().max().item() for expected in (x - call.returned, x)]
+    return off_by[0] <= rounding < off_by[1]
+
+
+def _side_by_side(calls: list[Call], stacks: list[list[int]], entered: dict[str, Tensor]) -> list[list[list[int]]]:
+    """The stacks, those together that got pieces of one tensor, cut along its dimensions."""
+    groups: list[list[list[int]]] = []
+    for stack in stacks:
+        whole = _entry(calls, stack, entered)
+        axis = calls[stack[0]].channel_axis
+        for group in groups:
+            if all(_pieces(_entry(calls, other, entered), whole, axis) for other in group):
+                group.append(stack)
+                break
+        else:
+            groups.append([stack])
+    return groups
+
+
+def _entry(calls: list[Call], stack: list[int], entered: dict[str, Tensor]) -> Tensor:
+    """What entered the outermost module that holds the quantisers of this stack and no others."""
+    first, inside = calls[stack[0]], {calls[number].name for number in stack}
+    parts = first.name.split(".")
+    for i in range(1, len(parts)):
+        holder = ".".join(parts[:i])
+        held = {call.name for call in calls if call.name.startswith(holder + ".")}
+        if held == inside and isinstance(entered.get(holder), Tensor):
+            return entered[holder]
+    return first.entered
+
+
+def _pieces(one: Tensor, other: Tensor, axis: int) -> bool:
+    """Whether both are views of one tensor that is cut along this axis."""
+    axis %= one.ndim
+    sizes = [[size for i, size in enumerate(x.shape) if i != axis] for x in (one, other)]
+    same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() and one.dtype == other.dtype
+    if not same or sizes[0] != sizes[1] or one.stride() != other.stride():
+        return False
+    apart, steps = abs(other.storage_offset() - one.storage_offset()), {}
+    strides = [(stride, i) for i, stride in enumerate(one.stride()) if i == axis or one.shape[i] > 1]
+    for stride, i in sorted(strides, reverse=True):
+        steps[i], apart = divmod(apart, stride)
+    return steps.pop(axis) > 0 and apart == 0 and not any(steps.values())
+
+
+def _name_of_all(model: nn.Module, names: list[str]) -> str:
+    """The name of the innermost module that holds them all, of no list of modules unless it is the model's own."""
+    common = []
+    for parts in zip(*(name.split(".") for name in names)):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    while len(common) > 1 and isinstance(model.get_submodule(".".join(common)), nn.ModuleList | nn.ModuleDict):
+        common.pop()
+    return ".".join(common) or type(model).__name__

@@ -1,0 +1,163 @@
+"""How much of the inputs, and of labels, can be read off latents: always learnt on one half and judged on the other.
+
+Readers of growing strength. What a stronger one still reads is not lost, whatever a weaker one left.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqnotes import metrics
+from vqnotes.diagnosis.observed import Observed
+from vqnotes.kmeans import kmeans
+from vqnotes.nearest import nearest_code
+
+LABEL_SAMPLE = 1500
+STEPS, BATCH = 2000, 64  # of the network, at most
+MOST_COMPONENTS = 64  # of the inputs, that codes are placed on and that a network reads
+
+
+def in_few_dimensions(x: Tensor) -> Tensor:
+    """Points x (n, P) as (n, n) where P is larger: distances stay the same, and so does what a linear reader leaves.
+
+    They are turned into the space that the n points span, by the eigenvectors of their products.
+    """
+    if x.shape[1] <= len(x):
+        return x
+    products = torch.zeros(len(x), len(x), dtype=torch.float64)
+    for part in x.split(4096, dim=1):
+        part = part - part.mean(0)
+        products += part @ part.T
+    sizes, directions = torch.linalg.eigh(products)
+    return (directions * sizes.clamp_min(0).sqrt()).float()
+
+
+class Components:
+    """The first principal components of x (n, P), at most so many: `reduced` (n, C), and the `variances` of each."""
+
+    def __init__(self, x: Tensor, most: int, seed: int):
+        from sklearn.decomposition import PCA
+
+        solver = "randomized" if x.shape[1] > 4 * most else "full"
+        fitted = PCA(min(most, *x.shape), svd_solver=solver, random_state=seed).fit(x.numpy())
+        self.reduced = torch.from_numpy(fitted.transform(x.numpy())).float()
+        self.axes, self.variances = torch.from_numpy(fitted.components_).float(), fitted.explained_variance_
+
+
+def left_over(x: Tensor, guess: Tensor) -> float:
+    """Share of the variance of x (n, P), around the mean of each entry, that the guess leaves."""
+    left = (x - guess).double().square().sum() / (x - x.mean(0)).double().square().sum()
+    return max(left.item(), 1e-12)  # so that one can divide by it
+
+
+def means_by(index: Tensor, x: Tensor) -> Tensor:
+    """For each of x (n, P) the mean of the first half's x with the same index."""
+    half, number = len(x) // 2, int(index.max()) + 1
+    sums = torch.zeros(number, x.shape[1]).index_add_(0, index[:half], x[:half])
+    counts = torch.bincount(index[:half], minlength=number)[:, None]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), x[:half].mean(0))[index]
+
+
+def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
+    """x (n, P) as ridge regression on what is near (n, places, D) guesses it, for the second half.
+
+    The features are its principal components, and likenesses to some of the points, far and close (Nystroem).
+    """
+    from sklearn.kernel_approximation import Nystroem
+    from sklearn.linear_model import RidgeCV
+
+    half = len(x) // 2
+    seen = _of_length_one(near, 256, seed).numpy()
+    features = [seen / seen.std(0).clip(1e-6)]
+    for reach in (0.5, 8):
+        kernel = Nystroem(gamma=reach, n_components=min(128, half), random_state=seed).fit(seen[:half])
+        features.append(kernel.transform(seen))
+    features = np.concatenate(features, axis=1)
+    reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(features[:half], x[:half].numpy())
+    return torch.from_numpy(reader.predict(features[half:])).to(x.dtype).reshape(x[half:].shape)
+
+
+class Network(nn.Module):
+    """A linear map, and beside it two hidden layers for what is not linear."""
+
+    def __init__(self, inputs: int, outputs: int, width: int = 128):
+        super().__init__()
+        hidden = [nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU()]
+        self.linear, self.curved = nn.Linear(inputs, outputs), nn.Sequential(*hidden, nn.Linear(width, outputs))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.linear(seen) + self.curved(seen)
+
+
+def by_network(near: Tensor, x: Tensor, guess: Tensor, seed: int) -> Tensor:
+    """x (n, P) as a small network guesses it, for the second half.
+
+    It reads the inputs' first principal components; the others stay as in the guess of another reader. Of its epochs,
+    the one counts that does best on an eighth of the first half, from which it does not learn.
+    """
+    half, held_out = len(x) // 2, len(x) // 16
+    with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(seed)
+        seen, parts = _of_length_one(near, 256, seed), Components(x, MOST_COMPONENTS, seed)
+        unit = parts.reduced.std(0).max()
+        seen, wanted = seen / seen.std(0).clamp_min(1e-6), parts.reduced / unit
+        network = Network(seen.shape[1], wanted.shape[1])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1)
+        epochs = min(60, STEPS * BATCH // half)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        least, best = math.inf, None
+        for _ in range(epochs):
+            for batch in (held_out + torch.randperm(half - held_out)).split(BATCH):
+                optimizer.zero_grad()
+                F.mse_loss(network(seen[batch]), wanted[batch]).backward()
+                optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                error = F.mse_loss(network(seen[:held_out]), wanted[:held_out]).item()
+                if error < least:
+                    least, best = error, network(seen[half:]) * unit
+    return guess + (best - (guess - x.mean(0)) @ parts.axes.T) @ parts.axes
+
+
+def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
+    """What is near (n, places, D) in its principal components, of mean square 1; 0 if all of it coincides."""
+    seen = Components(near.flatten(1), most, seed).reduced
+    return seen / seen.square().sum(1).mean().sqrt().clamp_min(1e-30)
+
+
+def loss_by_codes(x: Tensor, parts: Components, sizes: list[int], seed: int) -> float:
+    """Share of the variance of the inputs x (n, P) that codes placed on them leave, for the second half.
+
+    One k-means of each size, level after level on what those before left; the best number of levels counts.
+    """
+    half, left, reduced, losses = len(x) // 2, x, parts.reduced, []
+    for size in sizes:
+        codes = kmeans(reduced[:half], size, seed)[0]
+        index = nearest_code(reduced, codes)
+        left, reduced = left - means_by(index, left), reduced - codes[index]
+        losses.append(left_over(x[half:], x[half:] - left[half:]))
+    return min(losses)
+
+
+def label_figures(seen: Observed, seed: int) -> dict:
+    """How well labels, one a latent or one an input, are read off latents and inputs."""
+    y, each = seen.labels, len(seen.labels) == len(seen.latents)
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    if seen.inputs is not None:  # of the first only, perhaps
+        rows = rows[rows < (math.prod(seen.inputs.grid) if each else len(seen.inputs.inputs))]
+    rows = (rows[seen.mask[rows]] if each and seen.mask is not None else rows)[:LABEL_SAMPLE]
+    classes, where, sizes = y[rows].unique(return_inverse=True, return_counts=True)
+    rows = rows[sizes[where] >= 5]  # smaller classes cannot be cross-validated
+    if (sizes >= 5).sum() < 2:
+        return {}
+    found = {
+        "separability": metrics.separability(seen.latents.reshape(len(y), -1)[rows], y[rows]),
+        "chance": sizes.max().item() / len(rows),
+    }
+    if seen.inputs is not None:
+        x = seen.inputs.rows(rows) if each else seen.inputs.whole(rows)
+        found["separability_inputs"] = metrics.separability(x, y[rows])
+    return found

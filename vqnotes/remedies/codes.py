@@ -1,0 +1,176 @@
+"""Remedies for collapse, each a small subclass that changes one stage of `VectorQuantizer`.
+
+They combine by inheritance, since each passes on to the next what it does not change:
+
+    class Both(CodeExpiry, RotationTrick): ...
+
+What does not work together, or in one order only, says so in `excludes` or `comes_before`, and raises when made.
+A step may write into the codebook before the gradient is taken: what uses the codes in a product copies them first.
+
+What is no quantiser is not here: a better start is `init_codes`, a warm-up is an option of `training.fit`, moving
+averages are `update="ema"`, and a larger encoder is an option of the models. Codes that start anew when they die are
+in `vqnotes.remedies`, codebooks without search or in several stages in `vqnotes.remedies`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqnotes._checks import check_positive, check_share
+from vqnotes.quantizers import VectorQuantizer
+
+# ---------------------------------------------------------------- codes(): the codebook is made of something else
+
+
+class SimVQ(VectorQuantizer):
+    """SimVQ (arXiv:2411.02038): codes are C W^T with C fixed and W (D, D) learnt, so that all codes move together.
+
+    C starts as N(0, 1/D) and W as the identity; `init_codes` puts C elsewhere, W back to the identity, a bias to 0.
+    bias: adds a learnt vector (D,) to all codes. start: "identity", or "linear" for W, and the bias, as torch's
+    `nn.Linear` starts them, U(-1/sqrt(D), 1/sqrt(D)); it lasts until `init_codes`, so `fit` needs init=None for it.
+
+    The authors' code has bias=True and start="linear"; vector-quantize-pytorch start="linear", and the rotation trick
+    unless told otherwise: class Both(RotationTrick, SimVQ). The authors' loss multiplies the part that moves W by
+    beta and not the commitment, a slip that they keep: four times theirs, for their 0.25, is ours with beta=4.
+    Raises ValueError for another start, or update="ema": codes that are computed cannot be averaged.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, bias: bool = False, start: str = "identity", **options):
+        super().__init__(codebook_size, dim, **options)
+        need_gradient(self)
+        if start not in ("identity", "linear"):
+            raise ValueError(f"start must be 'identity' or 'linear', got {start!r}")
+        del self.codebook
+        self.register_buffer("codebook", torch.randn(codebook_size, dim) * dim**-0.5)
+        self.transform = nn.Parameter(torch.eye(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+        if start == "linear":
+            linear = nn.Linear(dim, dim, bias=bias)
+            self.transform, self.bias = linear.weight, linear.bias
+
+    def codes(self) -> Tensor:
+        return F.linear(super().codes(), self.transform, self.bias)
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        super().place_codes(codes, share)
+        self.transform.copy_(torch.eye(self.dim))
+        if self.bias is not None:
+            self.bias.zero_()
+
+
+class AffineCodes(VectorQuantizer):
+    """Affine reparametrisation (arXiv:2305.08842, section 5): the codebook keeps the mean and spread of the latents.
+
+        codes = mean_z + std_z / std_c * (c - mean_c)
+
+    in each direction, c the learnt codes with their mean and standard deviation, mean_z and std_z those of the
+    latents as moving averages. affine_decay: share of the old average kept a step, in [0, 1).
+
+    The authors' vqtorch has this as an option, with averages of mean_c and std_c too and affine_decay=0.9. What it
+    does by itself is `LearntAffineCodes`. Its synchronised commitment (sync_nu) and alternating steps are not here.
+    Raises ValueError for update="ema", which follows the latents by itself, and for affine_decay out of range.
+    """
+
+    comes_before = {SimVQ: "the map of SimVQ would undo the mean and spread that AffineCodes gives its codes"}
+
+    def __init__(self, codebook_size: int, dim: int, *, affine_decay: float = 0.99, **options):
+        super().__init__(codebook_size, dim, **options)
+        need_gradient(self)
+        self.affine_decay = check_share("affine_decay", affine_decay)
+        codes = super().codes().detach()
+        self.register_buffer("mean", codes.mean(0))
+        self.register_buffer("variance", codes.var(0, correction=0))
+
+    def codes(self) -> Tensor:
+        codes = super().codes()
+        variance, mean = torch.var_mean(codes.detach(), dim=0, correction=0)
+        wide = torch.promote_types(mean.dtype, torch.float32)  # float16 would overflow
+        scale = (self.variance.clamp_min(1e-5).to(wide) / variance.clamp_min(1e-5)).sqrt().to(mean.dtype)
+        return self.mean + scale * (codes - mean)
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        super().place_codes(codes, share)
+        variance, mean = torch.var_mean(super().codes(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.variance.copy_(variance)
+
+    @torch.no_grad()
+    def after_step(self, latents: Tensor, index: Tensor) -> None:
+        super().after_step(latents, index)
+        variance, mean = torch.var_mean(latents.reshape(-1, self.dim).to(self.mean.dtype), dim=0, correction=0)
+        for average, now in ((self.mean, mean), (self.variance, variance)):
+            average.mul_(self.affine_decay).add_(now, alpha=1 - self.affine_decay)
+
+
+class LearntAffineCodes(VectorQuantizer):
+    """Affine reparametrisation with a learnt scale and shift (arXiv:2305.08842, section 5), as vqtorch has it.
+
+        codes = (1 + affine_lr * s) * c + affine_lr * b
+
+    c the learnt codes, s and b (D,) learnt from 0 on, so that all codes move together. affine_lr: how much faster
+    they are learnt than the codes, above 0; vqtorch's example has 10. (Its groups of codes are not here.)
+    `init_codes` puts s and b back to 0.
+    Raises ValueError for update="ema": codes that are computed cannot be averaged; and for affine_lr not above 0.
+    """
+
+    excludes = {AffineCodes: "AffineCodes sets the mean and spread that LearntAffineCodes should learn"}
+
+    def __init__(self, codebook_size: int, dim: int, *, affine_lr: float = 10.0, **options):
+        super().__init__(codebook_size, dim, **options)
+        need_gradient(self)
+        self.affine_lr = check_positive("affine_lr", affine_lr)
+        self.scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def codes(self) -> Tensor:
+        return (1 + self.affine_lr * self.scale) * super().codes() + self.affine_lr * self.shift
+
+    @torch.no_grad()
+    def place_codes(self, codes: Tensor, share: Tensor) -> None:
+        super().place_codes(codes, share)
+        self.scale.zero_()
+        self.shift.zero_()
+
+
+# ---------------------------------------------------------------- prepare() and assign(): another kind of nearness
+
+
+class CosineCodes(VectorQuantizer):
+    """Codes and latents of length 1, as in ViT-VQGAN (arXiv:2110.04627, section 3.1): nearest means largest cosine.
+
+    ||z/|z| - e/|e| ||^2 = 2 - 2 cos(z, e). The paper joins it with few latent dimensions: make the model with a
+    small `dim`. A latent of length 0 has no direction and stays 0.
+    """
+
+    comes_before = dict.fromkeys(
+        (SimVQ, AffineCodes, LearntAffineCodes), "codes must have length 1 after all else was done to them"
+    )
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        return unit(super().prepare(latents))
+
+    def codes(self) -> Tensor:
+        return unit(super().codes().clone())
+
+
+# ---------------------------------------------------------------- estimate(): another gradient
+
+
+# ---------------------------------------------------------------- loss(): something more to make small
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., D) divided by their length; 0 stays 0."""
+    return F.normalize(x, dim=-1, eps=shortest(x))
+
+
+def shortest(x: Tensor) -> float:
+    """The length down to which a vector of this float type has a direction."""
+    return max(1e-12, torch.finfo(x.dtype).tiny)  # float16 has no 1e-12
+
+
+def need_gradient(quantizer: VectorQuantizer) -> None:
+    """Raises ValueError for a quantiser whose codes, or what they are made of, no moving average can move."""
+    if quantizer.update != "gradient":
+        raise ValueError(f"{type(quantizer).__name__} needs update='gradient', got {quantizer.update!r}")

@@ -1,0 +1,107 @@
+"""loss(): what is added to it."""
+
+import torch
+from torch import Tensor
+
+from vqnotes._checks import check_not_negative, check_positive
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies.codes import need_gradient, unit
+
+
+class OrthogonalCodes(VectorQuantizer):
+    """Orthogonality loss (arXiv:2112.00384, eq. 2): codes should point in different directions.
+
+    loss + orthogonal_weight * (sum_ij cos(e_i, e_j)^2 / K^2 - 1 / K); the bracket is 0 for orthogonal codes, at most
+    1 - 1/K.
+    With U (K, D) the codes' directions the sum is |U U^T|^2 = |U^T U|^2, and the second product is only (D, D).
+    Raises ValueError for a negative weight, or update="ema", which no loss can move.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, *, orthogonal_weight: float = 10.0, **options):
+        super().__init__(codebook_size, dim, **options)
+        need_gradient(self)
+        self.orthogonal_weight = check_not_negative("orthogonal_weight", orthogonal_weight)
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        directions = unit(self.codes().clone())
+        alike = (directions.T @ directions).square().sum() / self.codebook_size**2 - 1 / self.codebook_size
+        return super().loss(latents, chosen) + self.orthogonal_weight * alike
+
+
+class EntropyLoss(VectorQuantizer):
+    """Entropy loss, as in MaskGIT's tokenisers and LFQ (arXiv:2310.05737, eq. 5): sure choices, all codes in use.
+
+    loss + entropy_weight * (mean of H(p(.|z)) - H(mean of p(.|z))), p(k|z) proportional to exp(-||z - e_k||^2 / T),
+    with T = temperature * (mean squared distance to the nearest code), held constant, so that it means the same at
+    any scale; or T = temperature with relative=False, as in MaskGIT's code, which has temperature=0.01.
+    The bracket, in nats, is at least -log K. It sends gradients to latents and, with update="gradient", to all codes.
+    Raises ValueError for a negative weight or a temperature not above 0.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        entropy_weight: float = 0.1,
+        temperature: float = 1.0,
+        relative: bool = True,
+        **options,
+    ):
+        super().__init__(codebook_size, dim, **options)
+        self.entropy_weight = check_not_negative("entropy_weight", entropy_weight)
+        self.temperature, self.relative = check_positive("temperature", temperature), relative
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        scale = self.temperature
+        if self.relative:
+            scale = scale * (latents - chosen).detach().square().sum(-1).mean().clamp_min(1e-12)
+        codes, flat = self.codes().to(latents.dtype, copy=True), latents.reshape(-1, self.dim)
+        scores = (flat @ codes.T - codes.square().sum(1) / 2) * (2 / scale)  # -||z - e||^2 / T, but for z alone
+        return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(scores)
+
+
+class SpreadLatents(VectorQuantizer):
+    """Rank regulariser: the variance and covariance terms of VICReg (arXiv:2105.04906, eq. 1 and 4) on the latents.
+
+    loss + spread_weight * (variance_weight * mean_i max(0, 1 - sqrt(C_ii + 1e-4)) + sum_{i != j} C_ij^2 / D), C the
+    covariance (D, D) of the batch's latents. The bracket is 0 if they vary by 1 in every dimension, independently,
+    whatever the inputs vary by; unit latents, as `CosineCodes` makes them, vary by 1/sqrt(D) at most.
+    variance_weight: of the variance beside the covariance. VICReg has 25; its code halves that for each of its two
+    batches, 12.5.
+    Raises ValueError for a negative weight.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        spread_weight: float = 1.0,
+        variance_weight: float = 1.0,
+        **options,
+    ):
+        super().__init__(codebook_size, dim, **options)
+        self.spread_weight = check_not_negative("spread_weight", spread_weight)
+        self.variance_weight = check_not_negative("variance_weight", variance_weight)
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        flat = latents.reshape(-1, self.dim)
+        centered = flat - flat.mean(0)
+        covariance = centered.T @ centered / max(1, len(flat) - 1)
+        variance = covariance.diagonal()
+        lacking = (1 - (variance + 1e-4).sqrt()).relu().mean()
+        shared = (covariance - variance.diag_embed()).square().sum() / self.dim
+        return super().loss(latents, chosen) + self.spread_weight * (self.variance_weight * lacking + shared)
+
+
+def entropy_gap(*scores: Tensor) -> Tensor:
+    """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K).
+
+    Two scores (N, I) and (N, J) are those of choices made independently, that together make one of K = I * J.
+    """
+    logs = [one.log_softmax(dim=-1) for one in scores]
+    shares = [one.exp() for one in logs]
+    of_each = -sum((share * log).sum(-1).mean() for share, log in zip(shares, logs))
+    mean = shares[0].mean(0) if len(scores) == 1 else shares[0].T @ shares[1] / len(shares[0])
+    return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

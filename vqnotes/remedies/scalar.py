@@ -1,0 +1,141 @@
+"""Quantisers whose codebook has a structure: a fixed grid without search (FSQ, LFQ), or codes that are sums."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqnotes._checks import check_not_negative, check_positive
+from vqnotes.nearest import nearest_code
+from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies.codes import AffineCodes, CosineCodes, LearntAffineCodes, SimVQ, need_gradient
+from vqnotes.remedies.gradients import DiVeQ
+from vqnotes.remedies.losses import EntropyLoss, OrthogonalCodes, SpreadLatents, entropy_gap
+from vqnotes.remedies.replacement import _Replacing
+
+
+class _FixedCodes(VectorQuantizer):
+    """A codebook that never moves: a grid. `init_codes` leaves it as it is. beta: 0 unless given.
+
+    Raises ValueError for update="ema", and in combination with what moves or reshapes codes.
+    """
+
+    excludes = dict.fromkeys(
+        (SimVQ, AffineCodes, LearntAffineCodes, CosineCodes, DiVeQ, OrthogonalCodes, _Replacing),
+        "the codes are a fixed grid, which cannot be moved or given another shape",
+    )
+
+    def __init__(self, codebook_size: int, dim: int, *, beta: float = 0.0, **options):
+        super().__init__(codebook_size, dim, beta=beta, **options)
+        need_gradient(self)
+        self.codebook_loss = False
+
+    def fix(self, codes: Tensor) -> None:
+        """Makes codes (K, D) the codebook, for good."""
+        del self.codebook
+        self.register_buffer("codebook", codes)
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        nearest_code(latents, latents.new_zeros(1, self.dim))  # refuses what is not (..., D) or not finite
+        return super().prepare(latents)
+
+    def init_codes(self, how: str, latents: Tensor | None = None, seed: int = 0) -> None:
+        pass
+
+
+class FSQ(_FixedCodes):
+    """Finite scalar quantisation (arXiv:2309.15505, section 3): every direction is rounded to a few levels.
+
+    z_i is bounded to (L_i - 1) / 2 by tanh (and shifted by half a step where L_i is even), rounded, and divided by
+    floor(L_i / 2), so codes are a grid in [-1, 1]^D. Gradients pass the rounding straight through. There is no
+    loss, unless a beta is given for the commitment, and nothing to search: index = sum_i digit_i * L_1 ... L_(i-1).
+
+    levels: L_1 .. L_D, each at least 3; their product is codebook_size, their number dim.
+    bound: with b = (L_i - 1) / 2 and o = 1/2 where L_i is even, 0 where it is odd, "atanh" bounds z_i to
+    1.001 b tanh(z_i + atanh(o / 1.001 b)) - o, so that 0 stays 0, as vector-quantize-pytorch does; "tan" to
+    0.999 b tanh(z_i + tan(o / 0.999 b)) - o, as the paper's appendix and its authors' notebook do. They differ by
+    little: 0 moves by less than a thousandth of a level, and the range is 0.2 % less.
+    Raises ValueError for levels below 3 or of another product or number, or another bound.
+    """
+
+    excludes = {
+        SpreadLatents: "FSQ bounds latents to (-1, 1): to vary by 1 there, all must be at the outermost levels"
+    }
+
+    def __init__(self, codebook_size: int, dim: int, *, levels: Sequence[int], bound: str = "atanh", **options):
+        super().__init__(codebook_size, dim, **options)
+        levels = [int(level) for level in levels]
+        if not levels or min(levels) < 3:
+            raise ValueError(f"FSQ needs levels of at least 3, got {levels}")
+        if math.prod(levels) != codebook_size or len(levels) != dim:
+            raise ValueError(
+                f"levels {levels} make {math.prod(levels)} codes of {len(levels)} dimensions, "
+                f"not {codebook_size} of {dim}"
+            )
+        if bound not in ("atanh", "tan"):
+            raise ValueError(f"bound must be 'atanh' or 'tan', got {bound!r}")
+        self.bound = bound
+        basis = [math.prod(levels[:i]) for i in range(dim)]
+        digits = torch.stack([torch.arange(codebook_size) // b % level for b, level in zip(basis, levels)], dim=1)
+        half = torch.tensor(levels) // 2
+        self.fix((digits - half) / half)
+        self.register_buffer("levels", torch.tensor(levels))
+        self.register_buffer("basis", torch.tensor(basis))
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        latents = super().prepare(latents)
+        stretch, inverse = (1 + 1e-3, torch.atanh) if self.bound == "atanh" else (1 - 1e-3, torch.tan)
+        reach = ((self.levels - 1) * stretch / 2).to(latents.dtype)
+        offset = (self.levels % 2 == 0).to(latents.dtype) / 2
+        bounded = torch.tanh(latents + inverse(offset / reach)) * reach - offset
+        return bounded / (self.levels // 2)
+
+    def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
+        half = self.levels // 2
+        digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.levels - 1)
+        return digits.mul(self.basis).sum(-1)  # in whole numbers: exact in bf16 too
+
+
+class LFQ(_FixedCodes):
+    """Lookup-free quantisation (arXiv:2310.05737, section 3): the code is the sign of each direction, (-1, 1)^D.
+
+    loss = entropy_weight * (mean of H(p(.|z)) - H(mean of p(.|z))) + beta * commitment, in nats, with
+    p(k|z) proportional to exp(2 * inverse_temperature * z.e_k) (eq. 5). index: bit i is whether z_i > 0, the first
+    direction the highest bit. Since p is a product over directions, the entropies are taken of halves of the bits,
+    which costs N x 2^(D/2) instead of N x 2^D: a step with 1,024 codes takes a seventeenth of the time.
+
+    Raises ValueError unless codebook_size = 2^dim, or for negative weights or an inverse temperature not above 0.
+    """
+
+    excludes = {FSQ: "FSQ and LFQ are two grids: take one of them", EntropyLoss: "LFQ has an entropy loss of its own"}
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        entropy_weight: float = 0.1,
+        inverse_temperature: float = 100.0,
+        beta: float = 0.25,
+        **options,
+    ):
+        super().__init__(codebook_size, dim, beta=beta, **options)
+        if codebook_size != 2**dim:
+            raise ValueError(f"LFQ of {dim} dimensions has 2^{dim} codes, not {codebook_size}")
+        self.entropy_weight = check_not_negative("entropy_weight", entropy_weight)
+        self.inverse_temperature = check_positive("inverse_temperature", inverse_temperature)
+        bits = 2 ** torch.arange(dim - 1, -1, -1)
+        self.fix((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float())
+        self.register_buffer("bits", bits)
+
+    def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
+        return ((latents > 0) * self.bits).sum(-1)
+
+    def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        codes, flat = self.codebook.to(latents.dtype), latents.reshape(-1, self.dim)
+        half = self.dim // 2
+        many = 2 ** (self.dim - half)  # the second half of the bits
+        halves = (flat[:, :half], codes[::many, :half]), (flat[:, half:], codes[:many, half:])
+        scores = [z @ e.T * (2 * self.inverse_temperature) for z, e in halves]
+        return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(*scores)

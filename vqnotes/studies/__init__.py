@@ -1,0 +1,1 @@
+"""Studies: sweeps over settings and seeds, and those that the notebooks show in part, each with the table it made."""
