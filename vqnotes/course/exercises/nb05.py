@@ -29,7 +29,7 @@ def _words(mask: Tensor) -> str:
     return "all" if mask.all() else "some" if mask.any() else "none"
 
 
-def check_restart(answer) -> None:
+def check_restart(answer: object) -> None:
     """5.1: restart(codebook, uses, latents, threshold): codes below threshold * N/K become different latents."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -82,7 +82,7 @@ def check_restart(answer) -> None:
     )
 
 
-def check_replaced_share(answer) -> None:
+def check_replaced_share(answer: object) -> None:
     """5.2: the share of 1,024 equally likely codes that fewer than 2 of 2,048 latents choose."""
 
     def exactly(uses: int) -> float:
@@ -119,7 +119,7 @@ def _rounded(bounded: Tensor, half: float) -> Tensor:
     return straight_through(bounded.round(), bounded) / half
 
 
-def check_fsq(answer) -> None:
+def check_fsq(answer: object) -> None:
     """5.3: fsq(latents, levels), tanh rounded to an odd number of levels, with a gradient as without rounding."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

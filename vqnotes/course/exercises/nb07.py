@@ -14,7 +14,7 @@ def _radii(points: Tensor, k: int) -> Tensor:
     return torch.cdist(points, points).sort(dim=1).values[:, k]
 
 
-def check_coverage(answer) -> None:
+def check_coverage(answer: object) -> None:
     """7.1: share_covered(real, generated, k): of real points that have a sample within their k-th real neighbour."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -57,7 +57,7 @@ def check_coverage(answer) -> None:
     )
 
 
-def check_shrunk(answer) -> None:
+def check_shrunk(answer: object) -> None:
     """7.2: what an error of 0.19 of the variance leaves of the root mean square distance."""
     left = 1 - 0.19
     check(
@@ -82,7 +82,7 @@ def _likelihoods(logits: Tensor, index: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1).gather(-1, index[..., None])[..., 0]
 
 
-def check_bits(answer) -> None:
+def check_bits(answer: object) -> None:
     """7.3: bits(logits, index), the mean negative log-likelihood of a grid, in bits."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

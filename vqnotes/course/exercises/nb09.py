@@ -42,7 +42,7 @@ def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = 
     )
 
 
-def check_verdict(answer) -> None:
+def check_verdict(answer: object) -> None:
     """9.1: verdict(error, best, encoder, inputs, filled, paid), by the tree of the notebook."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -94,7 +94,7 @@ def check_verdict(answer) -> None:
     )
 
 
-def check_gap_bounds(answer) -> None:
+def check_gap_bounds(answer: object) -> None:
     """9.2: gap_bounds(codebook, centroids, fitted, new): the gap on new latents and on those k-means has seen."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -159,7 +159,7 @@ def check_gap_bounds(answer) -> None:
     )
 
 
-def check_first_step(answer) -> None:
+def check_first_step(answer: object) -> None:
     """9.3: what to do first about a thin thread of latents from an encoder that loses much: a letter."""
     answer = answer.lower() if isinstance(answer, str) else answer
     check(

@@ -8,7 +8,7 @@ from torch import Tensor
 from vqnotes.course.exercises import check, given
 
 
-def check_gigabytes(answer) -> None:
+def check_gigabytes(answer: object) -> None:
     """10.1: the gigabytes of all distances between 2^19 latents and 2^14 codes in float32."""
     distances = 2**19 * 2**14 / 1e9
     check(
@@ -39,7 +39,7 @@ def _between(sizes: Tensor, gap: Tensor, share=None) -> Tensor:
     return torch.lerp(sizes[after - 1], sizes[after], torch.as_tensor(share, dtype=sizes.dtype))
 
 
-def check_crossing(answer) -> None:
+def check_crossing(answer: object) -> None:
     """10.2: crossing(sizes, untrained, warm_up), the K at which two curves cross on logarithmic axes."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -118,7 +118,7 @@ def _story(answer, parts: list[str], worth: dict[str, float], before: list[str],
     return f"first {first}; kept {kept}; then {' '.join(trained)}", list(returned), sorted(saved.items())
 
 
-def check_resume(answer) -> None:
+def check_resume(answer: object) -> None:
     """10.3: resume(parts, saved, train): trains what is not saved, saves at once, returns all in order."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
