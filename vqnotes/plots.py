@@ -9,20 +9,23 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from vqnotes._checks import check_codebook, check_index, check_labels, check_latents
+from vqnotes._extras import course_extra
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
 from vqnotes.nearest import nearest_code
+
+with course_extra("vqnotes.plots"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image
 
 if TYPE_CHECKING:
     from vqnotes.diagnosis import Diagnosis

@@ -8,12 +8,14 @@ import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-import ipywidgets
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from PIL import Image
-
+from vqnotes._extras import course_extra
 from vqnotes.plots import encoded, kind_of
+
+with course_extra("vqnotes.course.explorers"):
+    import ipywidgets
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    from PIL import Image
 
 MARGINS = ("left", "right", "bottom", "top", "wspace", "hspace")
 MOST = 120  # settings of one explorer: more would make the notebook's reader wait
