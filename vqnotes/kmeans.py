@@ -8,6 +8,8 @@ from torch import Tensor
 from vqnotes._checks import check_latents
 from vqnotes.nearest import nearest_code
 
+__all__ = ["enough", "kmeans"]
+
 STEPS, IMPROVEMENT = 50, 1e-3  # Lloyd's algorithm ends after so many, or when one lowers the error by a smaller share
 FEW = 4096  # latents that are all candidates for the start; of more
 ROUNDS, AT_LEAST = 5, 32  # so many times K / 2, or at least 32, are drawn

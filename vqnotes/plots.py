@@ -30,6 +30,28 @@ with course_extra("vqnotes.plots"):
 if TYPE_CHECKING:
     from vqnotes.diagnosis import Diagnosis
 
+__all__ = [
+    "DATA",
+    "DEAD",
+    "LATENT",
+    "LIVE",
+    "PALETTE",
+    "arms",
+    "code_counts",
+    "codes_and_latents",
+    "curves",
+    "diagnosis",
+    "encoded",
+    "index_map",
+    "kind_of",
+    "latents_by_label",
+    "picture",
+    "show",
+    "spectrum",
+    "tornado",
+    "use_style",
+]
+
 PALETTE = sns.color_palette("colorblind")
 LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
 STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}

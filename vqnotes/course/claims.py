@@ -21,6 +21,19 @@ from vqnotes import _interrupts
 from vqnotes._files import replaced
 from vqnotes._printing import say
 
+__all__ = [
+    "Run",
+    "base_seed",
+    "claim",
+    "claims_table",
+    "key_of",
+    "minutes_of",
+    "run_all",
+    "run_notebook",
+    "seeds",
+    "stored",
+]
+
 TICK, CROSS = "✓", "✗"
 
 
@@ -94,9 +107,7 @@ def run_notebook(path: Path, seed: int, running: list | None = None) -> Run:
     limits = dict.fromkeys(("timeout", "startup_timeout", "iopub_timeout"), 3600 * HOURS)
     options = {**limits, "kernel_name": "python3", "allow_errors": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options)
-    module = os.pathsep.join(
-        filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
-    )
+    module = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {"VQNOTES_SCALE": "small", **os.environ, **CARRIED, "PYTHONPATH": module, "VQNOTES_SEED": str(seed)}
     environment.pop("VQNOTES_RESULTS", None)  # what another seed has left there
     running = [] if running is None else running

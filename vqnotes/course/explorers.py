@@ -17,6 +17,8 @@ with course_extra("vqnotes.course.explorers"):
     from matplotlib.figure import Figure
     from PIL import Image
 
+__all__ = ["explore", "explorer"]
+
 MARGINS = ("left", "right", "bottom", "top", "wspace", "hspace")
 MOST = 120  # settings of one explorer: more would make the notebook's reader wait
 

@@ -11,6 +11,8 @@ from copy import deepcopy
 
 import numpy as np
 
+__all__ = ["Listener", "compared", "evidence", "listen", "margin", "report", "rooms", "under", "witness"]
+
 MIME = "application/vnd.vqnotes.comparison+json"
 ENOUGH = 3.0  # standard deviations: for normal figures one seed in 740 falls
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

@@ -25,6 +25,22 @@ from vqnotes._loop import latents_for_codes
 from vqnotes.kmeans import kmeans
 from vqnotes.quantizers import VectorQuantizer
 
+__all__ = [
+    "ARMS",
+    "FULL",
+    "SMALL",
+    "Images",
+    "Results",
+    "Scale",
+    "chosen",
+    "gap",
+    "images",
+    "measure_model",
+    "results_folder",
+    "run_sweep",
+    "train_part",
+]
+
 ARMS = {"untrained start": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
 LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps: when a run is measured
 SHOWN = 12  # test images whose rebuilds are kept

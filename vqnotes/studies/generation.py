@@ -25,6 +25,21 @@ from vqnotes._interrupts import held, note_cut, note_whole
 from vqnotes._loop import batches_of, descend
 from vqnotes._threads import is_small, one_torch_thread
 
+__all__ = [
+    "Block",
+    "CodeTransformer",
+    "as_rows",
+    "coverage",
+    "density",
+    "expected_coverage",
+    "fit_priors",
+    "histograms",
+    "negative_log_likelihood",
+    "sample",
+    "shuffle_positions",
+    "spread",
+]
+
 SAMPLED_AT_ONCE = 128  # rows: the attention of all at once took hundreds of megabytes
 
 

@@ -26,6 +26,21 @@ from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies import sweeps
 
+__all__ = [
+    "BEDS",
+    "CODES",
+    "RANKED",
+    "REMEDIES",
+    "ExpiryRotation",
+    "Remedy",
+    "compete",
+    "long_table",
+    "measures",
+    "modes",
+    "table",
+    "trained",
+]
+
 CODES, LR, BATCH = 64, 5e-3, 128
 LONG = Path(__file__).with_name("remedies.csv")
 

@@ -13,6 +13,8 @@ from vqnotes._checks import check_columns
 from vqnotes._interrupts import handled, note_cut, note_whole, noticed
 from vqnotes.metrics import summary
 
+__all__ = ["Setting", "differences", "eta_squared", "grid", "sweep"]
+
 Setting = Mapping[str, object]
 Outcome = tuple[list[dict], list[int], str]  # of one setting: its rows, the seeds that failed, and why
 

@@ -36,6 +36,24 @@ from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed
 from vqnotes.studies import remedies as league
 from vqnotes.studies import sweeps
 
+__all__ = [
+    "CASES",
+    "LABELS",
+    "SIZES",
+    "Case",
+    "confirmed",
+    "decoders_trained_on",
+    "examine",
+    "floor",
+    "inputs_of",
+    "made",
+    "models_made",
+    "settings",
+    "thresholds",
+    "verdicts",
+    "wide_view",
+]
+
 LABELS = VERDICTS[:-1]
 TABLE = Path(__file__).with_name("verdicts.csv")
 SEEDS = {"set": range(3), "judged": range(4000, 4003)}  # thresholds are set on one half and judged on the other

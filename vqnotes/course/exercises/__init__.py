@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vqnotes._printing import say
 
+__all__ = ["call", "check", "given", "replaced", "whole"]
+
 NOT_YET, CORRECT, WRONG = "not attempted yet", "correct", "wrong because "
 
 

@@ -7,6 +7,8 @@ import torch
 from vqnotes.course.exercises import check, whole
 from vqnotes.metrics import perplexity, usage
 
+__all__ = ["check_bits_per_pixel", "check_effective_codes", "check_live_share"]
+
 
 def check_bits_per_pixel(answer: object) -> None:
     """0.1: bits_per_pixel(codes, side), of an index for each square of side × side pixels: log2(codes) / side²."""

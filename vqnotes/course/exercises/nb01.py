@@ -7,6 +7,8 @@ from vqnotes.course.exercises import check, whole
 from vqnotes.metrics import quantization_error
 from vqnotes.quantizers import straight_through
 
+__all__ = ["check_codes_needed", "check_gradients", "check_relative_error"]
+
 
 def check_relative_error(answer: object) -> None:
     """1.1: relative_error(latents, codebook), the distortion over the total variance of the latents."""

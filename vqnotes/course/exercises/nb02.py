@@ -8,6 +8,8 @@ from vqnotes.course.exercises import check, given, whole
 from vqnotes.metrics import entropy, mode_entropy, pairwise_distance, perplexity
 from vqnotes.nearest import nearest_code
 
+__all__ = ["check_cosine_distance", "check_left_behind", "check_modes_covered"]
+
 
 def check_cosine_distance(answer: object) -> None:
     """2.1: cosine_distance(codebook), the mean of 1 - cos over all pairs of different codes."""

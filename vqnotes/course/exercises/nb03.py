@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, whole
 
+__all__ = ["check_psnr_of_batches", "check_relative_separability", "check_treat_first"]
+
 
 def _errors(batches) -> Tensor:
     """Mean squared error of each batch."""

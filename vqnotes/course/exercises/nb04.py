@@ -5,6 +5,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, whole
 
+__all__ = ["check_interaction", "check_new_share", "check_share_of_start"]
+
 
 def _table(generator: torch.Generator, starts: int, widths: int, seeds: int) -> Tensor:
     """A measure of (starts, widths, seeds), in points: two causes, their interaction, equal seeds, and noise."""

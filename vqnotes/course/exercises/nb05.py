@@ -8,6 +8,8 @@ from torch import Tensor
 from vqnotes.course.exercises import check, given, replaced, whole
 from vqnotes.quantizers import straight_through
 
+__all__ = ["check_fsq", "check_replaced_share", "check_restart"]
+
 
 def _outcome(answer, codebook: Tensor, uses: Tensor, latents: Tensor, threshold: float) -> str:
     """What became of the codes, in words: which latents are drawn is left to the answer."""

@@ -8,6 +8,8 @@ from torch import Tensor
 from vqnotes.course.exercises import check, whole
 from vqnotes.metrics import effective_dimension, water_filling
 
+__all__ = ["check_code_dimension", "check_error_by_hand", "check_wait"]
+
 
 def check_error_by_hand(answer: object) -> None:
     """6.1: the least squared error of variances 32, 8 and 1 with 3 bits in all."""

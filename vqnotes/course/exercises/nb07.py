@@ -8,6 +8,8 @@ from torch import Tensor
 from vqnotes.course.exercises import check, whole
 from vqnotes.studies.generation import coverage, density
 
+__all__ = ["check_bits", "check_coverage", "check_shrunk"]
+
 
 def _radii(points: Tensor, k: int) -> Tensor:
     """Distance of each point to its k-th neighbour; as the 0th it counts itself."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, given, replaced
 
+__all__ = ["check_reports", "check_revive", "check_weights_in_effect"]
+
 _REPORTS = "ead"
 _HINTS = (  # by report: for any wrong letter, and for the most tempting ones
     {

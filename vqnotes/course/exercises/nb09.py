@@ -12,6 +12,8 @@ from vqnotes.diagnosis.rules import decide
 from vqnotes.metrics import quantization_error
 from vqnotes.nearest import nearest_code
 
+__all__ = ["check_first_step", "check_gap_bounds", "check_verdict"]
+
 
 def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, paid: float) -> str:
     """The verdict of `diagnosis.decide`, where neither `before` nor `effect` plays a part."""

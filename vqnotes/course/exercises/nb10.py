@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, given
 
+__all__ = ["check_crossing", "check_gigabytes", "check_resume"]
+
 
 def check_gigabytes(answer: object) -> None:
     """10.1: the gigabytes of all distances between 2^19 latents and 2^14 codes in float32."""
