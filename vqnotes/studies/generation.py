@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from vqnotes._checks import check_index, check_latents
@@ -92,10 +93,9 @@ class Block(nn.Module):
         rows, length, width = x.shape
         split = self.to_qkv(x).reshape(rows, length, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (N, heads, t, width / heads)
-        scores = query @ key.mT / math.sqrt(width // self.heads)
-        later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
-        return self.from_heads((weights @ value).transpose(1, 2).reshape(rows, length, width))
+        with sdpa_kernel(SDPBackend.MATH):  # the others are not made for `torch.vmap`, which warns of it
+            heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.from_heads(heads.transpose(1, 2).reshape(rows, length, width))
 
 
 def fit_priors(
