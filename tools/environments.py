@@ -74,7 +74,13 @@ def colab() -> list[str]:
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", BUILD, ROOT], check=True)
     (wheel,) = BUILD.glob("vqnotes-*.whl")
     base = environment(
-        "colab", pins(ROOT / "tools" / "colab.txt"), f"{wheel}[course]", "ipykernel", "nbclient", "einops", "frozendict"
+        "colab",
+        pins(ROOT / "tools" / "colab.txt"),
+        f"{wheel}[course]",
+        "ipykernel",
+        "nbclient",
+        "einops",
+        "frozendict",
     )
     subprocess.run([base / "bin" / "python", "-m", "pip", "uninstall", "-q", "-y", "vqnotes"], check=True)
     (packages,) = base.glob("lib/python*/site-packages")

@@ -1,6 +1,7 @@
 """The league of remedies: every one at the same budget of steps, on the same seeds, on three test beds.
 
-python -m vqnotes.studies.remedies --seeds 32 --steps 600   writes the long table that `long_table` reads
+python -m vqnotes.studies.remedies --seeds 32 --steps 600   writes the long table into the folder you are in
+make league                                                   puts it where `long_table` reads it
 """
 
 import argparse
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=LONG)
+    parser.add_argument("--out", type=Path, default=LONG.name, help="the table (default: %(default)s, here)")
     options = parser.parse_args()
     settings = sweeps.grid(bed=RANKED, remedy=REMEDIES)
     run, seeds = partial(compete, steps=options.steps), range(10_000, 10_000 + options.seeds)

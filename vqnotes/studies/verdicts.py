@@ -1,6 +1,7 @@
 """How often is `diagnose` right? Models made sick on purpose, each confirmed to be so, and the verdicts on them.
 
-python -m vqnotes.studies.verdicts   trains them and writes the table that `models_made` reads
+python -m vqnotes.studies.verdicts   trains them and writes the table into the folder you are in
+make validation                     does so, and puts it where `models_made` reads it
 
 What a model has follows from how it was made, and is confirmed by interventions that `diagnose` knows nothing of. Two
 copies of the model train their decoder on, with the encoder held: one keeps its codes, the other has new ones, by
@@ -263,7 +264,7 @@ def models_made() -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.verdicts", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
     options = parser.parse_args()
     parts = []
     with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
