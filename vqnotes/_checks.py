@@ -1,9 +1,13 @@
 """Checks of what a function is given: each raises ValueError with what was wrong."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 LARGEST = 1e150  # in size: squares of more overflow even in float64
 
@@ -42,7 +46,7 @@ def _all_finite(x: Tensor) -> bool:
     return bool((low > -LARGEST) & (high < LARGEST))
 
 
-def _shown(x) -> str:
+def _shown(x: object) -> str:
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else str(type(x))
 
 
@@ -86,7 +90,7 @@ def check_positive(name: str, value: float) -> float:
     return value
 
 
-def check_columns(runs, *names: str) -> None:
+def check_columns(runs: "DataFrame", *names: str) -> None:
     """ValueError unless a table has rows, and these columns."""
     missing = [name for name in names if name not in runs]
     if missing or len(runs) == 0:

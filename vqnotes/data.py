@@ -201,9 +201,10 @@ def _cifar_records(packed: bytes, names: list[str]) -> np.ndarray:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
             for name in names:
                 member = archive.getmember(f"cifar-10-batches-bin/{name}")
-                if not member.isreg() or member.size != size:
+                content = archive.extractfile(member) if member.isreg() and member.size == size else None
+                if content is None:
                     raise ValueError(f"in {CIFAR10.name}, {member.name} is not a plain file of {size} bytes")
-                parts.append(archive.extractfile(member).read())
+                parts.append(content.read())
     except (KeyError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise ValueError(f"{CIFAR10.name} is not the archive of the data set: {error}") from error
     return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)

@@ -6,7 +6,6 @@ Where they show latents and codes: data grey, latents blue, live codes orange, d
 import base64
 import io
 import itertools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -273,7 +272,7 @@ def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:
     return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})
 
 
-def diagnosis(axes: Sequence[Axes], found: "Diagnosis") -> pd.DataFrame:
+def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
     """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.

@@ -14,6 +14,7 @@ from vqnotes.plots import encoded, kind_of
 with course_extra("vqnotes.course.explorers"):
     import ipywidgets
     import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -56,7 +57,8 @@ def explorer(
         raise ValueError(f"an explorer has 1 .. {MOST} settings, got {len(settings) if controls else 0}")
     if play is not None and play not in controls:
         raise ValueError(f"play must be one of {list(controls)}, got {play!r}")
-    pages, margins = {}, {}
+    pages: dict[tuple, str] = {}
+    margins: dict[str, float] = {}
     for setting in settings:
         figure, words = draw(*setting)
         if not margins:  # those of the first suit all, so that nothing jumps
@@ -68,7 +70,7 @@ def explorer(
     picture = ipywidgets.HTML(pages[settings[0]])
     picture.add_class("vqnotes-figure")
 
-    def turn(_) -> None:
+    def turn(_: object) -> None:
         picture.value = pages[tuple(control.value for control in moved)]
 
     rows = list(moved)
@@ -104,8 +106,9 @@ def _player(control: ipywidgets.Widget) -> ipywidgets.Play:
 def _page(figure: Figure, words: str) -> str:
     if not words.strip():
         raise ValueError("each setting needs a sentence that says what its figure shows")
-    figure.canvas.draw()
-    image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
     kind = kind_of(figure)
     plt.close(figure)
     source, text = encoded(image, kind), html.escape(words)

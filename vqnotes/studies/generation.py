@@ -107,7 +107,7 @@ def fit_priors(
     batch_size: int = 32,
     lr: float = 5e-3,
     progress: bool = True,
-    **options,
+    **options: int,
 ) -> list[tuple[CodeTransformer, list[float]]]:
     """Trains one prior a seed, all at once, by Adam on the negative log-likelihood of batches, in shuffled epochs.
 
@@ -144,10 +144,8 @@ def fit_priors(
 
     bits_of_each = torch.vmap(bits)
     alone = one_torch_thread if is_small(batch_size * rows.shape[2] * _parameters(weights)) else nullcontext
-    curves, same_run = (
-        [],
-        ("fit_priors", tuple(rows.shape), codes, tuple(seeds), steps, batch_size, lr, repr(options)),
-    )
+    losses_of_steps: list[Tensor] = []
+    same_run = ("fit_priors", tuple(rows.shape), codes, tuple(seeds), steps, batch_size, lr, repr(options))
     try:
         with held() as let_interrupt_in, torch.enable_grad():
             for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
@@ -155,13 +153,13 @@ def fit_priors(
                 with alone():
                     losses = bits_of_each(weights, rows[which, next(batches)])
                     descend(optimizer, losses.sum())
-                curves.append(losses.detach())
+                losses_of_steps.append(losses.detach())
             note_whole(same_run)
     except KeyboardInterrupt:
-        note_cut(same_run, f"fit_priors (seed {', '.join(map(str, seeds))})", len(curves), steps, "steps")
+        note_cut(same_run, f"fit_priors (seed {', '.join(map(str, seeds))})", len(losses_of_steps), steps, "steps")
     for run, prior in enumerate(priors):
         prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
-    curves = torch.stack(curves, dim=1).tolist() if curves else [[] for _ in priors]
+    curves = torch.stack(losses_of_steps, dim=1).tolist() if losses_of_steps else [[] for _ in priors]
     return list(zip(priors, curves))
 
 

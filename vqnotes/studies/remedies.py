@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -102,7 +103,7 @@ BEDS = {  # data, width of the encoder
 }
 
 
-def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options) -> list[tuple]:
+def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options: Any) -> list[tuple]:
     """One model a seed, with its data: [(data, model)]. options: of `fit_many`, in place of the league's.
 
     Raises KeyError for an unknown remedy or bed.
@@ -115,7 +116,7 @@ def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options) 
         quantizer = chosen.kind(CODES, chosen.dim, **chosen.options)
         return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=width * chosen.wider)
 
-    plan = {"init": chosen.init, "warmup": int(chosen.warmup * steps), "lr": LR, "batch_size": BATCH}
+    plan: dict[str, Any] = {"init": chosen.init, "warmup": int(chosen.warmup * steps), "lr": LR, "batch_size": BATCH}
     plan |= {"steps": steps, "seeds": seeds, "progress": False}
     runs = training.fit_many(build, [one.x for one in sets], **(plan | options))
     return [(one, model) for one, (model, _) in zip(sets, runs)]

@@ -56,10 +56,12 @@ def sweep(
     settings, seeds = [dict(setting) for setting in settings], [int(seed) for seed in seeds]
     if not settings or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"need settings, and seeds that differ, got {len(settings)} settings and seeds {seeds}")
-    outcomes = {place: ([], seeds, "interrupted") for place in range(len(settings))}
+    outcomes: dict[int, Outcome] = {place: ([], seeds, "interrupted") for place in range(len(settings))}
     stopped = False
 
-    def stop(*_) -> None:  # looked at between two settings: nothing that has finished is lost, no pool is torn
+    def stop(
+        *_: object,
+    ) -> None:  # looked at between two settings: nothing that has finished is lost, no pool is torn
         nonlocal stopped
         stopped = True
 
@@ -81,8 +83,8 @@ def sweep(
                 futures.append(_submitted(run, setting, seeds, executor))
             waiting = set(futures)
             while waiting and not stopped:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                bar.update(len(done))
+                ready, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                bar.update(len(ready))
             outcomes |= {place: _outcome(future, seeds) for place, future in enumerate(futures)}
         done = sum(reason != "interrupted" for *_, reason in outcomes.values())
         name = getattr(run, "__name__", type(run).__name__)
@@ -127,7 +129,7 @@ def _submitted(run: Callable, setting: Setting, seeds: list[int], executor: Exec
     try:
         return executor.submit(_one_setting, run, setting, seeds)
     except Exception as error:  # the pool has broken already
-        failed = Future()
+        failed: Future = Future()
         failed.set_exception(error)
         return failed
 

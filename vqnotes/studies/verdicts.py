@@ -104,7 +104,9 @@ CASES = {
     "few codes": Case("rate limit"),
     "few codes, EMA": Case("rate limit", options=EMA, halves=JUDGED),
 }
-SIZES = {  # family: half: sizes of the codebook; and the few codes of a rate limit
+SIZES: dict[
+    str, dict[str, tuple[int, ...]]
+] = {  # family: half: sizes of the codebook; and the few codes of a rate limit
     "modes": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
     "rings": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
     "digits": {"set": (64, 96), "judged": (64, 80), "few": (2, 4)},
@@ -131,7 +133,8 @@ def settings() -> list[dict]:
 def inputs_of(family: str, seed: int) -> data.LabelledData:
     """The data of a family; of photographs 300 crops of 32 x 32 pixels, without labels."""
     if family in PICTURES:
-        return data.LabelledData(data.random_crops(data.photographs(), 300, 32, seed=seed), None)
+        crops = data.random_crops(data.photographs(), 300, 32, seed=seed)
+        return data.LabelledData(crops, None)  # type: ignore[arg-type]  # all other data have labels
     if family == "digits":
         return data.digit_vectors()
     return league.modes(seed) if family == "modes" else data.rings(16, 300, 8, seed)

@@ -1,6 +1,7 @@
 """Exercises of notebook 09: from figures to a verdict, a gap between two bounds, and what to do first."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -34,10 +35,10 @@ def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, orde
         "D": (dimensional, "dimensional collapse"),
         "R": (rate, "rate limit"),
     }
-    return next((name for fault, name in map(holds.get, order) if fault), "healthy")
+    return next((name for fault, name in (holds[one] for one in order) if fault), "healthy")
 
 
-def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR"):
+def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR") -> Callable:
     """An answer to 9.1 with its own idea of a codebook at fault, or its own order."""
     return lambda error, best, encoder, inputs, filled, paid: _verdict(
         at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.39 * paid, best > 0.24, order
@@ -60,8 +61,8 @@ def check_verdict(answer: object) -> None:
             ((0.25, 0.35), (1.5, 2)),  # at fault, and the rate as well
         ]
         drawn = []
-        for (best, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.5, 1), (0.1, 0.3)]):
-            best, inputs, paid = between(*best), between(0.05, 0.15), between(4, 9)
+        for (bests, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.5, 1), (0.1, 0.3)]):
+            best, inputs, paid = between(*bests), between(0.05, 0.15), between(4, 9)
             encoder, filled = inputs * between(*loss), paid * between(*share)
             drawn.append((best * between(*gap), best, encoder, inputs, filled, paid))
         return drawn

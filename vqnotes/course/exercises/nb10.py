@@ -162,11 +162,13 @@ def check_resume(answer: object) -> None:
                 "results are saved at the end only: when the connection breaks, all of them are lost",
             ),
             (
-                lambda *three: resumed(*three, missing=lambda part, saved: True),
+                lambda parts, saved, train: resumed(parts, saved, train, missing=lambda part, saved: True),
                 "what is saved already is trained again",
             ),
             (
-                lambda *three: resumed(*three, missing=lambda part, saved: not saved.get(part)),
+                lambda parts, saved, train: resumed(
+                    parts, saved, train, missing=lambda part, saved: not saved.get(part)
+                ),
                 "a result that is 0 is taken for none and trained again: ask whether the part is in `saved`",
             ),
             (
@@ -175,7 +177,7 @@ def check_resume(answer: object) -> None:
             ),
             (only_new, "only the new results are returned: those saved by an earlier call are missing"),
             (
-                lambda *three: resumed(*three, result=lambda saved: list(saved.values())),
+                lambda parts, saved, train: resumed(parts, saved, train, result=lambda saved: list(saved.values())),
                 "the results come in the order in which they were saved, not in that of `parts`",
             ),
         ],
