@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from helpers import run_python
-from notebook_tools import NOTEBOOKS, ROOT
+from notebook_tools import NOTEBOOKS, ROOT, project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -27,6 +27,35 @@ def pinned(file="constraints.txt"):
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = re.findall(r"^## \[([\d.]+)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert vqnotes.__version__ == project("version") == changes[0][0]
+    assert (citation["version"], citation["date-released"]) == changes[0]
+
+
+def test_the_citation_says_what_the_project_says():
+    """That it is in the format is for cffconvert to say, in `make lint`: it cannot be installed beside Jupyter."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= citation.keys()
+    assert citation["repository-code"] == project("Repository") and citation["license"] == project("license")
+    assert project("description").lower() in citation["title"].lower()
+    (paper,) = citation["references"]
+    bibtex = re.search(r"title   = {(.*)}", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert paper["title"] == bibtex[1] and paper["doi"].endswith(paper["url"].removeprefix("https://arxiv.org/abs/"))
+
+
+def test_hooks_and_lint_have_the_pinned_versions():
+    pins, makefile = pinned(), (ROOT / "Makefile").read_text(encoding="utf-8")
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    for hook in repo["hooks"]:
+        for name, version in (one.split("==") for one in hook.get("additional_dependencies", [])):
+            pinned_here = f"{name}=={version}" in makefile
+            assert pinned_here or pins[name].specifier.contains(version), name
+        command = hook["entry"].removesuffix(" --force-exclude").removeprefix(".venv/bin/")
+        assert f"bin/{command}\n" in makefile, command
 
 
 def test_requirements_have_a_lower_bound_and_no_cap():

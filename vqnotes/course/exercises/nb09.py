@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ __all__ = ["check_first_step", "check_gap_bounds", "check_verdict"]
 def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, paid: float) -> str:
     """The verdict of `diagnosis.decide`, where neither `before` nor `effect` plays a part."""
     codes = 1024
-    usual = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
-    at_codes = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
-    at_encoder = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
+    usual: Any = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
+    at_codes: Any = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
+    at_encoder: Any = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
     dimensions = {"dimensions": filled, "paid": paid}
     return decide(Figures(ceiling=1.0, perplexity=codes, **usual, **at_codes, **at_encoder, **dimensions))[0]
 
