@@ -166,6 +166,7 @@ def test_a_diagnosis_needs_no_package_of_the_extra():
     [
         ("import vqnotes.plots", "matplotlib"),
         ("import vqnotes.course.explorers", "matplotlib"),
+        ("import vqnotes; vqnotes.data.photographs()", "PIL"),
         ("from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)", "pooch"),
     ],
 )

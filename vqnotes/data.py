@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqnotes._downloads import CIFAR10, FASHION_MNIST, published, unpacked
+from vqnotes._extras import course_extra
 
 __all__ = [
     "LabelledData",
@@ -104,6 +105,8 @@ def _standardised(x: np.ndarray, y: np.ndarray, centers: np.ndarray) -> Labelled
 
 def photographs() -> Tensor:
     """Two colour photographs, a temple roof and a flower: float32 (2, 3, 427, 640) in [0, 1]."""
+    with course_extra("vqnotes.data.photographs"):
+        import PIL  # noqa: F401  # by which scikit-learn reads them
     from sklearn.datasets import load_sample_images
 
     images = torch.from_numpy(np.stack(load_sample_images().images))

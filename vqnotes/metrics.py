@@ -19,6 +19,27 @@ from vqnotes.nearest import PART, nearest_code
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+__all__ = [
+    "UsageMeter",
+    "WaterFilling",
+    "confidence_interval",
+    "effective_dimension",
+    "effective_rank",
+    "entropy",
+    "mode_entropy",
+    "optimality_gap",
+    "pairwise_distance",
+    "participation_ratio",
+    "perplexity",
+    "principal_variances",
+    "quantization_error",
+    "reconstruction_error",
+    "separability",
+    "summary",
+    "usage",
+    "water_filling",
+]
+
 LATENTS_PER_CODE = 16  # that `optimality_gap` needs
 
 # ---------------------------------------------------------------- how the codes are used
