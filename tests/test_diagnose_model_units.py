@@ -363,8 +363,8 @@ def test_memory_is_bounded_and_uses_are_counted_over_all(monkeypatch):
     monkeypatch.setattr(records, "AT_LEAST", 2000)
     observed = records.Record.observed
 
-    def watched(record, inputs, labels):
-        seen = observed(record, inputs, labels)
+    def watched(record, inputs, labels, seed):
+        seen = observed(record, inputs, labels, seed)
         kept.append((set(seen.inputs.inputs[:, 0].tolist()), len(seen.latents), seen.labels))
         assert torch.equal(seen.latents[:10], model.encoder(seen.inputs.inputs[:10]).detach())
         return seen

@@ -12,11 +12,11 @@ from helpers import normal
 
 from vqnotes import data
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import AT_MOST, PER_CODE, figures_of, shared_dimensions
-from vqnotes.diagnosis.observed import around
+from vqnotes.diagnosis.measures import measure, shared_dimensions
+from vqnotes.diagnosis.observed import AT_MOST, PER_CODE, around, observe
 from vqnotes.diagnosis.readers import left_over
 from vqnotes.diagnosis.report import VERDICTS
-from vqnotes.diagnosis.rules import THRESHOLDS, decide, encoder_at_fault, labels_lost
+from vqnotes.diagnosis.rules import THRESHOLDS, Answer, decide, encoder_at_fault, labels_lost
 from vqnotes.kmeans import kmeans
 
 
@@ -34,7 +34,7 @@ def placed(latents, codes=64):
 
 def test_figures_worked_by_hand():
     latents = torch.tensor([[-2.0], [-2.0], [-2.0], [2.0]]).repeat(64, 1)
-    f = figures_of(latents, torch.tensor([[-2.0], [1.0], [9.0]]))
+    f = measure(observe(latents, torch.tensor([[-2.0], [1.0], [9.0]])))
     assert (f.latents, f.codes, f.sample, f.distinct) == (256, 3, 256, 3)
     assert f.usage == pytest.approx(2 / 3) and f.counts.tolist() == [192, 64, 0]
     assert f.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
@@ -45,10 +45,10 @@ def test_figures_worked_by_hand():
 
 
 def test_parts_of_the_figures_worked_by_hand():
-    few = figures_of(normal(20, 2), normal(16, 2, seed=1))
+    few = measure(observe(normal(20, 2), normal(16, 2, seed=1)))
     assert few.ceiling == pytest.approx(1 - (15 / 16) ** 20)  # twenty draws of sixteen codes
     latents = torch.arange(40.0)[:, None]
-    f = figures_of(latents, torch.tensor([[0.0], [-1.0]]))  # every latent gets the code 0
+    f = measure(observe(latents, torch.tensor([[0.0], [-1.0]])))  # every latent gets the code 0
     second_half = latents[torch.randperm(40, generator=torch.Generator().manual_seed(0))[20:]].double()
     errors = second_half.square() / latents.var(correction=0).item()
     assert f.error == pytest.approx(errors.mean().item(), rel=1e-5)
@@ -72,7 +72,7 @@ def test_dimensions_that_share_the_bits():
 
 
 def test_latents_that_are_the_inputs_lose_nothing(modes):
-    f = figures_of(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
+    f = measure(observe(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y))
     assert f.encoder_loss < 1e-3 < f.inputs_loss and f.codes_loss == pytest.approx(f.inputs_loss, rel=0.3)
     assert f.separability == f.separability_inputs == pytest.approx(1, abs=0.01)
     assert 0.9 < f.gap < 1.2 and f.inputs_codes == 64
@@ -80,8 +80,8 @@ def test_latents_that_are_the_inputs_lose_nothing(modes):
 
 def test_figures_do_not_change_with_origin_and_scale(modes):
     codes = placed(modes.x, 16)
-    here = figures_of(modes.x, codes, inputs=modes.x)
-    there = figures_of(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3)
+    here = measure(observe(modes.x, codes, inputs=modes.x))
+    there = measure(observe(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3))
     for name in ("usage", "error", "best", "gap", "dimensions", "paid", "codes_loss", "inputs_loss"):
         assert getattr(there, name) == pytest.approx(getattr(here, name), rel=0.02), name
 
@@ -89,10 +89,10 @@ def test_figures_do_not_change_with_origin_and_scale(modes):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_and_numpy(modes, dtype):
     latents, codes = modes.x.to(dtype), placed(modes.x, 16).to(dtype)
-    expected = figures_of(modes.x, placed(modes.x, 16)).gap
-    assert figures_of(latents, codes).gap == pytest.approx(expected, rel=0.1)
+    expected = measure(observe(modes.x, placed(modes.x, 16))).gap
+    assert measure(observe(latents, codes)).gap == pytest.approx(expected, rel=0.1)
     if dtype != torch.bfloat16:
-        assert figures_of(latents.numpy(), codes.numpy()).gap == figures_of(latents, codes).gap
+        assert measure(observe(latents.numpy(), codes.numpy())).gap == measure(observe(latents, codes)).gap
 
 
 def test_maps_and_their_patches():
@@ -100,25 +100,25 @@ def test_maps_and_their_patches():
     patches = images.reshape(50, 3, 2, 4, 3, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)  # grid of 2 x 3
     latents = patches[:, :5].reshape(50, 2, 3, 5)
     codes = placed(latents, 16)
-    last = figures_of(latents, codes, inputs=images)
-    first = figures_of(latents.movedim(-1, 1), codes, inputs=images)
-    rows = figures_of(latents.reshape(-1, 5), codes, inputs=patches)
-    unrolled = figures_of(latents.flatten(1, 2), codes, inputs=images)
+    last = measure(observe(latents, codes, inputs=images))
+    first = measure(observe(latents.movedim(-1, 1), codes, inputs=images))
+    rows = measure(observe(latents.reshape(-1, 5), codes, inputs=patches))
+    unrolled = measure(observe(latents.flatten(1, 2), codes, inputs=images))
     assert unrolled == last
     for f in (first, rows):
         assert (f.inputs_loss, f.gap) == pytest.approx((last.inputs_loss, last.gap))
-    gray = figures_of(latents, codes, inputs=images[:, 0])
+    gray = measure(observe(latents, codes, inputs=images[:, 0]))
     assert gray.inputs_loss is not None
-    sequences = figures_of(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2))
+    sequences = measure(observe(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2)))
     assert sequences.encoder_loss > 0.9  # unrelated
 
 
 def test_labels_of_latents_or_of_inputs(modes):
     codes = placed(modes.x, 16)
     pairs = modes.x.reshape(2400, 2, 16)
-    assert figures_of(pairs, codes, labels=modes.y).separability > 0.95
-    assert figures_of(pairs, codes, labels=modes.y[::2], inputs=pairs, places=(1,)).separability_inputs > 0.7
-    assert figures_of(pairs, codes, labels=torch.arange(2400)).separability is None  # classes of one
+    assert measure(observe(pairs, codes, labels=modes.y)).separability > 0.95
+    assert measure(observe(pairs, codes, labels=modes.y[::2], inputs=pairs, places=(1,))).separability_inputs > 0.7
+    assert measure(observe(pairs, codes, labels=torch.arange(2400))).separability is None  # classes of one
 
 
 # ---------------------------------------------------------------- verdicts
@@ -171,7 +171,7 @@ def test_twelve_codes_of_1024_are_token_collapse_even_with_few_latents(modes):
 def test_few_codes_are_token_collapse_even_where_one_direction_hides_their_cost():
     latents = normal(8192, 6) * torch.tensor([20.0, 1, 1, 1, 1, 1])
     codebook = torch.cat([placed(latents, 12), 500 + normal(500, 6)])
-    f = figures_of(latents, codebook, inputs=latents)
+    f = measure(observe(latents, codebook, inputs=latents))
     assert f.error - f.best < THRESHOLDS["excess"] and f.gap > 2
     assert diagnose(latents, codebook, inputs=latents).verdict == "token collapse"
     assert decide(f, THRESHOLDS | {"effect": 0})[0] != "token collapse"
@@ -195,7 +195,7 @@ def test_too_few_latents_cannot_clear_a_codebook():
 
 def test_more_codes_than_the_sample_can_clear_are_said_to_be_that():
     latents = normal(4000, 2)
-    f = figures_of(latents, placed(latents, 200))
+    f = measure(observe(latents, placed(latents, 200)))
     f = dataclasses.replace(f, sample=AT_MOST, gap_high=math.inf, codes=65_536)
     verdict, reason = decide(dataclasses.replace(f, error=0.9, best=0.8, best_low=0.7))
     assert verdict == "cannot tell" and "the most that are looked at" in reason
@@ -248,16 +248,18 @@ def test_bad_input_is_refused_with_what_is_wrong(change, message):
 
 
 def test_either_answer_convicts_and_chance_does_not_count(modes):
-    sound = figures_of(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
-    assert encoder_at_fault(sound) is False
+    sound = measure(observe(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y))
+    assert encoder_at_fault(sound) is Answer.NO
     for change in ({"encoder_loss": 1.0, "codes_loss": 1.0}, {"separability": 0.1}):
-        assert encoder_at_fault(dataclasses.replace(sound, **change)) is True
+        assert encoder_at_fault(dataclasses.replace(sound, **change)) is Answer.YES
     coin = dataclasses.replace(sound, separability=0.8, separability_inputs=1.0, chance=0.5)
-    assert labels_lost(coin) is True and labels_lost(dataclasses.replace(coin, chance=0.05)) is False  # 3/5, 15/19
+    assert (
+        labels_lost(coin) is Answer.YES and labels_lost(dataclasses.replace(coin, chance=0.05)) is Answer.NO
+    )  # 3/5, 15/19
 
 
 def test_the_rule_reads_its_thresholds(modes):
-    f = figures_of(modes.x, placed(modes.x), inputs=modes.x)
+    f = measure(observe(modes.x, placed(modes.x), inputs=modes.x))
     assert decide(f)[0] == "healthy"
     assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
     assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "trifle": -1})[0] == "embedding collapse"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vqnotes import metrics, plots
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis.measures import measure
+from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import INITS, kmeans
@@ -198,7 +199,7 @@ def test_diagnose(pair, times, data):
     found = call(diagnose, latents, pair[1], labels=labels, inputs=inputs)
     if found is not REFUSED:
         assert found.verdict in VERDICTS and "nan" not in str(found)
-        f = figures_of(latents, pair[1], labels=labels, inputs=inputs)
+        f = measure(observe(latents, pair[1], labels=labels, inputs=inputs))
         assert f.usage <= min(f.codes, f.latents) / f.codes and 1 <= f.perplexity <= f.codes * (1 + 1e-12)
         figure, axes = plt.subplots(2, 2)
         call(plots.diagnosis, axes, found)

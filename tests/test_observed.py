@@ -6,7 +6,7 @@ import torch
 from helpers import normal
 
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import Inputs, UnpairedInputs, around, observe
 from vqnotes.kmeans import kmeans
 
@@ -103,7 +103,7 @@ def test_ids_are_no_inputs(dtype):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bool])
 def test_pixels_and_samples_of_sound_are_inputs(dtype):
     x = (normal(100, 4) > 0).to(dtype)
-    assert figures_of(normal(100, 4), normal(8, 4), inputs=x).inputs_loss is not None
+    assert measure(observe(normal(100, 4), normal(8, 4), inputs=x)).inputs_loss is not None
 
 
 # ---------------------------------------------------------------- where the dimensions are
@@ -133,12 +133,12 @@ def test_a_sequence_is_judged_alike_at_every_length(steps):
     axes = torch.linalg.svd(x.reshape(-1, 64), full_matrices=False).Vh[:8]
     latents = x @ axes.T
     codes = kmeans(latents.reshape(-1, 8), 64)[0]
-    f = figures_of(latents, codes, inputs=x, places=(1,))
-    flat = figures_of(latents.reshape(-1, 8), codes, inputs=x.reshape(-1, 64))
+    f = measure(observe(latents, codes, inputs=x, places=(1,)))
+    flat = measure(observe(latents.reshape(-1, 8), codes, inputs=x.reshape(-1, 64)))
     assert f.encoder_loss < 0.01 and f.encoder_loss == pytest.approx(flat.encoder_loss, rel=0.1)
     assert (f.inputs_loss, f.codes_loss) == pytest.approx((flat.inputs_loss, flat.codes_loss), rel=0.1)
     wrong = {"inputs": x.movedim(1, 2), "places": (2,)} if steps == 15 else {"inputs": x, "places": (2,)}
-    assert (figures_of(latents, codes, **wrong).encoder_loss > 0.5) == (steps == 16)
+    assert (measure(observe(latents, codes, **wrong)).encoder_loss > 0.5) == (steps == 16)
 
 
 def test_the_pairing_is_said():
@@ -154,11 +154,13 @@ def test_masked_latents_do_not_count():
     latents, codes, x = normal(50, 9, 4), normal(16, 4), normal(50, 9, 3)
     mask = torch.arange(9) < torch.randint(1, 9, (50, 1), generator=torch.Generator().manual_seed(0))
     padded = torch.where(mask[..., None], latents, torch.nan)
-    f = figures_of(padded, codes, mask=mask, labels=(x[..., 0] > 0).long())
-    kept = figures_of(latents[mask], codes)
+    f = measure(observe(padded, codes, mask=mask, labels=(x[..., 0] > 0).long()))
+    kept = measure(observe(latents[mask], codes))
     assert torch.equal(f.counts, kept.counts) and f.latents == int(mask.sum())
     assert (f.error, f.gap, f.perplexity) == pytest.approx((kept.error, kept.gap, kept.perplexity))
-    again = figures_of(torch.where(mask[..., None], latents, 1e9), codes, mask=mask.numpy(), inputs=x, places=(1,))
+    again = measure(
+        observe(torch.where(mask[..., None], latents, 1e9), codes, mask=mask.numpy(), inputs=x, places=(1,))
+    )
     assert again.error == f.error and again.encoder_loss == pytest.approx(1, abs=0.2)
     found = diagnose(padded, codes, mask=mask)
     assert found.notes[0] == f"{int((~mask).sum())} of 450 latents are masked and do not count"
@@ -192,12 +194,12 @@ def test_a_mask_that_does_not_fit_is_refused(mask, message):
 def test_the_models_own_indices_are_counted():
     latents = torch.tensor([[[0.0], [0.2]], [[1.0], [0.9]]]).repeat(500, 1, 1)
     index = np.tile([[0, 1], [1, 0]], (500, 1))
-    f = figures_of(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=index)
+    f = measure(observe(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=index))
     assert f.counts.tolist() == [1000, 1000, 0] and f.own_differs == pytest.approx(0.5)
     spread = latents.var(correction=0).item()
     assert f.error == pytest.approx((0.8**2 + 0.9**2) / 4 / spread, rel=0.1)
     mask = torch.tensor([True, False]).expand(1000, 2)
-    f = figures_of(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=np.where(mask, index, -1), mask=mask)
+    f = measure(observe(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=np.where(mask, index, -1), mask=mask))
     assert f.counts.tolist() == [500, 500, 0] and f.own_differs == 0
 
 

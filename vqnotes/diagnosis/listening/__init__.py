@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from vqnotes.diagnosis.listening import ours, vector_quantize_pytorch
 from vqnotes.diagnosis.listening.calls import Ear, first_argument
 
+__all__ = ["KNOWN", "LIBRARIES", "Listener", "quantisers"]
+
 LIBRARIES = (ours, vector_quantize_pytorch)
 KNOWN = ", and ".join(library.KNOWN for library in LIBRARIES)
 
@@ -17,7 +19,10 @@ def quantisers(model: nn.Module) -> dict[str, type[Ear]]:
     kinds = {name: [library.ear_of(module) for library in LIBRARIES] for name, module in model.named_modules()}
     found = {name: next(filter(None, kind)) for name, kind in kinds.items() if any(kind)}
     if not found:
-        raise ValueError(f"no quantiser found in {type(model).__name__}; known are {KNOWN}")
+        raise ValueError(
+            f"no quantiser found in {type(model).__name__}; known are {KNOWN}. Of any other, take latents and "
+            f"codes as they are compared, and diagnose by hand: diagnose(latents, codebook, inputs=...)"
+        )
     return found
 
 
