@@ -1,8 +1,11 @@
 """Diagnosis: the figures by hand, every verdict from latents made for it, and what people pass by mistake."""
 
 import dataclasses
+import importlib
 import math
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -10,7 +13,7 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes import data
+from vqnotes import data, diagnosis
 from vqnotes.diagnosis import diagnose
 from vqnotes.diagnosis.measures import measure, shared_dimensions
 from vqnotes.diagnosis.observed import AT_MOST, PER_CODE, around, observe
@@ -265,6 +268,52 @@ def test_the_rule_reads_its_thresholds(modes):
     assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "trifle": -1})[0] == "embedding collapse"
     assert decide(f, THRESHOLDS | {"dimensions": 3})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_an_answer_is_no_truth_value():
+    with pytest.raises(TypeError, match="Answer.NO is no truth value"):
+        bool(Answer.NO)
+
+
+def test_why_the_encoder_is_not_judged_is_said(modes):
+    codes, noise = placed(modes.x), normal(4800, 300)
+    given = {
+        "nothing was given to judge the encoder by": {},
+        r"the inputs do not tell: codes placed on them leave \d+% of their variance\.": {"inputs": noise},
+        "labels alone clear an encoder only where": {"labels": torch.arange(4800) % 3},
+        "the labels do not tell: no two of them have five": {"labels": torch.arange(4800)},
+        r"the inputs do not tell: .* variance, and the labels do not tell: they are hardly read off the inputs": {
+            "inputs": noise,
+            "labels": torch.arange(4800) % 3,
+        },
+    }
+    for reason, beside in given.items():
+        found = diagnose(modes.x, codes, **beside)
+        assert found.verdict == "cannot tell" and re.search(reason, found.reason), found.reason
+        by_inputs = "inputs" in beside
+        assert by_inputs == any("pass labels= that can be read off" in advice.remedy for advice in found.advice)
+        assert by_inputs == any("not judged: the inputs do not tell" in note for note in found.notes)
+        assert by_inputs != any("pass inputs= (or labels=)" in advice.remedy for advice in found.advice)
+
+
+def test_each_module_imports_only_from_those_before_it():
+    order = ["observed", "readers", "measures", "rules", "report", "listening.calls", "listening.ours"]
+    order += ["listening.vector_quantize_pytorch", "listening", "listening.units", "listening.trials"]
+    order += ["listening.records", "model", "watch"]
+    folder = Path(diagnosis.__file__).parent
+    names = {".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items() if name != "__init__"}
+    assert sorted(order) == sorted(names)
+    for name, path in names.items():
+        for imported in re.findall(r"^from vqnotes\.diagnosis\.?(\S*) import (.*)", path.read_text(), re.M):
+            parts = imported[1].split(", ") if not imported[0] or imported[0] == "listening" else []
+            modules = [".".join(filter(None, (imported[0], part))) for part in parts]
+            for module in [one for one in modules if one in order] or [imported[0]]:
+                assert order.index(module) < order.index(name), f"{name} imports {module}"
+        assert set(importlib.import_module(f"vqnotes.diagnosis.{name}").__all__)
 
 
 def test_many_latents_and_codes_in_bounded_memory():

@@ -33,6 +33,7 @@ __all__ = [
     "observe",
     "observe_stack",
     "seed_of",
+    "whole_number",
 ]
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
@@ -53,9 +54,7 @@ def as_tensor(given, name: str) -> Tensor:
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
-        raise ValueError(
-            f"{name} must be a dense tensor that holds its values (see to_dense), got one that is {kind}"
-        )
+        raise ValueError(f"{name} must be a dense tensor with its values (see to_dense), got one that is {kind}")
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
@@ -64,14 +63,15 @@ def whole_number(given, name: str) -> int:
     try:
         return operator.index(given)
     except TypeError as error:
-        raise ValueError(f"{name} must be a whole number, got {given!r}") from error
+        raise ValueError(f"{name} must be a whole number, got {given!r:.80}") from error
 
 
 def seed_of(seed) -> int:
     """A seed that torch, NumPy and scikit-learn all take."""
-    if not 0 <= whole_number(seed, "seed") < 2**32:
+    seed = whole_number(seed, "seed")
+    if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
-    return whole_number(seed, "seed")
+    return seed
 
 
 def axes_of(places) -> tuple[int, ...] | None:
@@ -81,7 +81,7 @@ def axes_of(places) -> tuple[int, ...] | None:
     try:
         return tuple(map(operator.index, places if isinstance(places, list | tuple) else [places]))
     except TypeError as error:
-        raise ValueError(f"places must be axes of the inputs, whole numbers, got {places!r}") from error
+        raise ValueError(f"places must be axes of the inputs, whole numbers, got {places!r:.80}") from error
 
 
 # ---------------------------------------------------------------- latents and codes
@@ -244,7 +244,7 @@ def observe_stack(
     try:
         parts = [[(latents, codebook, index) for latents, codebook, index in part] for part in parts]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a part must be a list of levels (latents, codebook, index), got {type(parts)}") from error
+        raise ValueError(f"need for each part a list of levels (latents, codebook, index): {error}") from error
     if not parts or not all(parts):
         counts = [len(part) for part in parts]
         raise ValueError(f"need at least one part, each with at least one level, got {counts} levels")
@@ -404,13 +404,13 @@ class Inputs:
 
     def _finite(self, x: Tensor, name: str, mask: Tensor | None) -> Tensor:
         """x, with 0 for NaN where no latent counts; ValueError if it is NaN or infinite anywhere else."""
-        if not x.is_floating_point() or torch.stack(x.aminmax()).isfinite().all():
+        if not x.is_floating_point() or torch.stack(x.aminmax()).float().isfinite().all():
             return x
-        finite = x.isfinite()
+        finite = x.float().isfinite()
         good = self._cut(finite).reshape(math.prod(self.grid), -1).all(dim=1)
         if mask is None or not good[mask].all():
             raise ValueError(
-                f"{name} of latents that count must be finite, got NaN or infinite values: {tuple(x.shape)}"
+                f"{name} must be finite (in float32) where latents count, got NaN or more: {tuple(x.shape)}"
             )
         return torch.where(finite, x, 0)
 

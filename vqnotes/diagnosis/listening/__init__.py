@@ -16,6 +16,8 @@ KNOWN = ", and ".join(library.KNOWN for library in LIBRARIES)
 
 def quantisers(model: nn.Module) -> dict[str, type[Ear]]:
     """The names of the model's quantisers, each with the kind of ear that hears it; ValueError if there is none."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     kinds = {name: [library.ear_of(module) for library in LIBRARIES] for name, module in model.named_modules()}
     found = {name: next(filter(None, kind)) for name, kind in kinds.items() if any(kind)}
     if not found:
