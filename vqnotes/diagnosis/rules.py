@@ -3,6 +3,7 @@
 `measures` takes the numbers, `decide` is the rule.
 """
 
+from collections.abc import Iterable
 from enum import Enum
 
 from vqnotes.diagnosis.measures import TRIFLE, Measures
@@ -56,6 +57,12 @@ def _answer(holds: bool) -> Answer:
     return Answer.YES if holds else Answer.NO
 
 
+def _first_of(order: list[Answer], answers: Iterable[Answer]) -> Answer:
+    """Of several answers the one that comes first in the order; unknown if there is none."""
+    given = set(answers)
+    return next((one for one in order if one in given), Answer.UNKNOWN)
+
+
 def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether k-means on the same latents does much better; unknown if they are too few to say.
 
@@ -64,8 +71,8 @@ def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     if compares_otherwise(m, thresholds):
         return Answer.UNKNOWN
     if m.codebooks and m.gap is None:
-        answers = [codebook_at_fault(one, thresholds) for one in m.codebooks if one.spread > 0]
-        return next((one for one in (Answer.YES, Answer.UNKNOWN, Answer.NO) if one in answers), Answer.UNKNOWN)
+        answers = (codebook_at_fault(one, thresholds) for one in m.codebooks if one.spread > 0)
+        return _first_of([Answer.YES, Answer.UNKNOWN, Answer.NO], answers)
     if m.gap is None:
         return Answer.UNKNOWN
     few = any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in m.each if one.spread > 0)
@@ -88,7 +95,7 @@ def encoder_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     if m.spread == 0:
         return Answer.YES if m.latents > 1 else Answer.UNKNOWN
     answers = inputs_lost(m, thresholds), labels_lost(m, thresholds)
-    return next((one for one in (Answer.YES, Answer.NO) if one in answers), Answer.UNKNOWN)
+    return _first_of([Answer.YES, Answer.NO], answers)
 
 
 def inputs_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
