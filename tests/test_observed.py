@@ -265,7 +265,7 @@ def test_one_axis_of_places_may_be_a_number_and_nothing_else_is_an_axis():
 
 def test_places_and_a_reconstruction_say_nothing_without_inputs():
     latents, codes = normal(50, 9, 4), normal(16, 4)
-    with pytest.raises(ValueError, match=r"pass inputs= too, or leave out places=\(1,\)"):
+    with pytest.raises(ValueError, match=r"pass inputs= too, got places=\(1,\) alone"):
         diagnose(latents, codes, places=(1,))
     with pytest.raises(ValueError, match="pass inputs= too, got Tensor alone"):
         diagnose_stack([[(latents, codes, None)]], reconstruction=normal(50, 9, 3))

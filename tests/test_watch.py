@@ -95,8 +95,6 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
 def test_a_watch_refuses_nonsense(options):
     with pytest.raises(ValueError, match=f"{list(options)[0]}={list(options.values())[0]}"):
         CollapseWatch(normal(10, 4), **options)
-    with pytest.raises(ValueError, match="must be a whole number, got 'a'"):
-        CollapseWatch(normal(10, 4), **{name: "a" for name in options})
 
 
 def test_a_watch_of_many_runs_names_them():

@@ -33,7 +33,6 @@ __all__ = [
     "observe",
     "observe_stack",
     "seed_of",
-    "whole_number",
 ]
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
@@ -58,7 +57,7 @@ def as_tensor(given, name: str) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
-def whole_number(given, name: str) -> int:
+def _whole_number(given, name: str) -> int:
     """A whole number of any type; ValueError if it is anything else."""
     try:
         return operator.index(given)
@@ -68,7 +67,7 @@ def whole_number(given, name: str) -> int:
 
 def seed_of(seed) -> int:
     """A seed that torch, NumPy and scikit-learn all take."""
-    seed = whole_number(seed, "seed")
+    seed = _whole_number(seed, "seed")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
     return seed
@@ -338,7 +337,7 @@ def _inputs(inputs, grid: tuple, mask: Tensor | None, places, reconstruction) ->
     if inputs is not None:
         return inputs if isinstance(inputs, Inputs) else Inputs(inputs, grid, places, reconstruction, mask)
     if places is not None:
-        raise ValueError(f"places are axes of the inputs: pass inputs= too, or leave out places={places!r}")
+        raise ValueError(f"places are axes of the inputs: pass inputs= too, got places={places!r} alone")
     if reconstruction is not None:
         given = type(reconstruction).__name__
         raise ValueError(f"a reconstruction is compared with the inputs: pass inputs= too, got {given} alone")
@@ -349,7 +348,7 @@ def _channels_last(latents: Tensor, dim: int, channel_axis: int | None) -> Tenso
     """The latents with the axis that holds D moved to the end."""
     shape = tuple(latents.shape)
     if channel_axis is not None:
-        channel_axis = whole_number(channel_axis, "channel_axis")
+        channel_axis = _whole_number(channel_axis, "channel_axis")
         if not -latents.ndim <= channel_axis < latents.ndim or shape[channel_axis] != dim:
             raise ValueError(
                 f"channel_axis={channel_axis} of latents {shape} does not hold the codes' {dim} dimensions"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from torch import nn
 
 from vqnotes.diagnosis.model import diagnose_model
-from vqnotes.diagnosis.observed import whole_number
 from vqnotes.diagnosis.report import Diagnosis
 
 __all__ = ["CollapseWarning", "CollapseWatch"]
@@ -36,7 +35,6 @@ class CollapseWatch:
     """
 
     def __init__(self, probe, *, labels=None, every: int | None = None, start: int = 0):
-        every, start = None if every is None else whole_number(every, "every"), whole_number(start, "start")
         if (every is not None and every < 1) or start < 0:
             raise ValueError(f"need every >= 1 and start >= 0, got every={every}, start={start}")
         self.probe = list(probe) if isinstance(probe, Iterator) else probe
