@@ -7,7 +7,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from exercise_tools import code_of, exercises, filled, printed
+from exercise_tools import code_of, exercises, filled
+from helpers import printed
 from notebook_tools import NOTEBOOKS, ROOT, without_pip
 
 from vqnotes import data, metrics, models, quantizers, training
