@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import pydoc
 
 import pytest
 import torch
@@ -295,6 +296,47 @@ def test_three_together():
     trained(quantizer)
     for kind in (EntropyLoss, CosineCodes, OrthogonalCodes, RotationTrick, LeastRecentlyUsed):
         assert EFFECTS[kind][1](quantizer), kind.__name__
+
+
+# ---------------------------------------------------------------- what a combination takes and shows
+
+
+BASICS = {"codebook_size": inspect.Parameter.empty, "dim": inspect.Parameter.empty}
+COMMON = {"beta": 0.25, "update": "gradient", "decay": None}
+
+
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        ((VectorQuantizer,), BASICS | COMMON),
+        ((CodeExpiry,), BASICS | {"threshold": 0.1, "memory": 0.99} | COMMON),
+        ((RotationTrick, CodeExpiry), BASICS | {"threshold": 0.1, "memory": 0.99} | COMMON),
+        ((OrthogonalCodes, DiVeQ), BASICS | {"orthogonal_weight": 10.0, "variance": 1e-6} | COMMON | {"beta": 0.0}),
+        ((LFQ, SpreadLatents), {"bits": inspect.Parameter.empty, "spread_weight": 1.0} | COMMON),
+    ],
+)
+def test_the_signature_has_the_options_of_all(kinds, expected):
+    found = inspect.signature(type("Both", kinds, {})).parameters
+    assert all(one.kind is not one.VAR_KEYWORD for one in found.values())
+    assert {name: found[name].default for name in expected} == expected
+
+
+def test_help_names_the_options():
+    title = pydoc.render_doc(CodeExpiry, renderer=pydoc.plaintext).splitlines()[3]
+    assert all(name in title for name in ("codebook_size", "dim", "threshold", "memory", "beta", "update", "decay"))
+
+
+@pytest.mark.parametrize("pair", [(VectorQuantizer,), *((kind,) for kind in EFFECTS), *MANY])
+def test_what_is_shown_makes_the_same_quantiser_again(pair):
+    quantizer = made(*pair, beta=0.7)
+    again = eval(f"dict({quantizer.extra_repr()})")
+    assert again["beta"] == 0.7 and again.keys() == inspect.signature(type(quantizer)).parameters.keys()
+    assert repr(type(quantizer)(**again)) == repr(quantizer)
+
+
+def test_an_option_that_no_class_has_is_refused():
+    with pytest.raises(TypeError, match="memry"):
+        made(RotationTrick, CodeExpiry, memry=0.9)
 
 
 # ---------------------------------------------------------------- in the stages of a residual quantiser

@@ -1,7 +1,6 @@
 """Options that give what the authors' code or vector-quantize-pytorch does, beside them or their formulas."""
 
 import inspect
-import math
 import re
 
 import numpy as np

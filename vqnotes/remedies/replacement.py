@@ -75,9 +75,8 @@ class RandomRestart(_Replacing):
     def __init__(self, *size: int, threshold: float = 1.0, memory: float = 0.99, **options):
         super().__init__(*size, **options)
         self.threshold, self.memory = check_not_negative("threshold", threshold), check_share("memory", memory)
-        self.register_buffer(
-            "use", torch.full((self.codebook_size,), 1 / self.codebook_size)
-        )  # as a share of the batch
+        average = torch.full((self.codebook_size,), 1 / self.codebook_size)
+        self.register_buffer("use", average)  # as a share of the batch
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -132,9 +131,8 @@ class LeastRecentlyUsed(_Replacing):
         if patience is not None and not patience >= 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         self.patience, self.noise = patience, check_not_negative("noise", noise)
-        self.register_buffer(
-            "idle", torch.zeros(self.codebook_size, dtype=torch.int64)
-        )  # bfloat16 counts to 256 only
+        steps = torch.zeros(self.codebook_size, dtype=torch.int64)  # bfloat16 counts to 256 only
+        self.register_buffer("idle", steps)
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:

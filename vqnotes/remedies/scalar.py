@@ -73,23 +73,23 @@ class FSQ(_FixedCodes):
             raise ValueError(f"bound must be 'atanh' or 'tan', got {bound!r}")
         super().__init__(math.prod(levels), len(levels), **options)
         self.levels, self.bound = levels, bound
-        steps, basis = torch.tensor(levels), torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
-        digits = torch.arange(self.codebook_size)[:, None] // basis % steps
-        self.fix((digits - steps // 2) / (steps // 2))
-        self.register_buffer("steps", steps)
+        sizes, basis = torch.tensor(levels), torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+        digits = torch.arange(self.codebook_size)[:, None] // basis % sizes
+        self.fix((digits - sizes // 2) / (sizes // 2))
+        self.register_buffer("sizes", sizes)
         self.register_buffer("basis", basis)
 
     def prepare(self, latents: Tensor) -> Tensor:
         latents = super().prepare(latents)
         stretch, inverse = (1 + 1e-3, torch.atanh) if self.bound == "atanh" else (1 - 1e-3, torch.tan)
-        reach = ((self.steps - 1) * stretch / 2).to(latents.dtype)
-        offset = (self.steps % 2 == 0).to(latents.dtype) / 2
+        reach = ((self.sizes - 1) * stretch / 2).to(latents.dtype)
+        offset = (self.sizes % 2 == 0).to(latents.dtype) / 2
         bounded = torch.tanh(latents + inverse(offset / reach)) * reach - offset
-        return bounded / (self.steps // 2)
+        return bounded / (self.sizes // 2)
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
-        half = self.steps // 2
-        digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.steps - 1)
+        half = self.sizes // 2
+        digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.sizes - 1)
         return digits.mul(self.basis).sum(-1)  # in whole numbers: exact in bf16 too
 
 
