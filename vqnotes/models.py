@@ -12,6 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqnotes._threads import is_small, one_torch_thread
 from vqnotes.quantizers import Quantized
 
+__all__ = [
+    "FromPatches", "MixNeighbours", "Outcome", "ToPatches", "VQAutoencoder", "evaluate", "image_autoencoder",
+    "mlp", "mlp_autoencoder", "modes_kept", "sample_latents"
+]  # fmt: skip
+
 
 class Outcome(NamedTuple):
     """A model's answer on a whole data set: latents (N, ..., D), index (N, ...), reconstruction like the input."""

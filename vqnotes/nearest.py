@@ -36,8 +36,8 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     A program made by `torch.export` shifts, multiplies and takes the minimum, in memory N * K: the same codes, but
     any of those that are equal up to rounding, and NaN is not refused. `torch.compile` leaves the search as it is.
     """
-    check_codebook_form(codebook)
-    check_latents_form(latents, codebook.shape[1])
+    codebook = check_codebook_form(codebook)
+    latents = check_latents_form(latents, codebook.shape[1])
     if _exporting():
         return _by_product(latents, codebook)
     return _NearestCode.apply(latents, codebook)

@@ -83,7 +83,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
-        check_latents_form(latents, self.dim)
+        latents = check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
@@ -154,8 +154,7 @@ class VectorQuantizer(nn.Module):
         else:
             if latents is None:
                 raise ValueError(f"{how!r} needs latents")
-            check_latents(latents, self.dim)
-            flat = enough(self.prepare(latents), self.codebook_size)
+            flat = enough(self.prepare(check_latents(latents, self.dim)), self.codebook_size)
             if how == "data":
                 codes = flat[torch.from_numpy(rng.choice(len(flat), self.codebook_size, replace=False))]
             else:
@@ -175,7 +174,8 @@ class VectorQuantizer(nn.Module):
         cls.__signature__ = signature_of(cls)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in signature_of(type(self)).parameters)
+        names = [name for name in signature_of(type(self)).parameters if hasattr(self, name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def straight_through(value: Tensor, moved: Tensor) -> Tensor:
