@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqnotes._checks import check_latents, check_latents_form, check_not_negative, check_share
 from vqnotes._combining import check_combination, signature_of
 from vqnotes.kmeans import enough, kmeans
-from vqnotes.nearest import nearest_code
+from vqnotes.nearest import nearest_code, wide_type
 
 __all__ = ["BLIND_INITS", "INITS", "Quantized", "VectorQuantizer"]
 
@@ -87,7 +87,8 @@ class VectorQuantizer(nn.Module):
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
-        loss = self.loss(*widened(latents, chosen))
+        wide = wide_type(latents, chosen)
+        loss = self.loss(latents.to(wide), chosen.to(wide))
         quantized = Quantized(self.estimate(latents, chosen), index, loss)
         if self.training:
             self.after_step(latents.detach(), index)
@@ -192,11 +193,3 @@ def shares(index: Tensor, like: Tensor) -> Tensor:
     """The share of all indices (...,) that each code has, shaped as `like` (K,)."""
     flat = index.reshape(-1)
     return torch.zeros_like(like).scatter_add_(0, flat, torch.full_like(flat, 1 / len(flat), dtype=like.dtype))
-
-
-def widened(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in one type, float32 at least: the mean of half-precision squares would lose most of its digits."""
-    wide = torch.float32
-    for one in tensors:
-        wide = torch.promote_types(wide, one.dtype)
-    return [one.to(wide) for one in tensors]
