@@ -56,8 +56,6 @@ class UsageMeter:
         self.counts.zero_()
 
     def __add__(self, other: "UsageMeter") -> "UsageMeter":
-        if not isinstance(other, UsageMeter):
-            return NotImplemented
         if len(self.counts) != len(other.counts):
             raise ValueError(f"the meters count {len(self.counts)} and {len(other.counts)} codes: need as many")
         both = UsageMeter(len(self.counts))
