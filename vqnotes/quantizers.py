@@ -35,8 +35,8 @@ class VectorQuantizer(nn.Module):
         prepare(latents)             what is compared with the codes: here the latents as they are
         codes()                      the codebook as used now, (K, D)
         assign(latents, codes)       which code for each latent
-        loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
         estimate(latents, chosen)    value forward, gradient back: straight-through
+        loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
         after_step(latents, index)   the update outside autograd: moving averages (appendix A.1)
 
     Remedies combine by inheritance: each stage passes on to super() what it does not change, and so does
@@ -47,7 +47,8 @@ class VectorQuantizer(nn.Module):
     update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
     latents that chose it, and the loss keeps only the commitment part.
     decay: share of the old average kept a step, in [0, 1), for "ema" only; None for 0.99.
-    Raises ValueError for options out of range, a decay without averages, or remedies that do not work together.
+    Raises ValueError for options out of range or a decay without averages; and the class statement of a combination
+    for remedies that do not work together.
     Squares, and so the loss, are infinite beyond about 1e19 in size.
     """
 
@@ -87,12 +88,12 @@ class VectorQuantizer(nn.Module):
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
+        latents_q = self.estimate(latents, chosen)
         wide = wide_type(latents, chosen)
         loss = self.loss(latents.to(wide), chosen.to(wide))
-        quantized = Quantized(self.estimate(latents, chosen), index, loss)
         if self.training:
             self.after_step(latents.detach(), index)
-        return quantized
+        return Quantized(latents_q, index, loss)
 
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
@@ -103,14 +104,14 @@ class VectorQuantizer(nn.Module):
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
         return nearest_code(latents, codes)
 
+    def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        return straight_through(chosen, latents)
+
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         commitment = F.mse_loss(latents, chosen.detach())
         if not self.codebook_loss:
             return self.beta * commitment
         return F.mse_loss(chosen, latents.detach()) + self.beta * commitment
-
-    def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        return straight_through(chosen, latents)
 
     @torch.no_grad()
     def after_step(self, latents: Tensor, index: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Remedies for collapse, each a small subclass that changes one stage of `VectorQuantizer`; one file a stage.
 
     codes        codes(), prepare()   codes that move together, of one mean and spread, or of length 1
-    losses       loss()               a term for codes, choices or latents
     gradients    estimate()           another gradient than straight-through
+    losses       loss()               a term for codes, choices or latents
     replacement  after_step()         dead codes start anew
     scalar       assign()             a fixed grid, without search
     residual     all of them          several quantisers in a row
