@@ -321,6 +321,25 @@ def test_the_signature_has_the_options_of_all(kinds, expected):
     assert {name: found[name].default for name in expected} == expected
 
 
+def test_a_class_of_ones_own_need_not_pass_all_on():
+    class Averaged(VectorQuantizer):
+        def __init__(self, dim, beta=0.5, **options):
+            super().__init__(8, dim, beta=beta, update="ema", **options)
+
+    class Fixed(RotationTrick):
+        def __init__(self, dim):
+            super().__init__(8, dim)
+
+    assert (
+        str(inspect.signature(Averaged)) == "(dim, beta=0.5, *, update: str = 'gradient', decay: float | None = None)"
+    )
+    assert str(inspect.signature(Fixed)) == "(dim)"
+    assert (
+        repr(Averaged(2)) == "Averaged(dim=2, beta=0.5, update='ema', decay=0.99)"
+        and repr(Fixed(2)) == "Fixed(dim=2)"
+    )
+
+
 def test_help_names_the_options():
     title = pydoc.render_doc(CodeExpiry, renderer=pydoc.plaintext).splitlines()[3]
     assert all(name in title for name in ("codebook_size", "dim", "threshold", "memory", "beta", "update", "decay"))

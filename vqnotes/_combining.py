@@ -24,12 +24,16 @@ def signature_of(kind: type) -> inspect.Signature:
 
     Each class names its own options and passes the rest on (`*size, **options`), since what comes next depends on
     the combination. So no class can spell them all out; here they are put together, for `help` and completion.
-    The size is said as by the first class that names it.
+    The size is said as by the first class that names it. A class that passes nothing on is the last to be asked.
     """
     size, options = {}, {}
     for one in kind.__mro__:
-        own = inspect.signature(vars(one)["__init__"]).parameters.values() if "__init__" in vars(one) else ()
-        named = [each for each in own if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
-        size = size or {each.name: each for each in named}
-        options |= {each.name: each for each in own if each.kind is each.KEYWORD_ONLY and each.name not in options}
+        if "__init__" not in vars(one):
+            continue
+        own = list(inspect.signature(vars(one)["__init__"]).parameters.values())[1:]
+        size = size or {each.name: each for each in own if each.kind is each.POSITIONAL_OR_KEYWORD}
+        new = [each for each in own if each.kind is each.KEYWORD_ONLY and each.name not in size | options]
+        options |= {each.name: each for each in new}
+        if not any(each.kind is each.VAR_KEYWORD for each in own):
+            break
     return inspect.Signature([*size.values(), *options.values()])

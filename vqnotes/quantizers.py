@@ -1,5 +1,6 @@
 """The vector quantiser in stages, so that a remedy can change one of them; and how its codebook is started."""
 
+from inspect import Signature
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,7 @@ class VectorQuantizer(nn.Module):
 
     excludes: dict[type, str] = {}
     comes_before: dict[type, str] = {}
+    __signature__: Signature  # of a subclass: what all that it inherits from take
 
     def __init__(
         self,
