@@ -110,7 +110,7 @@ def test_labels(pair, more, data):
     latents, codebook = pair
     kinds, length = ["whole", "whole", "normal", "huge", "nan"], max(0, latents[..., 0].numel() + more)
     y = data.draw(tensors(st.just((length,)), MIXED[-5:], kinds))
-    found = call(metrics.mode_entropy, codebook, latents, y)
+    found = call(metrics.mode_entropy, latents, codebook, y)
     assert found is REFUSED or 0 <= found <= math.log(len(y.unique())) + 1e-12
     found = call(metrics.separability, latents.repeat(8, *[1] * (latents.ndim - 1)), y.repeat(8))
     assert found is REFUSED or 0 <= found <= 1
