@@ -48,8 +48,7 @@ class VectorQuantizer(nn.Module):
     update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
     latents that chose it, and the loss keeps only the commitment part.
     decay: share of the old average kept a step, in [0, 1), for "ema" only; None for 0.99.
-    Raises ValueError for options out of range or a decay without averages; and the class statement of a combination
-    for remedies that do not work together.
+    Raises ValueError for options out of range, a decay without averages, or remedies that do not work together.
     Squares, and so the loss, are infinite beyond about 1e19 in size.
     """
 
@@ -174,8 +173,11 @@ class VectorQuantizer(nn.Module):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        check_combination(cls)
         cls.__signature__ = signature_of(cls)
+
+    def __new__(cls, *size, **options):
+        check_combination(cls)
+        return super().__new__(cls)
 
     def extra_repr(self) -> str:
         names = [name for name in signature_of(type(self)).parameters if hasattr(self, name)]

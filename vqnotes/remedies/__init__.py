@@ -12,7 +12,7 @@ They combine by inheritance, since each passes on to the next what it does not c
     class Both(CodeExpiry, RotationTrick): ...
 
 `Both` takes the options of both and those of `VectorQuantizer`; `help(Both)` lists them. What does not work together,
-or in one order only, says so in `excludes` or `comes_before`, and the class statement raises ValueError.
+or in one order only, says so in `excludes` or `comes_before`, and raises ValueError when it is made.
 A step may write into the codebook before the gradient is taken: what uses the codes in a product copies them first.
 
 What is no quantiser is not here: a better start is `init_codes`, a warm-up is an option of `training.fit`, moving
