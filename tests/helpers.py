@@ -1,5 +1,7 @@
 """What several test files need."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -57,3 +59,11 @@ class Moments:
 
     def __exit__(self, *_):
         sys.setprofile(None)
+
+
+def printed(source: str) -> str:
+    """What a cell prints, run by itself in an empty namespace."""
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        exec(compile(source, "exercise", "exec"), {})
+    return heard.getvalue().strip()

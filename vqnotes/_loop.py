@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from vqnotes._interrupts import held, note_cut, note_whole
 from vqnotes._threads import is_small, one_torch_thread, threads_for
-from vqnotes.models import VQAutoencoder, codes_compared, modes_kept, multiplications, sample_latents
+from vqnotes._workload import codes_compared, modes_kept, multiplications
+from vqnotes.models import VQAutoencoder, sample_latents
 from vqnotes.quantizers import BLIND_INITS
 
 LATENTS_PER_CODE = 32

@@ -1,32 +1,20 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vqnotes._threads import is_small, one_torch_thread
+from vqnotes._workload import modes_kept, multiplications
 from vqnotes.quantizers import Quantized
 
 __all__ = [
-    "FromPatches",
-    "MixNeighbours",
-    "Outcome",
-    "ToPatches",
-    "VQAutoencoder",
-    "codes_compared",
-    "evaluate",
-    "image_autoencoder",
-    "mlp",
-    "mlp_autoencoder",
-    "modes_kept",
-    "multiplications",
-    "sample_latents",
-]
+    "FromPatches", "MixNeighbours", "Outcome", "ToPatches", "VQAutoencoder", "evaluate", "image_autoencoder",
+    "mlp", "mlp_autoencoder", "sample_latents"
+]  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -144,17 +132,6 @@ def _dim(quantizer: nn.Module) -> int:
 # ---------------------------------------------------------------- a model's latents and answers
 
 
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module of the model is in training or evaluation mode as it was before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 @torch.no_grad()
 def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` latents (count, D), as the encoder gives them now, or all that random inputs give if they are fewer.
@@ -190,33 +167,3 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
                 quantized = model.quantizer(latents)
                 parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
             return Outcome(*(torch.cat(part) for part in zip(*parts)))
-
-
-@torch.no_grad()
-def multiplications(model: VQAutoencoder, x: Tensor, batch_size: int) -> int:
-    """How many a model needs, about, for a batch of x (N, ...): by its matrix products, convolutions, and the search.
-
-    Counted on a single input, in evaluation mode.
-    """
-    devices = [x.device] if x.is_cuda else []
-    random_state = torch.random.fork_rng(devices)  # counting draws nothing that is missed later
-    with modes_kept(model), one_torch_thread(), random_state, FlopCounterMode(display=False) as counter:
-        model.eval()
-        latents = model.encode(x[:1])
-        model.decode(latents)
-    search = latents.numel() * codes_compared(model.quantizer)
-    return min(batch_size, len(x)) * (counter.get_total_flops() // 2 + search)
-
-
-def codes_compared(quantizer: nn.Module) -> int:
-    """How many codes a latent is compared with at a time: K, or of a quantiser in stages, the most that one has."""
-    stages = getattr(quantizer, "stages", None)
-    return max(map(_size, stages if isinstance(stages, nn.ModuleList) else [quantizer]))
-
-
-def _size(quantizer: nn.Module) -> int:
-    """K, or 0 for a quantiser of someone else's that has no list of codes."""
-    if hasattr(quantizer, "codebook_size"):
-        return cast(int, quantizer.codebook_size)
-    codes = getattr(quantizer, "codes", None)
-    return len(codes()) if callable(codes) else 0
