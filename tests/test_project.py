@@ -5,8 +5,10 @@ import importlib
 import importlib.metadata
 import re
 import sys
+import textwrap
 
 import pytest
+import torch
 import yaml
 from helpers import run_python
 from notebook_tools import NOTEBOOKS, ROOT, project
@@ -14,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import vqnotes
+from vqnotes import _checks
 
 EXERCISES = sorted((ROOT / "vqnotes" / "course" / "exercises").glob("nb*.py"))
 
@@ -56,6 +59,18 @@ def test_hooks_and_lint_have_the_pinned_versions():
             assert pinned_here or pins[name].specifier.contains(version), name
         command = hook["entry"].removesuffix(" --force-exclude").removeprefix(".venv/bin/")
         assert f"bin/{command}\n" in makefile, command
+
+
+def test_the_examples_of_how_to_contribute_run():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    remedy, metric = (textwrap.dedent(one) for one in re.findall(r"```python\n(.*?) *```", text, re.S))
+    names = {"VectorQuantizer": vqnotes.VectorQuantizer} | vars(_checks)
+    exec(remedy + metric, names)
+    assert names["Louder"](8, 2, gain=0.5, update="ema").beta == 0.75
+    assert names["shortest_code"]([[3.0, 4.0], [0.0, 2.0]]) == 2
+    for call in (lambda: names["Louder"](8, 2, gain=-1), lambda: names["shortest_code"](torch.ones(2))):
+        with pytest.raises(ValueError):
+            call()
 
 
 def test_requirements_have_a_lower_bound_and_no_cap():
