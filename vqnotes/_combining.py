@@ -26,7 +26,8 @@ def signature_of(kind: type) -> inspect.Signature:
     the combination. So no class can spell them all out; here they are put together, for `help` and completion.
     The size is said as by the first class that names it. A class that passes nothing on is the last to be asked.
     """
-    size, options = {}, {}
+    size: dict[str, inspect.Parameter] = {}
+    options: dict[str, inspect.Parameter] = {}
     for one in kind.__mro__:
         if "__init__" not in vars(one):
             continue

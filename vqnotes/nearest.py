@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ def nearest_code(latents: Array, codebook: Array) -> Tensor:
     if _exporting():
         wide = wide_type(latents, codebook)
         return nearest_by_product(latents.to(wide), codebook.to(wide))
-    return _NearestCode.apply(latents, codebook)
+    return cast(Any, _NearestCode).apply(latents, codebook)
 
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former since torch 2.7
@@ -71,16 +72,16 @@ class _NearestCode(torch.autograd.Function):
         return _nearest_in_each(latents[None], codebook[None], _may_wait(latents))[0]
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info, in_dims: tuple, latents: Tensor, codebook: Tensor) -> tuple[Tensor, int]:
-        each = [
+    def vmap(info: Any, in_dims: tuple, latents: Tensor, codebook: Tensor) -> tuple[Tensor, int]:
+        each_latents, each_codebook = [
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip((latents, codebook), in_dims)
         ]
-        return _nearest_in_each(*each, _may_wait(latents)), 0
+        return _nearest_in_each(each_latents, each_codebook, _may_wait(latents)), 0
 
 
 def _may_wait(latents: Tensor) -> bool:

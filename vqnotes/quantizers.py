@@ -1,7 +1,7 @@
 """The vector quantiser in stages, so that a remedy can change one of them; and how its codebook is started."""
 
 from inspect import Signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
     """
 
     latents_q: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     loss: Tensor
 
 
@@ -54,6 +54,8 @@ class VectorQuantizer(nn.Module):
 
     excludes: dict[type, str] = {}
     comes_before: dict[type, str] = {}
+    codebook: Tensor
+    share: Tensor  # with update="ema" only
     __signature__: Signature  # of a subclass: what all that it inherits from take
 
     def __init__(
@@ -122,7 +124,7 @@ class VectorQuantizer(nn.Module):
         share_k <- decay * share_k + (1 - decay) * n_k and e_k <- e_k + (1 - decay) * n_k / share_k * (m_k - e_k).
         That is the usual ratio of two moving averages, without smoothing: a code that nobody chose stays put.
         """
-        if self.update != "ema":
+        if self.update != "ema" or self.decay is None:
             return
         flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1, 1)
         hits = shares(index, self.share)
@@ -149,7 +151,9 @@ class VectorQuantizer(nn.Module):
         if how not in INITS:
             raise ValueError(f"how must be one of {INITS}, got {how!r}")
         rng = np.random.default_rng(seed)
-        shape, share = (self.codebook_size, self.dim), np.zeros(self.codebook_size)
+        shape = self.codebook_size, self.dim
+        codes: np.ndarray | Tensor
+        share: np.ndarray | Tensor = np.zeros(self.codebook_size)
         if how == "uniform":
             codes = rng.uniform(-1 / self.codebook_size, 1 / self.codebook_size, shape)
         elif how == "normal":
@@ -171,11 +175,11 @@ class VectorQuantizer(nn.Module):
         if self.update == "ema":
             self.share.copy_(share)
 
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.__signature__ = signature_of(cls)
 
-    def __new__(cls, *size, **options):
+    def __new__(cls, *size: Any, **options: Any) -> Any:
         check_combination(cls)
         return super().__new__(cls)
 

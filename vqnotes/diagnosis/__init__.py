@@ -5,6 +5,10 @@ makes a verdict of them, `report` says it with its evidence and advice. `model` 
 has a file for each library), and `watch` does so during training. A file imports only from those before it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+from vqnotes._checks import Array
 from vqnotes.diagnosis import report
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
@@ -24,16 +28,16 @@ __all__ = [
 
 
 def diagnose(
-    latents,
-    codebook,
+    latents: Array,
+    codebook: Array,
     *,
-    labels=None,
-    inputs=None,
-    index=None,
-    mask=None,
+    labels: Array | None = None,
+    inputs: Array | None = None,
+    index: Array | None = None,
+    mask: Array | None = None,
     channel_axis: int | None = None,
     places: tuple | None = None,
-    reconstruction=None,
+    reconstruction: Array | None = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Which collapse is it, by which evidence, and what to try.
@@ -65,19 +69,19 @@ def diagnose(
     Raises ValueError for what is empty, NaN, infinite, sparse, of mismatched shapes or open to two readings, for
     inputs that do not vary, and for places or a reconstruction that no inputs belong to.
     """
-    beside = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
+    beside: Any = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
     observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, seed=seed)
     return report.report(observed, measure(observed))
 
 
 def diagnose_stack(
-    parts,
+    parts: Sequence[Sequence[tuple]],
     *,
-    labels=None,
-    inputs=None,
-    mask=None,
+    labels: Array | None = None,
+    inputs: Array | None = None,
+    mask: Array | None = None,
     places: tuple | None = None,
-    reconstruction=None,
+    reconstruction: Array | None = None,
     seed: int = 0,
 ) -> StackDiagnosis:
     """One verdict on codes that are put together (residual levels, heads, groups), and one on each codebook.
@@ -97,6 +101,6 @@ def diagnose_stack(
     collapse" or "cannot tell". Places that share a codebook are judged together, and get the same diagnosis.
     Raises ValueError as `diagnose` does, and for levels at different places.
     """
-    beside = {"labels": labels, "inputs": inputs, "mask": mask, "reconstruction": reconstruction}
+    beside: Any = {"labels": labels, "inputs": inputs, "mask": mask, "reconstruction": reconstruction}
     observed = observe_stack(parts, **beside, places=places, seed=seed)
     return report.report_stack(observed, measure(observed))

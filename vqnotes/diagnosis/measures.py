@@ -18,7 +18,7 @@ from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
 from vqnotes.kmeans import kmeans
-from vqnotes.nearest import nearest_code
+from vqnotes.nearest import PART, nearest_code
 
 __all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
 
@@ -136,7 +136,7 @@ def _uses(one: Coded) -> dict:
 def _different(latents: Tensor) -> int:
     """How many latents (N, D) differ: those that do along a random direction, too."""
     direction = torch.rand(latents.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return len(torch.cat([part.double() @ direction for part in latents.split(metrics.PART)]).unique())
+    return len(torch.cat([part.double() @ direction for part in latents.split(PART)]).unique())
 
 
 def _uses_of_all(observed: Observed, each: tuple[Measures, ...]) -> dict:
@@ -222,7 +222,8 @@ def reference_for(scaled: Scaled) -> list[list[Tensor]]:
     It is fitted to the first half of the sample: part by part, and level after level on what those before left.
     Places that share a codebook get one k-means, fitted to what reaches all of them in the model.
     """
-    observed, fitted = scaled.observed, {}
+    observed = scaled.observed
+    fitted: dict = {}
 
     def of(points: Tensor, size: int) -> Tensor:
         return kmeans(points, min(size, len(points) // 4), observed.seed)[0]
@@ -279,14 +280,15 @@ def _codebook_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
 
 def _errors(points: Tensor, coded: Tensor, half: int) -> tuple[Tensor, Tensor]:
     """Squared distances (n,) in double precision, of the first half and of the second."""
-    return (points - coded).double().square().sum(1).tensor_split([half])
+    errors = (points - coded).double().square().sum(1)
+    return errors[:half], errors[half:]
 
 
 def _ratio(error: float, best: float) -> float:
     return error / best if best > 0 else (1.0 if error == 0 else math.inf)
 
 
-def shared_dimensions(variances, bits: float) -> float:
+def shared_dimensions(variances: np.ndarray, bits: float) -> float:
     """How many dimensions share the bits of water-filling: exp(entropy of their shares); 0 if there are no bits."""
     given = metrics.water_filling(variances, bits).bits
     return float(np.exp(metrics.entropy(given))) if given.sum() > 0 else 0.0
@@ -314,8 +316,8 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
         return result
     if width > 0 and not 0.5 < width < 2:
         moved = (codes - codes.mean(0)) / width
-        error = _errors(points, moved[nearest_code(points, moved)], half)[1].mean().item()
-        result["gap_scaled"] = _ratio(error, found["best"])
+        placed = _errors(points, moved[nearest_code(points, moved)], half)[1].mean().item()
+        result["gap_scaled"] = _ratio(placed, found["best"])
     lengths = one.codes.double().norm(dim=1)
     latents = observed.counted[observed.sample].double()
     if lengths.std() < 1e-3 * lengths.mean() and (norms := latents.norm(dim=1)).std() > 1e-2 * norms.mean():

@@ -4,11 +4,13 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from vqnotes._checks import Array
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.listening.trials import without_gradient
@@ -25,7 +27,7 @@ STRAIGHT_THROUGH = Advice(
 
 
 def diagnose_model(
-    model: nn.Module, data, *, labels=None, places: tuple | None = None, seed: int = 0
+    model: nn.Module, data: Any, *, labels: Array | None = None, places: tuple | None = None, seed: int = 0
 ) -> dict[str, Diagnosis]:
     """Runs the model on the data, listens to its quantisers, and diagnoses each: {name of the module: Diagnosis}.
 
@@ -87,7 +89,7 @@ def _no_gradient(found: Diagnosis) -> Diagnosis:
     return replace(found, doubts=[doubt, *found.doubts], advice=[STRAIGHT_THROUGH, *found.advice])
 
 
-def _batches(data, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of inputs on the model's device, in its float type, each with its labels if there are any."""
     if isinstance(data, tuple) or hasattr(data, "shape"):
         parts = [as_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]

@@ -7,14 +7,16 @@ Behind this door nothing is parsed or checked again: all that follows takes an `
 import itertools
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes._checks import check_codebook, check_latents, check_latents_form
+from vqnotes._checks import Array, check_codebook, check_latents, check_latents_form
 from vqnotes.nearest import nearest_code
 
 __all__ = [
@@ -45,7 +47,7 @@ class UnpairedInputs(ValueError):
     """Inputs that cannot stand beside the latents, or of which it is not known which belongs to which."""
 
 
-def as_tensor(given, name: str) -> Tensor:
+def as_tensor(given: Any, name: str) -> Tensor:
     """A dense tensor from a tensor or an array; ValueError if it is neither."""
     try:
         tensor = torch.as_tensor(given).detach()
@@ -57,7 +59,7 @@ def as_tensor(given, name: str) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
-def _whole_number(given, name: str) -> int:
+def _whole_number(given: Any, name: str) -> int:
     """A whole number of any type; ValueError if it is anything else."""
     try:
         return operator.index(given)
@@ -65,7 +67,7 @@ def _whole_number(given, name: str) -> int:
         raise ValueError(f"{name} must be a whole number, got {given!r:.80}") from error
 
 
-def seed_of(seed) -> int:
+def seed_of(seed: Any) -> int:
     """A seed that torch, NumPy and scikit-learn all take."""
     seed = _whole_number(seed, "seed")
     if not 0 <= seed < 2**32:
@@ -73,7 +75,7 @@ def seed_of(seed) -> int:
     return seed
 
 
-def axes_of(places) -> tuple[int, ...] | None:
+def axes_of(places: Any) -> tuple[int, ...] | None:
     """The axes of the inputs along which places run, as a tuple; one axis may come as a number."""
     if places is None:
         return None
@@ -190,7 +192,7 @@ class Observed:
                 torch.cat([level.latents for level in levels]),
                 first.codes,
                 None if any(one is None for one in own) else torch.cat(own),
-                None if any(one is None for one in uses) else sum(uses),
+                None if any(one is None for one in uses) else torch.stack(uses).sum(0),
             )
         return Observed(first.latents, (len(first.latents),), None, [[first]], self.seed)
 
@@ -201,16 +203,16 @@ class Observed:
 
 
 def observe(
-    latents,
-    codebook,
+    latents: Array,
+    codebook: Array,
     *,
-    labels=None,
-    inputs=None,
-    index=None,
-    mask=None,
+    labels: Array | None = None,
+    inputs: "Array | Inputs | None" = None,
+    index: Array | None = None,
+    mask: Array | None = None,
     channel_axis: int | None = None,
     places: tuple | None = None,
-    reconstruction=None,
+    reconstruction: Array | None = None,
     seed: int = 0,
     uses: Tensor | None = None,
 ) -> Observed:
@@ -226,13 +228,13 @@ def observe(
 
 
 def observe_stack(
-    parts,
+    parts: Any,
     *,
-    labels=None,
-    inputs=None,
-    mask=None,
+    labels: Array | None = None,
+    inputs: "Array | Inputs | None" = None,
+    mask: Array | None = None,
     places: tuple | None = None,
-    reconstruction=None,
+    reconstruction: Array | None = None,
     seed: int = 0,
     uses: list[Tensor] | None = None,
 ) -> Observed:
@@ -257,7 +259,9 @@ def observe_stack(
     return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=True)
 
 
-def _observed(parts, mask, labels, inputs, places, reconstruction, seed, *, stacked: bool) -> Observed:
+def _observed(
+    parts: Any, mask: Any, labels: Any, inputs: Any, places: Any, reconstruction: Any, seed: Any, *, stacked: bool
+) -> Observed:
     """parts: of each level its latents (..., D), codes, index and uses, the last two perhaps None."""
     seed = seed_of(seed)
     for latents, codes, *_ in itertools.chain(*parts):
@@ -278,7 +282,7 @@ def _observed(parts, mask, labels, inputs, places, reconstruction, seed, *, stac
     return observed
 
 
-def _numbers(given, name: str) -> Tensor:
+def _numbers(given: Any, name: str) -> Tensor:
     """Real numbers on the CPU."""
     tensor = as_tensor(given, name).cpu()
     if tensor.is_complex():
@@ -286,7 +290,7 @@ def _numbers(given, name: str) -> Tensor:
     return tensor
 
 
-def _codes(codebook) -> Tensor:
+def _codes(codebook: Any) -> Tensor:
     codes = _numbers(codebook, "codebook")
     check_codebook(codes)
     return codes
@@ -300,7 +304,7 @@ def _rows(latents: Tensor, mask: Tensor | None) -> Tensor:
     return rows
 
 
-def _coded(grid: tuple, mask: Tensor | None, rows: Tensor, codes: Tensor, index, uses: Tensor | None) -> Coded:
+def _coded(grid: tuple, mask: Tensor | None, rows: Tensor, codes: Tensor, index: Any, uses: Tensor | None) -> Coded:
     """Those of the rows that count, with their codes."""
     rows = rows if mask is None else rows[mask]
     if index is None:
@@ -313,7 +317,7 @@ def _coded(grid: tuple, mask: Tensor | None, rows: Tensor, codes: Tensor, index,
     return Coded(rows, codes, index, uses)
 
 
-def _one_each(given, name: str, grid: tuple, kind: str, fits) -> Tensor:
+def _one_each(given: Any, name: str, grid: tuple, kind: str, fits: Callable) -> Tensor:
     """The index or mask in a row; ValueError unless there is one entry for each latent, of a fitting type."""
     tensor = _numbers(given, name)
     if tuple(tensor.shape) != grid or not fits(tensor):
@@ -322,7 +326,7 @@ def _one_each(given, name: str, grid: tuple, kind: str, fits) -> Tensor:
     return tensor.flatten()
 
 
-def _labels(labels, grid: tuple) -> Tensor | None:
+def _labels(labels: Any, grid: tuple) -> Tensor | None:
     """A whole number for each latent, or for each input."""
     if labels is None:
         return None
@@ -333,7 +337,7 @@ def _labels(labels, grid: tuple) -> Tensor | None:
     return labels
 
 
-def _inputs(inputs, grid: tuple, mask: Tensor | None, places, reconstruction) -> "Inputs | None":
+def _inputs(inputs: Any, grid: tuple, mask: Tensor | None, places: Any, reconstruction: Any) -> "Inputs | None":
     if inputs is not None:
         return inputs if isinstance(inputs, Inputs) else Inputs(inputs, grid, places, reconstruction, mask)
     if places is not None:
@@ -376,7 +380,9 @@ class Inputs:
     axes: the places as they were understood; None if a latent has an input of its own.
     """
 
-    def __init__(self, inputs, grid: tuple, places=None, reconstruction=None, mask: Tensor | None = None):
+    def __init__(
+        self, inputs: Any, grid: tuple, places: Any = None, reconstruction: Any = None, mask: Tensor | None = None
+    ):
         x = _numbers(inputs, "inputs")
         if x.ndim == 0 or x.numel() == 0:
             raise ValueError(f"inputs are empty, or a single number: shape {tuple(x.shape)}")

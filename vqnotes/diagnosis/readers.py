@@ -84,9 +84,9 @@ def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
     for reach in (0.5, 8):
         kernel = Nystroem(gamma=reach, n_components=min(128, half), random_state=seed).fit(seen[:half])
         features.append(kernel.transform(seen))
-    features = np.concatenate(features, axis=1)
-    reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(features[:half], x[:half].numpy())
-    return torch.from_numpy(reader.predict(features[half:])).to(x.dtype).reshape(x[half:].shape)
+    table = np.concatenate(features, axis=1)
+    reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(table[:half], x[:half].numpy())
+    return torch.from_numpy(reader.predict(table[half:])).to(x.dtype).reshape(x[half:].shape)
 
 
 class Network(nn.Module):

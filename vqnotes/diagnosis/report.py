@@ -203,7 +203,7 @@ def report(observed: Observed, measures: Measures) -> Diagnosis:
 
 def report_stack(observed: Observed, measures: Measures) -> StackDiagnosis:
     """What is said of codes that are put together, as a whole and one by one."""
-    each = {}
+    each: dict = {}
     for group, one, alone in zip(observed.shared, observed.codebooks, measures.codebooks):
         each |= dict.fromkeys(group, _explained(one, alone, *decide_codebook(alone), of_several=True))
     numbers = iter(range(len(each)))

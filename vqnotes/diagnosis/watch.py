@@ -4,9 +4,11 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
+from vqnotes._checks import Array
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.report import Diagnosis
 
@@ -34,7 +36,7 @@ class CollapseWatch:
     a training: a model that cannot be diagnosed any more, as one that has become NaN, gets a warning.
     """
 
-    def __init__(self, probe, *, labels=None, every: int | None = None, start: int = 0):
+    def __init__(self, probe: Any, *, labels: Array | None = None, every: int | None = None, start: int = 0):
         if (every is not None and every < 1) or start < 0:
             raise ValueError(f"need every >= 1 and start >= 0, got every={every}, start={start}")
         self.probe = list(probe) if isinstance(probe, Iterator) else probe

@@ -3,6 +3,8 @@
 Codes that are computed follow their map, so all of them move together, those that nobody chose too.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,10 @@ class SimVQ(VectorQuantizer):
     Raises ValueError for another start, or update="ema": codes that are computed cannot be averaged.
     """
 
-    def __init__(self, *size: int, bias: bool = False, start: str = "identity", **options):
+    transform: Tensor
+    offset: Tensor | None
+
+    def __init__(self, *size: int, bias: bool = False, start: str = "identity", **options: Any):
         super().__init__(*size, **options)
         need_gradient(self)
         if start not in ("identity", "linear"):
@@ -65,8 +70,10 @@ class AffineCodes(VectorQuantizer):
     """
 
     comes_before = {SimVQ: "the map of SimVQ would undo the mean and spread that AffineCodes gives its codes"}
+    latent_mean: Tensor
+    latent_variance: Tensor
 
-    def __init__(self, *size: int, affine_decay: float = 0.99, **options):
+    def __init__(self, *size: int, affine_decay: float = 0.99, **options: Any):
         super().__init__(*size, **options)
         need_gradient(self)
         self.affine_decay = check_share("affine_decay", affine_decay)
@@ -109,7 +116,7 @@ class LearntAffineCodes(VectorQuantizer):
 
     excludes = {AffineCodes: "AffineCodes sets the mean and spread that LearntAffineCodes should learn"}
 
-    def __init__(self, *size: int, affine_lr: float = 10.0, **options):
+    def __init__(self, *size: int, affine_lr: float = 10.0, **options: Any):
         super().__init__(*size, **options)
         need_gradient(self)
         self.affine_lr = check_positive("affine_lr", affine_lr)

@@ -1,5 +1,7 @@
 """estimate(): the value forward is the code, the gradient back is another than straight-through."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ class DiVeQ(VectorQuantizer):
 
     excludes = {RotationTrick: "RotationTrick and DiVeQ both say what the gradient is: take one of them"}
 
-    def __init__(self, *size: int, variance: float = 1e-6, beta: float = 0.0, **options):
+    def __init__(self, *size: int, variance: float = 1e-6, beta: float = 0.0, **options: Any):
         super().__init__(*size, beta=beta, **options)
         need_gradient(self)
         self.variance, self.codebook_loss = check_not_negative("variance", variance), False

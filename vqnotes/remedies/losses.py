@@ -1,5 +1,7 @@
 """loss(): something more to make small, of the codes, the choices or the latents."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class OrthogonalCodes(VectorQuantizer):
     Raises ValueError for a negative weight, or update="ema", which no loss can move.
     """
 
-    def __init__(self, *size: int, orthogonal_weight: float = 10.0, **options):
+    def __init__(self, *size: int, orthogonal_weight: float = 10.0, **options: Any):
         super().__init__(*size, **options)
         need_gradient(self)
         self.orthogonal_weight = check_not_negative("orthogonal_weight", orthogonal_weight)
@@ -46,14 +48,14 @@ class EntropyLoss(VectorQuantizer):
         entropy_weight: float = 0.1,
         temperature: float = 1.0,
         relative: bool = True,
-        **options,
+        **options: Any,
     ):
         super().__init__(*size, **options)
         self.entropy_weight = check_not_negative("entropy_weight", entropy_weight)
         self.temperature, self.relative = check_positive("temperature", temperature), relative
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        scale = self.temperature
+        scale: Tensor | float = self.temperature
         if self.relative:
             scale = scale * (latents - chosen).detach().square().sum(-1).mean().clamp_min(1e-12)
         codes, flat = self.codes().to(latents.dtype, copy=True), latents.reshape(-1, self.dim)
@@ -77,7 +79,7 @@ class SpreadLatents(VectorQuantizer):
         *size: int,
         spread_weight: float = 1.0,
         variance_weight: float = 1.0,
-        **options,
+        **options: Any,
     ):
         super().__init__(*size, **options)
         self.spread_weight = check_not_negative("spread_weight", spread_weight)

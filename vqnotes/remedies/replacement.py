@@ -1,6 +1,7 @@
 """after_step(): codes that died, or are about to, start anew among the latents."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,10 @@ class _Replacing(VectorQuantizer):
     excludes = dict.fromkeys(
         (SimVQ, AffineCodes, LearntAffineCodes), "codes that are computed cannot be put in another place"
     )
+    draws: Tensor
     noise = 0.0  # on all latents that are drawn: its standard deviation in each direction, relative to their length
 
-    def __init__(self, *size: int, **options):
+    def __init__(self, *size: int, **options: Any):
         super().__init__(*size, **options)
         with torch.random.fork_rng(devices=[]):  # weights that are made next are the same as with any quantiser
             start = torch.randint(2**32, ())
@@ -72,7 +74,9 @@ class RandomRestart(_Replacing):
     Raises ValueError for a negative threshold or memory out of range.
     """
 
-    def __init__(self, *size: int, threshold: float = 1.0, memory: float = 0.99, **options):
+    use: Tensor
+
+    def __init__(self, *size: int, threshold: float = 1.0, memory: float = 0.99, **options: Any):
         super().__init__(*size, **options)
         self.threshold, self.memory = check_not_negative("threshold", threshold), check_share("memory", memory)
         average = torch.full((self.codebook_size,), 1 / self.codebook_size)
@@ -102,7 +106,7 @@ class CodeExpiry(RandomRestart):
     averagely again, so that it has time to find latents of its own.
     """
 
-    def __init__(self, *size: int, threshold: float = 0.1, **options):
+    def __init__(self, *size: int, threshold: float = 0.1, **options: Any):
         super().__init__(*size, threshold=threshold, **options)
 
     def limit(self, batch: int) -> float:
@@ -125,8 +129,9 @@ class LeastRecentlyUsed(_Replacing):
     """
 
     excludes = {RandomRestart: ONE_RULE}
+    idle: Tensor
 
-    def __init__(self, *size: int, patience: float | None = None, noise: float = 0.01, **options):
+    def __init__(self, *size: int, patience: float | None = None, noise: float = 0.01, **options: Any):
         super().__init__(*size, **options)
         if patience is not None and not patience >= 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
@@ -171,8 +176,9 @@ class OnlineClustering(_Replacing):
     """
 
     excludes = {RandomRestart: ONE_RULE, LeastRecentlyUsed: ONE_RULE}
+    use: Tensor
 
-    def __init__(self, *size: int, anchor: str = "random", memory: float = 0.99, **options):
+    def __init__(self, *size: int, anchor: str = "random", memory: float = 0.99, **options: Any):
         super().__init__(*size, **options)
         if anchor not in ("random", "probrandom", "closest"):
             raise ValueError(f"anchor must be 'random', 'probrandom' or 'closest', got {anchor!r}")
@@ -217,6 +223,8 @@ class CodeSplitting(_Replacing):
     """
 
     excludes = {RandomRestart: ONE_RULE, LeastRecentlyUsed: ONE_RULE, OnlineClustering: ONE_RULE}
+    steps: Tensor
+    chosen_in: Tensor
 
     def __init__(
         self,
@@ -224,7 +232,7 @@ class CodeSplitting(_Replacing):
         interval: int = 100,
         threshold: float = 0.01,
         noise: float = 0.01,
-        **options,
+        **options: Any,
     ):
         super().__init__(*size, **options)
         if interval < 1:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +27,16 @@ class ResidualVQ(nn.Module):
     Raises ValueError if the sizes' product is not codebook_size, or for a kind that cannot code what is left.
     """
 
+    stages: Any  # an nn.ModuleList; what is in it has the methods of `VectorQuantizer`
+
     def __init__(
-        self, codebook_size: int, dim: int, *, stages: Sequence[int], kind: type = VectorQuantizer, **options
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        stages: Sequence[int],
+        kind: type[VectorQuantizer] = VectorQuantizer,
+        **options: Any,
     ):
         super().__init__()
         if kind.prepare is not VectorQuantizer.prepare:
@@ -43,7 +52,9 @@ class ResidualVQ(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (..., S), loss)."""
-        left, chosen, parts = latents, 0, []
+        left: Tensor = latents
+        chosen: Tensor | int = 0
+        parts: list[Quantized] = []
         for stage in self.stages:
             codes = stage.codes().clone()  # as they are before the stage moves them
             parts.append(stage(left))
@@ -58,7 +69,8 @@ class ResidualVQ(nn.Module):
 
     def decode(self, index: Tensor) -> Tensor:
         """The sums of codes (..., D) of an index (..., S), as the decoder gets them."""
-        return sum(stage.decode(own) for stage, own in zip(self.stages, index.unbind(-1), strict=True))
+        parts = (stage.decode(own) for stage, own in zip(self.stages, index.unbind(-1), strict=True))
+        return cast(Tensor, sum(parts))
 
     def codes(self) -> Tensor:
         """All sums (K_1 * K_2 * ..., D), in the order of `joint_index`; ValueError if there are more than 2^20."""
@@ -81,7 +93,8 @@ class ResidualVQ(nn.Module):
             raise ValueError(
                 f"{self.codebook_size:,} sums are too many to number them in int64: use an index a stage"
             )
-        joint, basis = 0, 1
+        joint: Any = 0
+        basis = 1
         for stage, own in zip(self.stages, index.unbind(-1), strict=True):
             joint, basis = joint + own * basis, basis * stage.codebook_size
         return joint

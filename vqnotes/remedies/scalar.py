@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class _FixedCodes(VectorQuantizer):
         "the codes are a fixed grid, which cannot be moved or given another shape",
     )
 
-    def __init__(self, *size: int, beta: float = 0.0, **options):
+    def __init__(self, *size: int, beta: float = 0.0, **options: Any):
         super().__init__(*size, beta=beta, **options)
         need_gradient(self)
         self.codebook_loss = False
@@ -65,7 +66,10 @@ class FSQ(_FixedCodes):
         SpreadLatents: "FSQ bounds latents to (-1, 1): to vary by 1 there, all must be at the outermost levels"
     }
 
-    def __init__(self, levels: Sequence[int], *, bound: str = "atanh", **options):
+    sizes: Tensor
+    basis: Tensor
+
+    def __init__(self, levels: Sequence[int], *, bound: str = "atanh", **options: Any):
         levels = [int(level) for level in levels]
         if not levels or min(levels) < 3:
             raise ValueError(f"FSQ needs levels of at least 3, got {levels}")
@@ -106,6 +110,7 @@ class LFQ(_FixedCodes):
     """
 
     excludes = {FSQ: "FSQ and LFQ are two grids: take one of them", EntropyLoss: "LFQ has an entropy loss of its own"}
+    basis: Tensor
 
     def __init__(
         self,
@@ -114,7 +119,7 @@ class LFQ(_FixedCodes):
         entropy_weight: float = 0.1,
         inverse_temperature: float = 100.0,
         beta: float = 0.25,
-        **options,
+        **options: Any,
     ):
         if bits < 1:
             raise ValueError(f"LFQ needs at least 1 bit, got {bits}")

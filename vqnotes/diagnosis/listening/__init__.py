@@ -1,12 +1,13 @@
 """Listening to a model: its quantisers, and what reaches them. A file for each library says how its own are heard."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening import ours, vector_quantize_pytorch
-from vqnotes.diagnosis.listening.calls import Ear, first_argument
+from vqnotes.diagnosis.listening.calls import Call, Ear, first_argument
 
 __all__ = ["KNOWN", "LIBRARIES", "Listener", "quantisers"]
 
@@ -35,10 +36,12 @@ class Listener:
     """
 
     def __init__(self, model: nn.Module):
-        self.model, self.calls, self.entered = model, [], {}
+        self.model = model
+        self.calls: list[Call] = []
+        self.entered: dict[str, Tensor] = {}
         self.names = list(quantisers(model))
 
-    def __call__(self, x: Tensor):
+    def __call__(self, x: Tensor) -> Any:
         """What the model returns on x, while its calls are heard."""
         self.calls.clear()
         self.entered.clear()
@@ -59,7 +62,7 @@ class Listener:
             for hook in hooks:
                 hook.remove()
 
-    def _entering(self, name: str):
+    def _entering(self, name: str) -> Callable:
         def enter(module: nn.Module, arguments: tuple, named: dict) -> None:
             if arguments or named:
                 self.entered[name] = first_argument(arguments, named)

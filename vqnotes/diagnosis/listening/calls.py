@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,10 +36,19 @@ class Ear:
     def hooks(self) -> list:
         return [self.module.register_forward_hook(self.hear, with_kwargs=True)]
 
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+    def hear(self, module: nn.Module, arguments: tuple, named: dict, output: Any) -> None:
         raise NotImplementedError
 
-    def keep(self, entered: Tensor, returned: Tensor, axis: int, latents, codes, index, mask=None) -> None:
+    def keep(
+        self,
+        entered: Tensor,
+        returned: Tensor,
+        axis: int,
+        latents: Tensor,
+        codes: Tensor,
+        index: Tensor,
+        mask: Tensor | None = None,
+    ) -> None:
         """One head, unless latents and codes come with heads."""
         if codes.ndim == 2:
             latents, codes, index = latents[None], codes[None], index[None]

@@ -1,5 +1,7 @@
 """How the quantisers of vqnotes are heard."""
 
+from typing import Any
+
 from torch import nn
 
 from vqnotes.diagnosis.listening.calls import Ear, first_argument
@@ -18,6 +20,6 @@ def ear_of(module: nn.Module) -> type[Ear] | None:
 class OwnEar(Ear):
     """`VectorQuantizer` and what is made of it."""
 
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+    def hear(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
         entered = first_argument(arguments, named)
         self.keep(entered, output.latents_q, -1, module.prepare(entered), module.codes(), output.index)

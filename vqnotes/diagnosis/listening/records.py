@@ -1,8 +1,9 @@
 """What was heard of a model, kept in bounded memory, and the diagnosis of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,10 @@ class Heard:
     def __init__(self, listener: Listener, places: tuple | None, seed: int):
         self.listener, self.places, self.seed = listener, places, seed
         self.random = np.random.default_rng(seed)
-        self.count, self.records, self.labels, self.inputs = 0, [], [], None
+        self.count = 0
+        self.records: list[Record] = []
+        self.labels: list[Tensor | None] = []
+        self.inputs: Sample | None = None
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
         output = self.call(x)
@@ -79,7 +83,7 @@ class Heard:
         most = max(needed, MOST_NUMBERS // numbers)
         self.inputs = Sample(min([most, *(record.sample.most for record in paired)]))
 
-    def call(self, x: Tensor):
+    def call(self, x: Tensor) -> Any:
         model = self.listener.model
         try:
             return self.listener(x)
@@ -87,7 +91,7 @@ class Heard:
             reason = f"{type(model).__name__} cannot be called with a batch {x.dtype} {tuple(x.shape)}"
             raise ValueError(f"{reason}: {error}") from error
 
-    def labels_of(self, given) -> Tensor | None:
+    def labels_of(self, given: Any) -> Tensor | None:
         """One for each input that was heard: those given, or those that the batches brought."""
         if given is not None:
             given = as_tensor(given, "labels").cpu()
@@ -101,7 +105,8 @@ class Sample:
     """Of all examples that pass by, those with the smallest keys: a fair sample, however they are batched."""
 
     def __init__(self, most: int):
-        self.most, self.keys, self.tensors = most, np.empty(0), {}
+        self.most, self.keys = most, np.empty(0)
+        self.tensors: dict[str, Tensor] = {}
 
     def add(self, keys: np.ndarray, tensors: dict[str, Tensor]) -> None:
         count, every = len(self.keys), np.concatenate([self.keys, keys])
@@ -110,9 +115,9 @@ class Sample:
         free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, len(stay))])
         self.keys = np.concatenate([self.keys, np.empty(max(0, len(stay) - count))])
         self.keys[free] = keys[rows]
-        rows, free = torch.from_numpy(rows), torch.from_numpy(free)
+        new_rows, places = torch.from_numpy(rows), torch.from_numpy(free)
         for name, tensor in tensors.items():
-            tensor, kept = tensor.detach()[rows.to(tensor.device)].cpu(), self.tensors.get(name)
+            tensor, kept = tensor.detach()[new_rows.to(tensor.device)].cpu(), self.tensors.get(name)
             if kept is None:
                 kept = torch.empty(self.most, *tensor.shape[1:], dtype=tensor.dtype)
             if tensor.ndim != kept.ndim:
@@ -120,14 +125,14 @@ class Sample:
             if any(new > old for new, old in zip(tensor.shape[1:], kept.shape[1:])):
                 kept = _padded(kept[:count], list(map(max, tensor.shape[1:], kept.shape[1:])), self.most)
             self.tensors[name] = kept
-            kept[free] = _padded(tensor, kept.shape[1:], len(tensor))
+            kept[places] = _padded(tensor, kept.shape[1:], len(tensor))
 
     def of(self, name: str) -> Tensor:
         """What is kept under this name."""
         return self.tensors[name][: len(self.keys)]
 
 
-def _padded(tensor: Tensor, sides, most: int) -> Tensor:
+def _padded(tensor: Tensor, sides: Sequence[int], most: int) -> Tensor:
     """The tensor (n, ...) in a larger one of these sides, zero beside it, in the first of so many rows."""
     if tuple(tensor.shape) == (most, *sides):
         return tensor
@@ -145,7 +150,10 @@ class Record:
     """
 
     def __init__(self, unit: Unit, calls: list[Call], batch: int, seed: int):
-        self.unit, self.notes, self.axes, self.places = unit, [], None, ()
+        self.unit = unit
+        self.notes: list[str] = []
+        self.axes: tuple | None = None
+        self.places: tuple = ()
         self.heard, self.masked, self.random = 0, 0, np.random.default_rng(seed)
         self.entries = [calls[part[0].call].name for part in unit.parts]
         self.rows = unit.loose or by_example(calls[unit.levels[0].call], batch) is None  # without order or inputs
@@ -164,7 +172,7 @@ class Record:
             why = "of several calls in a pass" if unit.loose else f"which are not so many for each of {batch} inputs,"
             self.notes.append(f"the inputs were not used: latents {' and '.join(shapes)} {why} are taken as one set")
 
-    def read_places(self, call: Callable, listener: Listener, x: Tensor, calls: list[Call], given) -> None:
+    def read_places(self, call: Callable, listener: Listener, x: Tensor, calls: list[Call], given: Any) -> None:
         """Finds out which piece of the inputs x belongs to which latent."""
 
         def hear(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +261,8 @@ class Record:
 
     def observed(self, inputs: Sample, labels: Tensor | None, seed: int) -> Observed:
         """The sample as the diagnosis takes it."""
-        kept, order = self.sample, slice(None)
+        kept = self.sample
+        order: Any = slice(None)
         if self.axes is not None:  # first those whose inputs are kept, in the order of these
             by_key = np.argsort(kept.keys)
             known = by_key[np.searchsorted(kept.keys, inputs.keys, sorter=by_key)]
@@ -266,7 +275,7 @@ class Record:
             return tensor.flatten(0, -2) if name.startswith("latents") else tensor.flatten()  # one for each input
 
         counts = of("counts 0")
-        beside = {
+        beside: dict[str, Any] = {
             "labels": None if labels is None or self.rows else labels[of("number")],
             "inputs": self.paired(inputs, counts),
             "mask": None if counts.all() else counts,

@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def readings(shape: tuple, inner: tuple) -> list[tuple]:
     tried = list(itertools.combinations(axes, len(inner)))
     if len(inner) == 1 and len(shape) > 3:
         tried += zip(axes, axes[1:])
-    found = {}
+    found: dict[tuple, tuple] = {}
     for one in tried:
         pieces = cuts([shape[axis] for axis in one], inner)
         if pieces is not None:
@@ -101,7 +102,7 @@ def _locality(hear: Callable, x: Tensor, axes: tuple, pieces: tuple) -> tuple[fl
     other = x.roll(1, 0) if len(x) > 1 else x.flip(axes)
     shares = []
     for number in {round(i) for i in torch.linspace(0, len(places) - 1, PLACES_TRIED).tolist()}:
-        piece = [slice(None)] * x.ndim
+        piece: list[Any] = [slice(None)] * x.ndim
         piece[0] = changed.to(x.device)
         for axis, many, place in zip(axes, pieces, places[number]):
             size = x.shape[axis] // many
@@ -132,7 +133,8 @@ def fed_by(listener: Listener, call: Callable, x: Tensor, units: list[Unit]) -> 
 
     call: calls the model, as the listener does.
     """
-    x, found = x[:EXAMPLES_TRIED], {}
+    x = x[:EXAMPLES_TRIED]
+    found: dict = {}
 
     def entering() -> list[Tensor]:
         torch.manual_seed(0)
@@ -156,14 +158,18 @@ def depends_on_codes_alone(listener: Listener, call: Callable, x: Tensor) -> boo
     with _returning(listener.model, listener.names, lambda codes: codes[:1].expand_as(codes)):
         torch.manual_seed(0)
         back = rebuilt(call(x), x)
-    return back is not None and len(x) > 1 and torch.allclose(back, back[:1], rtol=0, atol=1e-3 * back.abs().max())
+    return (
+        back is not None
+        and len(x) > 1
+        and torch.allclose(back, back[:1], rtol=0, atol=1e-3 * float(back.abs().max()))
+    )
 
 
 @contextmanager
 def _returning(model: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Meanwhile these quantisers return changed codes."""
 
-    def changed(module: nn.Module, arguments: tuple, output):
+    def changed(module: nn.Module, arguments: tuple, output: Any) -> Any:
         if isinstance(output, Tensor):
             return change(output)
         values = change(output[0]), *output[1:]
@@ -202,10 +208,10 @@ def without_gradient(model: nn.Module, x: Tensor, names: list[str]) -> set[str]:
 
 def _gradients(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, bool | None]:
     """For each quantiser whether what enters it, or what that is made of, gets a gradient; None if unknown."""
-    entered = {}
+    entered: dict[str, Tensor] = {}
     for name in names:
 
-        def enter(module, arguments, named, name=name):
+        def enter(module: nn.Module, arguments: tuple, named: dict, name: str = name) -> None:
             entered.setdefault(name, first_argument(arguments, named))
 
         model.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True)
@@ -235,7 +241,7 @@ def _leaves(tensor: Tensor) -> list[Tensor]:
     return found
 
 
-def rebuilt(output, x: Tensor) -> Tensor | None:
+def rebuilt(output: Any, x: Tensor) -> Tensor | None:
     """The first tensor in a model's output that has the inputs' shape and is not the inputs themselves, if any."""
     if not x.is_floating_point():
         return None
@@ -248,7 +254,7 @@ def _wide(tensor: Tensor) -> bool:
     return tensor.ndim > 1 and tensor.is_floating_point()
 
 
-def tensors(output) -> Iterator[Tensor]:
+def tensors(output: Any) -> Iterator[Tensor]:
     """All tensors in what a model returns: tuples, lists and dicts of them, in their order."""
     if isinstance(output, Tensor):
         yield output

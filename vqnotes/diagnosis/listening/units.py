@@ -51,7 +51,8 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
         several = len(call.latents) > 1 and not call.shared
         return [Level(f"{name}[head {head}]" if several else name, number, head) for head in heads]
 
-    stacks, found = _stacks(calls), []
+    stacks = _stacks(calls)
+    found: list[Unit] = []
     alone = {stack[0] for stack in stacks if len(stack) == 1}
     loose = {
         name: [one for one in own if one in alone]
@@ -71,9 +72,9 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
         found.append(Unit(together, tuple(parts)))
     for name, own in loose.items():
         heads = range(len(calls[own[0]].latents))
-        for together in [list(heads)] if calls[own[0]].shared else [[head] for head in heads]:
-            same = [level for number in own for level in levels(number, together)]
-            of_head = f"[head {together[0]}]" if len(together) < len(heads) else ""
+        for some in [list(heads)] if calls[own[0]].shared else [[head] for head in heads]:
+            same = [level for number in own for level in levels(number, some)]
+            of_head = f"[head {some[0]}]" if len(some) < len(heads) else ""
             found.append(
                 Unit((name or type(model).__name__) + of_head, tuple((level,) for level in same), loose=True)
             )
@@ -82,7 +83,7 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
 
 def _stacks(calls: list[Call]) -> list[list[int]]:
     """Numbers of the calls, each list levels one after another: what reaches a level is what the last one left."""
-    stacks = []
+    stacks: list[list[int]] = []
     for number, call in enumerate(calls):
         before = (one for one in reversed(stacks) if _left(calls[one[-1]], call))
         stack = next(before, None)
@@ -142,7 +143,7 @@ def _pieces(one: Tensor, other: Tensor, axis: int) -> bool:
     same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() and one.dtype == other.dtype
     if not same or sizes[0] != sizes[1] or one.stride() != other.stride():
         return False
-    apart, steps = abs(other.storage_offset() - one.storage_offset()), {}
+    apart, steps = abs(int(other.storage_offset()) - int(one.storage_offset())), {}
     strides = [(stride, i) for i, stride in enumerate(one.stride()) if i == axis or one.shape[i] > 1]
     for stride, i in sorted(strides, reverse=True):
         steps[i], apart = divmod(apart, stride)

@@ -1,5 +1,7 @@
 """How the quantisers of vector-quantize-pytorch are heard, which are told by what they have."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def ear_of(module: nn.Module) -> type[Ear] | None:
 class SimVQEar(Ear):
     """SimVQ of vector-quantize-pytorch: codes are a map of frozen ones."""
 
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+    def hear(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
         entered, axis = first_argument(arguments, named), 1 if module.channel_first else -1
         self.keep(entered, output[0], axis, entered.movedim(axis, -1), module.codebook, output[1])
 
@@ -28,7 +30,10 @@ class SimVQEar(Ear):
 class VectorQuantizeEar(Ear):
     """VectorQuantize of vector-quantize-pytorch: its inner codebook gets ([heads,] batch, places, D)."""
 
-    inside = None  # what was heard of the codebook in this call; levels may share it: only the one inside hears
+    module: Any
+    inside: list | None = (
+        None  # what was heard of the codebook in this call; levels may share it: only the one inside hears
+    )
 
     def hooks(self) -> list:
         return [
@@ -40,11 +45,11 @@ class VectorQuantizeEar(Ear):
     def enter(self, module: nn.Module, arguments: tuple) -> None:
         self.inside = []
 
-    def hear(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+    def hear(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
         if self.inside is not None:
             self.inside = [first_argument(arguments, named), named.get("mask"), *output[:2]]
 
-    def leave(self, module: nn.Module, arguments: tuple, named: dict, output) -> None:
+    def leave(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
         (latents, mask, chosen, index), self.inside = self.inside, None
         codes, entered = module._codebook.embed, first_argument(arguments, named)
         if index.shape != latents.shape[:-1]:
