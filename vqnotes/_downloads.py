@@ -5,8 +5,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -14,7 +13,6 @@ from urllib.parse import urljoin, urlsplit
 from tqdm import tqdm
 
 from vqnotes._files import replaced
-from vqnotes._interrupts import held
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 TIMEOUT = 30  # seconds without an answer, or without a byte more of it
@@ -157,29 +155,13 @@ def _fetch(url: str, path: Path) -> str:
     checksum, options = hashlib.sha256(), {"stream": True, "timeout": TIMEOUT, "hooks": {"response": _check_hop}}
     with path.open("wb") as stream, requests.get(url, **options) as answer:
         answer.raise_for_status()
-        with _progress(int(answer.headers.get("Content-Length", 0))) as add:
+        total = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, unit="B", unit_scale=True) as bar:
             for chunk in answer.iter_content(2**16):
                 stream.write(chunk)
                 checksum.update(chunk)
-                add(len(chunk))
+                bar.update(len(chunk))
     return checksum.hexdigest()
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Gives what adds to a progress bar. No interrupt lands in it: the lock that all bars share would stay locked."""
-    with held():
-        bar = tqdm(total=total or None, unit="B", unit_scale=True)
-
-    def add(count: int) -> None:
-        with held():
-            bar.update(count)
-
-    try:
-        yield add
-    finally:
-        with held():
-            bar.close()
 
 
 def _check_hop(response, **_) -> None:

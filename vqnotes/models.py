@@ -1,16 +1,22 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqnotes._threads import is_small, one_torch_thread
+from vqnotes._threads import one_torch_thread, torch_threads_for
 from vqnotes.quantizers import Quantized
+
+LATENTS_PER_CODE = 32
+_counted = (
+    WeakKeyDictionary()
+)  # of each model: its multiplications for one input, by the input's shape and its own size
 
 
 class Outcome(NamedTuple):
@@ -121,9 +127,9 @@ def image_autoencoder(
 
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module of the model is in training or evaluation mode as it was before."""
-    modes = [(module, module.training) for module in model.modules()]
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Afterwards each module of the models is in training or evaluation mode as it was before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         yield
     finally:
@@ -148,6 +154,12 @@ def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch
     return latents[torch.randperm(len(latents), generator=generator)[:count].to(x.device)]
 
 
+def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
+    """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
+    wanted = LATENTS_PER_CODE * codes_compared(model.quantizer)
+    return sample_latents(model, x, wanted, torch.Generator().manual_seed(seed))
+
+
 @torch.no_grad()
 def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
     """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients.
@@ -159,7 +171,7 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
         raise ValueError(f"need inputs (N, ...) and batch_size >= 1, got {tuple(x.shape)} and {batch_size}")
     with modes_kept(model):
         model.eval()
-        with one_torch_thread() if is_small(multiplications(model, x, batch_size)) else nullcontext():
+        with torch_threads_for(multiplications(model, x, batch_size)):
             parts = []
             for batch in x.split(batch_size):
                 latents = model.encode(batch)
@@ -168,20 +180,24 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
             return Outcome(*(torch.cat(part) for part in zip(*parts)))
 
 
-@torch.no_grad()
 def multiplications(model: VQAutoencoder, x: Tensor, batch_size: int) -> int:
-    """How many a model needs, about, for a batch of x (N, ...): by its matrix products, convolutions, and the search.
+    """How many a model needs, about, for a batch of x (N, ...): by matrix products, convolutions, and the search."""
+    known = _counted.setdefault(model, {})
+    layout = (x.shape[1:], codes_compared(model.quantizer), sum(one.numel() for one in model.parameters()))
+    if layout not in known:
+        known[layout] = _multiplications_of_one(model, x[:1])
+    return min(batch_size, len(x)) * known[layout]
 
-    Counted on a single input, in evaluation mode.
-    """
-    devices = [x.device] if x.is_cuda else []
-    random_state = torch.random.fork_rng(devices)  # counting draws nothing that is missed later
+
+@torch.no_grad()
+def _multiplications_of_one(model: VQAutoencoder, x: Tensor) -> int:
+    """Of one input (1, ...), in evaluation mode; nothing of the model or of PyTorch's random state changes."""
+    random_state = torch.random.fork_rng([x.device] if x.is_cuda else [])
     with modes_kept(model), one_torch_thread(), random_state, FlopCounterMode(display=False) as counter:
         model.eval()
-        latents = model.encode(x[:1])
+        latents = model.encode(x)
         model.decode(latents)
-    search = latents.numel() * codes_compared(model.quantizer)
-    return min(batch_size, len(x)) * (counter.get_total_flops() // 2 + search)
+    return counter.get_total_flops() // 2 + latents.numel() * codes_compared(model.quantizer)
 
 
 def codes_compared(quantizer: nn.Module) -> int:
