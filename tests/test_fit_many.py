@@ -1,7 +1,6 @@
 """Many runs at once give what one run at a time gives; the models stay plain; what fails is named."""
 
 import copy
-import signal
 from functools import partial
 
 import numpy as np
@@ -274,19 +273,6 @@ def test_a_part_that_stands_still_still_does_after_a_look_in_the_callback():
 
     fit_many(lambda seed: small(seed, update="ema"), x, seeds=SEEDS, steps=3, callback=hold, progress=False)
     assert torch.equal(codes[0], codes[-1])
-
-
-def test_an_interrupt_leaves_whole_histories_of_one_length_and_usable_models():
-    x = normal(300, 4)
-
-    def stop(step, _):
-        if step == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    results = fit_many(small, x, seeds=SEEDS, steps=100, progress=False, callback=stop)
-    for model, history in results:
-        assert history.interrupted and len(history) == len(history.quantizer) == 7
-        assert np.isfinite(history.reconstruction).all() and torch.isfinite(evaluate(model, x).reconstruction).all()
 
 
 def test_seeds_that_diverge_are_named_and_no_others():

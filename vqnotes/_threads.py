@@ -10,9 +10,9 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 SMALL = 2**29  # multiplications: below it one thread takes some tens of milliseconds
-_lock = threading.Lock()
+_lock = threading.Lock()  # of _torch_threads
 _torch_threads: dict[int, int] = {}  # of each Python thread that is limited now, by its identity: what it gets back
-_blas = {"users": 0, "limit": None}  # the whole process's: the first sets it, the last lifts it
+_blas = threading.Lock()  # held by whoever limits it: its limit is the whole process's
 
 
 def is_small(multiplications: float) -> bool:
@@ -48,29 +48,20 @@ def one_thread() -> Iterator[None]:
     """Meanwhile BLAS (NumPy's, SciPy's), OpenMP (scikit-learn's) and PyTorch compute on the calling thread alone.
 
     For problems that are small beside the cost of a parallel region, see `is_small`. As many threads as before are
-    allowed again at the end, also after an error. May be nested, and entered from several Python threads: BLAS, which
-    has one limit for the whole process, has it until the last of them is done.
+    allowed again at the end, also after an error. May be nested, and entered from several Python threads: the limits
+    of OpenMP and PyTorch hold for the calling thread; BLAS has one for the whole process, which the thread that has
+    set it lifts, since threadpoolctl lets no other do so.
     Libraries that are first loaded meanwhile keep their own number.
     """
     pools = _pools(len(sys.modules))
-    openmp = pools.select(user_api="openmp")
-    with one_torch_thread(), openmp.limit(limits=1), _one_blas_thread(pools):  # in this order: torch has OpenMP too
-        yield
-
-
-@contextmanager
-def _one_blas_thread(pools: ThreadpoolController) -> Iterator[None]:
-    with _lock:
-        if _blas["users"] == 0:
-            _blas["limit"] = pools.select(user_api="blas").limit(limits=1)
-        _blas["users"] += 1
+    first = _blas.acquire(blocking=False)
     try:
-        yield
+        mine = pools if first else pools.select(user_api="openmp")
+        with one_torch_thread(), mine.limit(limits=1):  # in this order: the limit is OpenMP's too, that torch has
+            yield
     finally:
-        with _lock:
-            _blas["users"] -= 1
-            if _blas["users"] == 0:
-                _blas["limit"].restore_original_limits()
+        if first:
+            _blas.release()
 
 
 def threads_for(multiplications: float) -> AbstractContextManager:

@@ -38,7 +38,7 @@ class History:
 class Plan:
     """The options that `fit` explains and `fit_many` shares. Raises ValueError for those that make no run.
 
-    Plans are equal if all is but the optimiser, which tells more of itself once it is made, and the progress bar.
+    Plans are compared without the optimiser, which says what it is once it is made, and without the progress bar.
     """
 
     steps: int
@@ -129,13 +129,13 @@ def fit(
     not above 0, warmup outside 0 .. steps, or an optimiser that needs a closure (LBFGS).
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
-    objective = Objective(model, x)
+    run = Run(model, x, seed)
+    optimizer = plan.optimizer_of(run.named_parameters())
 
     def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
-        return objective(x[index[0]], quantize)
+        return run(x[index[0]], quantize)
 
-    parameters = dict(objective.named_parameters())
-    (history,) = _train("fit", plan, [objective], [seed], parameters, measure, callback, shown=model)
+    (history,) = _train("fit", plan, [run], optimizer, measure, callback, shown=model)
     return history
 
 
@@ -180,18 +180,19 @@ def fit_many(
     models = [_built(build, seed) for seed in seeds]
     if len(set(map(id, models))) < len(models):
         raise ValueError("build must make a new model for each seed, it returned the same one twice")
-    objectives = [Objective(model, one) for model, one in zip(models, xs)]
-    check_alike(objectives, seeds)
+    runs = [Run(model, one, seed) for model, one, seed in zip(models, xs, seeds)]
+    check_alike(runs, seeds)
 
     inputs = x if isinstance(x, Tensor) else torch.cat(xs)
     first = torch.arange(len(seeds), device=inputs.device)[:, None] * (0 if isinstance(x, Tensor) else len(xs[0]))
-    stacked = Stacked(objectives)
+    stacked = Stacked(runs)
 
     def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
         return stacked(inputs[first + index], quantize)
 
     try:
-        histories = _train("fit_many", plan, objectives, seeds, stacked.parameters, measure, callback, shown=models)
+        optimizer = plan.optimizer_of(stacked.parameters.items())
+        histories = _train("fit_many", plan, runs, optimizer, measure, callback, shown=models)
     except ValueError as error:
         lost = [seed for seed, finite in zip(seeds, stacked.finite()) if not finite]
         if not lost:
@@ -211,16 +212,16 @@ def _built(build: Callable[[int], VQAutoencoder], seed: int) -> VQAutoencoder:
 # ---------------------------------------------------------------- the loop over steps
 
 
-class Objective(nn.Module):
-    """What training makes small: a batch to (reconstruction error / variance of x, quantiser's loss), two scalars."""
+class Run(nn.Module):
+    """A model, its data, its seed; a batch gives reconstruction error / variance of x, and the quantiser's loss."""
 
-    def __init__(self, model: VQAutoencoder, x: Tensor):
+    def __init__(self, model: VQAutoencoder, x: Tensor, seed: int):
         super().__init__()
         variance = x.var(correction=0) if x.numel() and x.is_floating_point() else torch.tensor(0.0)  # of all entries
         if not (torch.isfinite(variance) and variance > 0):
             shown = f"{x.dtype} {tuple(x.shape)}, variance {variance.item()}"
             raise ValueError(f"x must be floating point, finite, and vary: got {shown}")
-        self.model, self.x = model, x
+        self.model, self.x, self.seed = model, x, seed
         self.register_buffer("variance", variance)
 
     def forward(self, batch: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
@@ -235,20 +236,18 @@ class Objective(nn.Module):
 def _train(
     name: str,
     plan: Plan,
-    objectives: list[Objective],
-    seeds: list[int],
-    parameters: dict[str, Tensor],
+    runs: list[Run],
+    optimizer: torch.optim.Optimizer,
     measure: Callable[[Tensor, bool], tuple[Tensor, Tensor]],
     callback: Callable | None,
     shown: VQAutoencoder | list[VQAutoencoder],
 ) -> list[History]:
     """The loop of `fit` and `fit_many` over the steps of R runs, R = 1 for `fit`.
 
-    parameters: what the optimiser changes, by name. measure: from the batches' places in x (R, B), and whether the
-    quantiser takes part, to the errors and the quantiser's losses of all runs. shown: what the callback gets.
+    measure: from the batches' places in x (R, B), and whether the quantiser takes part, to the errors and the
+    quantiser's losses of all runs. shown: what the callback gets beside the step.
     """
-    models, x = [objective.model for objective in objectives], objectives[0].x
-    optimizer = plan.optimizer_of(parameters.items())
+    models, seeds, x = [run.model for run in runs], [run.seed for run in runs], runs[0].x
     batches = batches_of(len(x), plan.batch_size, seeds, x.device, plan.shuffle)
     work = multiplications(models[0], x, plan.batch_size) * len(models)
     callback = callback or (lambda step, shown: None)
@@ -257,7 +256,7 @@ def _train(
     with interruptible() as stopped, _training_mode(models, seeds[0], x.device):
         for step in tqdm(range(plan.steps), desc="training", leave=False, disable=not plan.progress):
             if step == plan.warmup:
-                _start_codes(objectives, plan.init, seeds)
+                _start_codes(runs, plan.init)
             callback(step, shown)
             if stopped():
                 break
@@ -273,11 +272,11 @@ def _train(
             curves.append(torch.stack([errors, quantizer_losses]).detach().view(2, -1))
         else:  # no break: all steps are done
             if plan.warmup == plan.steps:
-                _start_codes(objectives, plan.init, seeds)
+                _start_codes(runs, plan.init)
             callback(plan.steps, shown)
 
     title = f"{name} (seed {', '.join(map(str, seeds))})"
-    note_end(_key(name, plan, objectives, seeds, optimizer), title, len(curves), plan.steps, "steps", cut=stopped())
+    note_end((name, plan, _key(runs, optimizer)), title, len(curves), plan.steps, "steps", cut=stopped())
     curves = torch.stack(curves, dim=2) if curves else torch.empty(2, len(models), 0)
     return [History(errors, losses, stopped()) for errors, losses in zip(*curves.tolist())]
 
@@ -293,19 +292,16 @@ def _training_mode(models: list[VQAutoencoder], seed: int, device: torch.device)
         yield
 
 
-def _start_codes(objectives: list[Objective], init: str | None, seeds: list[int]) -> None:
+def _start_codes(runs: list[Run], init: str | None) -> None:
     """Starts each codebook anew, from latents of x where it needs any; none if init is None."""
-    for objective, seed in zip(objectives, seeds) if init is not None else ():
-        quantizer = objective.model.quantizer
-        latents = None if init in BLIND_INITS else latents_for_codes(objective.model, objective.x, seed)
+    for run in runs if init is not None else ():
+        quantizer = run.model.quantizer
+        latents = None if init in BLIND_INITS else latents_for_codes(run.model, run.x, run.seed)
         with threads_for(0 if latents is None else latents.numel() * codes_compared(quantizer)):
-            quantizer.init_codes(init, latents, seed)
+            quantizer.init_codes(init, latents, run.seed)
 
 
-def _key(
-    name: str, plan: Plan, objectives: list[Objective], seeds: list[int], optimizer: torch.optim.Optimizer
-) -> tuple:
-    """What makes a run the same when it is run again: all but the weights that it starts from."""
-    data = [(tuple(objective.x.shape), objective.variance.item()) for objective in objectives]
-    sizes = [tuple(parameter.shape) for parameter in objectives[0].parameters()]
-    return name, plan, tuple(seeds), repr(data), repr(sizes), repr(objectives[0]), repr(optimizer)
+def _key(runs: list[Run], optimizer: torch.optim.Optimizer) -> str:
+    """By what runs are the same when they are run again, beside their plan: all but the weights they start from."""
+    data = [(run.seed, tuple(run.x.shape), run.variance.item()) for run in runs]
+    return repr((data, runs[0], [tuple(parameter.shape) for parameter in runs[0].parameters()], optimizer))
