@@ -1,6 +1,8 @@
 """Many runs at once give what one run at a time gives; the models stay plain; what fails is named."""
 
 import copy
+import dataclasses
+import inspect
 from functools import partial
 
 import numpy as np
@@ -11,7 +13,7 @@ from helpers import normal
 from vqnotes import data, metrics
 from vqnotes.models import FromPatches, VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.training import fit, fit_many
+from vqnotes.training import Plan, fit, fit_many
 
 SEEDS = [3, 0, 11]
 
@@ -73,6 +75,15 @@ def test_the_other_options_mean_the_same(options):
     x, options = normal(300, 4), {"steps": 50, "progress": False} | options
     many = fit_many(small, x, seeds=SEEDS, **options)
     assert_same(many, one_by_one(small, [x] * 3, SEEDS, **options), x)
+
+
+def test_the_options_that_both_share_are_the_same():
+    """They are spelled out twice, for help() and completion."""
+    one, many = (inspect.signature(function).parameters for function in (fit, fit_many))
+    shared = [field.name for field in dataclasses.fields(Plan)]
+    assert all(one[name] == many[name] for name in shared)
+    assert set(one) - set(shared) == {"model", "x", "seed", "callback"}
+    assert set(many) - set(shared) == {"build", "x", "seeds", "callback"}
 
 
 def test_each_seed_may_have_its_own_data():
