@@ -158,7 +158,7 @@ KINDS = {
     RestartOrthogonalEntropy: {},
     ClusteringDiVeQ: {},
     FSQ: {"levels": [(3,), (4, 5), (3, 3, 3), (300, 3), (1500,), (2, 3), ()], "bound": ["tan", "far"]},
-    LFQ: {"entropy_weight": WEIGHTS, "inverse_temperature": WEIGHTS, "beta": WEIGHTS},
+    LFQ: {"bits": [0, 1, 4], "entropy_weight": WEIGHTS, "inverse_temperature": WEIGHTS, "beta": WEIGHTS},
     ResidualVQ: {"stages": [(2, 3), (5,), (1, 1, 2), (), (0, 2)], "kind": [RotationTrick, SimVQ, CosineCodes]},
 }
 
@@ -169,17 +169,15 @@ def quantizers(draw):
     options = {
         name: draw(st.sampled_from(values))
         for name, values in KINDS[kind].items()
-        if name in ("levels", "stages") or draw(st.booleans())
+        if name in ("levels", "bits", "stages") or draw(st.booleans())
     }
     size, dim = draw(SIZE), draw(SIZE)
     if draw(st.integers(0, 9)):  # mostly what fits
-        size = math.prod(options.get("levels", options.get("stages", [size])))
-        dim = len(options.get("levels", [0] * dim))
-        size = 2**dim if kind is LFQ else size
+        size = math.prod(options.get("stages", [size]))
     torch.manual_seed(draw(st.integers(0, 9)))
-    made = call(kind, size, dim, **options)
+    made = call(kind, *(() if kind in (FSQ, LFQ) else (size, dim)), **options)
     assume(made is not REFUSED)
-    assert size >= 1 and dim >= 1
+    assert made.codebook_size >= 1 and made.dim >= 1
     return made.to(draw(st.sampled_from(FLOATS)))
 
 

@@ -1,5 +1,7 @@
 """What several test files need."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -34,3 +36,11 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 def press():
     """Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def printed(source: str) -> str:
+    """What a cell prints, run by itself in an empty namespace."""
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        exec(compile(source, "exercise", "exec"), {})
+    return heard.getvalue().strip()

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import pydoc
 
 import pytest
 import torch
@@ -60,10 +61,10 @@ def depends_on(quantizer, tensor):
 
 def follows_the_latents(quantizer):
     """The mean of the latents as they are compared is heard."""
-    before, compared = quantizer.mean.clone(), quantizer.prepare(LATENTS)
+    before, compared = quantizer.latent_mean.clone(), quantizer.prepare(LATENTS)
     quantizer.train()(LATENTS)
     expected = 0.99 * before + 0.01 * compared.mean(0)
-    return torch.allclose(quantizer.mean, expected, atol=1e-4) and depends_on(quantizer, quantizer.mean)
+    return torch.allclose(quantizer.latent_mean, expected, atol=1e-4) and depends_on(quantizer, quantizer.latent_mean)
 
 
 def has_learnt_scale_and_shift(quantizer):
@@ -126,9 +127,8 @@ def brings_back_lost_codes(quantizer):
 
 
 def keeps_its_grid(quantizer):
-    options = {"levels": (2 * (4,))} if isinstance(quantizer, FSQ) else {}
-    kind, dim = (FSQ, 2) if options else (LFQ, 4)
-    return torch.equal(quantizer.codes(), kind(16, dim, **options).codes())
+    alone = FSQ(levels=(4, 4)) if isinstance(quantizer, FSQ) else LFQ(4)
+    return torch.equal(quantizer.codes(), alone.codes())
 
 
 # class: (options for these small runs, what is to be seen)
@@ -148,7 +148,7 @@ EFFECTS = {
     OnlineClustering: ({}, brings_back_lost_codes),
     CodeSplitting: ({"interval": 3, "threshold": 0.3}, brings_back_lost_codes),
     FSQ: ({"levels": (4, 4)}, keeps_its_grid),
-    LFQ: ({}, keeps_its_grid),
+    LFQ: ({"bits": DIM}, keeps_its_grid),
 }
 PAIRS = [pair for pair in itertools.permutations(EFFECTS, 2) if not issubclass(*pair) and not issubclass(*pair[::-1])]
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(kind.__name__ for kind in pair))
@@ -158,7 +158,8 @@ def made(*kinds, **options):
     """A quantiser of these kinds, in this order, or ValueError."""
     for kind in kinds:
         options |= EFFECTS.get(kind, ({},))[0]
-    return type("Both", kinds, {})(CODES, 2 if FSQ in kinds else DIM, **options)
+    size = () if {FSQ, LFQ} & set(kinds) else (CODES, DIM)
+    return type("Both", kinds, {})(*size, **options)
 
 
 def allowed(*kinds, **options):
@@ -297,6 +298,66 @@ def test_three_together():
         assert EFFECTS[kind][1](quantizer), kind.__name__
 
 
+# ---------------------------------------------------------------- what a combination takes and shows
+
+
+BASICS = {"codebook_size": inspect.Parameter.empty, "dim": inspect.Parameter.empty}
+COMMON = {"beta": 0.25, "update": "gradient", "decay": None}
+
+
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        ((VectorQuantizer,), BASICS | COMMON),
+        ((CodeExpiry,), BASICS | {"threshold": 0.1, "memory": 0.99} | COMMON),
+        ((RotationTrick, CodeExpiry), BASICS | {"threshold": 0.1, "memory": 0.99} | COMMON),
+        ((OrthogonalCodes, DiVeQ), BASICS | {"orthogonal_weight": 10.0, "variance": 1e-6} | COMMON | {"beta": 0.0}),
+        ((LFQ, SpreadLatents), {"bits": inspect.Parameter.empty, "spread_weight": 1.0} | COMMON),
+    ],
+)
+def test_the_signature_has_the_options_of_all(kinds, expected):
+    found = inspect.signature(type("Both", kinds, {})).parameters
+    assert all(one.kind is not one.VAR_KEYWORD for one in found.values())
+    assert {name: found[name].default for name in expected} == expected
+
+
+def test_a_class_of_ones_own_need_not_pass_all_on():
+    class Averaged(VectorQuantizer):
+        def __init__(self, dim, beta=0.5, **options):
+            super().__init__(8, dim, beta=beta, update="ema", **options)
+
+    class Fixed(RotationTrick):
+        def __init__(self, dim):
+            super().__init__(8, dim)
+
+    assert (
+        str(inspect.signature(Averaged)) == "(dim, beta=0.5, *, update: str = 'gradient', decay: float | None = None)"
+    )
+    assert str(inspect.signature(Fixed)) == "(dim)"
+    assert (
+        repr(Averaged(2)) == "Averaged(dim=2, beta=0.5, update='ema', decay=0.99)"
+        and repr(Fixed(2)) == "Fixed(dim=2)"
+    )
+
+
+def test_help_names_the_options():
+    title = pydoc.render_doc(CodeExpiry, renderer=pydoc.plaintext).splitlines()[3]
+    assert all(name in title for name in ("codebook_size", "dim", "threshold", "memory", "beta", "update", "decay"))
+
+
+@pytest.mark.parametrize("pair", [(VectorQuantizer,), *((kind,) for kind in EFFECTS), *MANY])
+def test_what_is_shown_makes_the_same_quantiser_again(pair):
+    quantizer = made(*pair, beta=0.7)
+    again = eval(f"dict({quantizer.extra_repr()})")
+    assert again["beta"] == 0.7 and again.keys() == inspect.signature(type(quantizer)).parameters.keys()
+    assert repr(type(quantizer)(**again)) == repr(quantizer)
+
+
+def test_an_option_that_no_class_has_is_refused():
+    with pytest.raises(TypeError, match="memry"):
+        made(RotationTrick, CodeExpiry, memry=0.9)
+
+
 # ---------------------------------------------------------------- in the stages of a residual quantiser
 
 
@@ -334,7 +395,7 @@ def test_the_gradient_of_stages_is_that_of_the_sum(kind):
     index = whole(z).index
     for quantizer in (whole, alone):
         latents = z.clone().requires_grad_()
-        chosen = whole.lookup(index) if quantizer is alone else None
+        chosen = whole.decode(index) if quantizer is alone else None
         out = quantizer.estimate(latents, chosen) if quantizer is alone else quantizer(latents).latents_q
         found.append(torch.autograd.grad((out * weight).sum(), latents)[0])
     assert torch.allclose(*found, atol=1e-6) and not torch.allclose(found[0], weight, atol=1e-2)
@@ -355,7 +416,7 @@ def test_stages_of_real_size_train_and_are_measured_in_little_memory(stages, ste
     latents = model.encode(x).detach()
     latents_q, index, loss = quantizer.eval()(latents)
     assert index.shape == (4096, stages) and index.min() >= 0 and index.max() < 1024 and torch.isfinite(loss)
-    assert torch.allclose(quantizer.lookup(index), latents_q, atol=1e-5)
+    assert torch.allclose(quantizer.decode(index), latents_q, atol=1e-5)
     first = quantizer.stages[0].codes().detach()
     error = (latents_q - latents).square().sum() / (latents - latents.mean(0)).square().sum()
     assert error < 0.5 * quantization_error(latents, first)

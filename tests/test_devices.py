@@ -55,8 +55,9 @@ def waits(monkeypatch):
 
 
 def quantizer_of(remedy):
-    codes = {"residual": 64, "LFQ": 64, "FSQ": 64}.get(remedy, 16)
-    return league.REMEDIES[remedy].kind(codes, league.REMEDIES[remedy].dim, **league.REMEDIES[remedy].options)
+    chosen = league.REMEDIES[remedy]
+    size = chosen.size if remedy in ("residual", "LFQ", "FSQ") else (16, *chosen.size[1:])
+    return chosen.kind(*size, **chosen.options)
 
 
 @pytest.mark.parametrize("many", [False, True])

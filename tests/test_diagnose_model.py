@@ -163,7 +163,16 @@ def test_data_in_the_forms_that_people_have(given):
         ([normal(5, 63)], r"Own cannot be called with a batch torch.float32 \(5, 63\)"),
         ([normal(5, 64), normal(5, 65)], "cannot be called"),
         ([torch.zeros(5, 64, dtype=torch.uint8)], "torch.uint8"),
-        ([torch.zeros(0, 64)], "a batch must be"),
+        ([torch.zeros(0, 64)], r"a batch must be .* got Tensor \(0, 64\)"),
+        ([torch.tensor(1.0)], r"a batch must be .* got Tensor \(\)"),
+        ([[]], "a batch must be .* got list"),
+        ([normal(5, 64).to_sparse()], "a batch must be a dense tensor"),
+        (None, "data must be .* got NoneType"),
+        (3.0, "data must be .* got float"),
+        (torch.tensor(3.0), r"data must have inputs along their first axis, got \[\(\)\]"),
+        ((normal(5, 64), normal(4)), r"first axis, got \[\(5, 64\), \(4,\)\]"),
+        ((normal(5, 64), None), "data must be a tensor or an array of numbers, got NoneType"),
+        (normal(5, 64).to_sparse(), "data must be a dense tensor"),
     ],
 )
 def test_data_that_a_model_cannot_take(batches, message):
@@ -213,7 +222,7 @@ def test_images_and_levels_of_our_own():
 
 
 def test_models_without_a_quantiser_or_that_never_use_it():
-    with pytest.raises(ValueError, match="no quantiser found in Sequential"):
+    with pytest.raises(ValueError, match=r"no quantiser found in Sequential.* by hand: diagnose\(latents, codebook"):
         diagnose_model(models.mlp(4, 4), normal(10, 4))
     lonely = models.mlp(4, 4)
     lonely.extra = VectorQuantizer(4, 4)
@@ -229,6 +238,27 @@ def test_models_without_a_quantiser_or_that_never_use_it():
     broken.codebook.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN"):
         diagnose_model(broken, normal(100, 4))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"seed": -1}, "seed must be in 0"),
+        ({"places": 1.5}, "places must be axes of the inputs, whole numbers, got 1.5"),
+        ({"places": (1,)}, r"places=\(1,\): each of the inputs has one latent"),
+        ({"labels": "digits"}, "labels must be a tensor or an array of numbers, got str"),
+        ({"labels": 3}, r"need a label for each of 60 inputs, got \(\)"),
+    ],
+)
+def test_options_that_say_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        diagnose_model(VectorQuantizer(8, 4), normal(60, 4), **options)
+
+
+def test_what_is_no_model():
+    with pytest.raises(ValueError, match=r"the model must be a torch.nn.Module, got function"):
+        diagnose_model(normal, normal(60, 4))
 
 
 def test_an_error_on_the_way_leaves_nothing_behind():

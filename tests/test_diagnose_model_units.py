@@ -167,6 +167,42 @@ def test_what_is_masked_does_not_count(lens):
         assert shorter["vq"].verdict == "healthy" and lost(shorter["vq"]) == pytest.approx(lost(found), rel=0.3)
 
 
+class PaddedByNaN(Linear):
+    """What is NaN does not count."""
+
+    def quantized(self, latents, x):
+        real = ~x.isnan().any(-1)
+        return self.vq(latents, mask=real)[0]
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_padding_may_be_nan(levels):
+    x = low_rank(300, 16, 64)  # steps, or pieces of the channels: the model is asked
+    real = torch.arange(16) < torch.randint(4, 17, (300, 1), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    residual = theirs.ResidualVQ(dim=4, codebook_size=32, num_quantizers=2, kmeans_init=True)
+    model = PaddedByNaN(residual if levels else theirs.VectorQuantize(4, 32, kmeans_init=True), x)
+    found, zeros = (diagnose_model(model, torch.where(real[..., None], x, padding)) for padding in (torch.nan, 0))
+    assert list(found) == (["vq", "vq.layers.0", "vq.layers.1"] if levels else ["vq"])
+    masked = f"{int((~real).sum()):,} of 4,800 latents are masked and do not count"
+    assert found["vq"].verdict == "healthy" and lost(found["vq"]) < 0.02 and masked in found["vq"].notes
+    assert "latents move with (1,)" in str(found["vq"]) and len(zeros) == len(found)
+
+
+class Overflowing(Linear):
+    """Rebuilds its inputs, and large ones as infinite."""
+
+    def forward(self, x):
+        back = super().forward(x)
+        return back.masked_fill(back > 4, torch.inf)
+
+
+def test_a_model_that_rebuilds_infinite_numbers_is_refused():
+    x = low_rank(600, 12)
+    with pytest.raises(ValueError, match=r"quantiser 'vq': reconstruction must be finite .*\(600, 12\)"):
+        diagnose_model(Overflowing(VectorQuantizer(32, 4), x), x)
+
+
 def test_batches_of_several_lengths():
     x = low_rank(300, 16, 12)
     model = Linear(VectorQuantizer(32, 4), x)
@@ -363,8 +399,8 @@ def test_memory_is_bounded_and_uses_are_counted_over_all(monkeypatch):
     monkeypatch.setattr(records, "AT_LEAST", 2000)
     observed = records.Record.observed
 
-    def watched(record, inputs, labels):
-        seen = observed(record, inputs, labels)
+    def watched(record, inputs, labels, seed):
+        seen = observed(record, inputs, labels, seed)
         kept.append((set(seen.inputs.inputs[:, 0].tolist()), len(seen.latents), seen.labels))
         assert torch.equal(seen.latents[:10], model.encoder(seen.inputs.inputs[:10]).detach())
         return seen

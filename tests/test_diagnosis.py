@@ -1,8 +1,11 @@
 """Diagnosis: the figures by hand, every verdict from latents made for it, and what people pass by mistake."""
 
 import dataclasses
+import importlib
 import math
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -10,13 +13,13 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes import data
+from vqnotes import data, diagnosis
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import AT_MOST, PER_CODE, figures_of, shared_dimensions
-from vqnotes.diagnosis.observed import around
+from vqnotes.diagnosis.measures import measure, shared_dimensions
+from vqnotes.diagnosis.observed import AT_MOST, PER_CODE, around, observe
 from vqnotes.diagnosis.readers import left_over
 from vqnotes.diagnosis.report import VERDICTS
-from vqnotes.diagnosis.rules import THRESHOLDS, decide, encoder_at_fault, labels_lost
+from vqnotes.diagnosis.rules import THRESHOLDS, Answer, decide, encoder_at_fault, labels_lost
 from vqnotes.kmeans import kmeans
 
 
@@ -34,7 +37,7 @@ def placed(latents, codes=64):
 
 def test_figures_worked_by_hand():
     latents = torch.tensor([[-2.0], [-2.0], [-2.0], [2.0]]).repeat(64, 1)
-    f = figures_of(latents, torch.tensor([[-2.0], [1.0], [9.0]]))
+    f = measure(observe(latents, torch.tensor([[-2.0], [1.0], [9.0]])))
     assert (f.latents, f.codes, f.sample, f.distinct) == (256, 3, 256, 3)
     assert f.usage == pytest.approx(2 / 3) and f.counts.tolist() == [192, 64, 0]
     assert f.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
@@ -45,10 +48,10 @@ def test_figures_worked_by_hand():
 
 
 def test_parts_of_the_figures_worked_by_hand():
-    few = figures_of(normal(20, 2), normal(16, 2, seed=1))
+    few = measure(observe(normal(20, 2), normal(16, 2, seed=1)))
     assert few.ceiling == pytest.approx(1 - (15 / 16) ** 20)  # twenty draws of sixteen codes
     latents = torch.arange(40.0)[:, None]
-    f = figures_of(latents, torch.tensor([[0.0], [-1.0]]))  # every latent gets the code 0
+    f = measure(observe(latents, torch.tensor([[0.0], [-1.0]])))  # every latent gets the code 0
     second_half = latents[torch.randperm(40, generator=torch.Generator().manual_seed(0))[20:]].double()
     errors = second_half.square() / latents.var(correction=0).item()
     assert f.error == pytest.approx(errors.mean().item(), rel=1e-5)
@@ -72,7 +75,7 @@ def test_dimensions_that_share_the_bits():
 
 
 def test_latents_that_are_the_inputs_lose_nothing(modes):
-    f = figures_of(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
+    f = measure(observe(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y))
     assert f.encoder_loss < 1e-3 < f.inputs_loss and f.codes_loss == pytest.approx(f.inputs_loss, rel=0.3)
     assert f.separability == f.separability_inputs == pytest.approx(1, abs=0.01)
     assert 0.9 < f.gap < 1.2 and f.inputs_codes == 64
@@ -80,8 +83,8 @@ def test_latents_that_are_the_inputs_lose_nothing(modes):
 
 def test_figures_do_not_change_with_origin_and_scale(modes):
     codes = placed(modes.x, 16)
-    here = figures_of(modes.x, codes, inputs=modes.x)
-    there = figures_of(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3)
+    here = measure(observe(modes.x, codes, inputs=modes.x))
+    there = measure(observe(1e-6 * modes.x.double() + 5, 1e-6 * codes.double() + 5, inputs=100 * modes.x + 3))
     for name in ("usage", "error", "best", "gap", "dimensions", "paid", "codes_loss", "inputs_loss"):
         assert getattr(there, name) == pytest.approx(getattr(here, name), rel=0.02), name
 
@@ -89,10 +92,10 @@ def test_figures_do_not_change_with_origin_and_scale(modes):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_and_numpy(modes, dtype):
     latents, codes = modes.x.to(dtype), placed(modes.x, 16).to(dtype)
-    expected = figures_of(modes.x, placed(modes.x, 16)).gap
-    assert figures_of(latents, codes).gap == pytest.approx(expected, rel=0.1)
+    expected = measure(observe(modes.x, placed(modes.x, 16))).gap
+    assert measure(observe(latents, codes)).gap == pytest.approx(expected, rel=0.1)
     if dtype != torch.bfloat16:
-        assert figures_of(latents.numpy(), codes.numpy()).gap == figures_of(latents, codes).gap
+        assert measure(observe(latents.numpy(), codes.numpy())).gap == measure(observe(latents, codes)).gap
 
 
 def test_maps_and_their_patches():
@@ -100,25 +103,25 @@ def test_maps_and_their_patches():
     patches = images.reshape(50, 3, 2, 4, 3, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)  # grid of 2 x 3
     latents = patches[:, :5].reshape(50, 2, 3, 5)
     codes = placed(latents, 16)
-    last = figures_of(latents, codes, inputs=images)
-    first = figures_of(latents.movedim(-1, 1), codes, inputs=images)
-    rows = figures_of(latents.reshape(-1, 5), codes, inputs=patches)
-    unrolled = figures_of(latents.flatten(1, 2), codes, inputs=images)
+    last = measure(observe(latents, codes, inputs=images))
+    first = measure(observe(latents.movedim(-1, 1), codes, inputs=images))
+    rows = measure(observe(latents.reshape(-1, 5), codes, inputs=patches))
+    unrolled = measure(observe(latents.flatten(1, 2), codes, inputs=images))
     assert unrolled == last
     for f in (first, rows):
         assert (f.inputs_loss, f.gap) == pytest.approx((last.inputs_loss, last.gap))
-    gray = figures_of(latents, codes, inputs=images[:, 0])
+    gray = measure(observe(latents, codes, inputs=images[:, 0]))
     assert gray.inputs_loss is not None
-    sequences = figures_of(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2))
+    sequences = measure(observe(normal(40, 10, 5), codes, inputs=normal(40, 2, 30, seed=2)))
     assert sequences.encoder_loss > 0.9  # unrelated
 
 
 def test_labels_of_latents_or_of_inputs(modes):
     codes = placed(modes.x, 16)
     pairs = modes.x.reshape(2400, 2, 16)
-    assert figures_of(pairs, codes, labels=modes.y).separability > 0.95
-    assert figures_of(pairs, codes, labels=modes.y[::2], inputs=pairs, places=(1,)).separability_inputs > 0.7
-    assert figures_of(pairs, codes, labels=torch.arange(2400)).separability is None  # classes of one
+    assert measure(observe(pairs, codes, labels=modes.y)).separability > 0.95
+    assert measure(observe(pairs, codes, labels=modes.y[::2], inputs=pairs, places=(1,))).separability_inputs > 0.7
+    assert measure(observe(pairs, codes, labels=torch.arange(2400))).separability is None  # classes of one
 
 
 # ---------------------------------------------------------------- verdicts
@@ -171,7 +174,7 @@ def test_twelve_codes_of_1024_are_token_collapse_even_with_few_latents(modes):
 def test_few_codes_are_token_collapse_even_where_one_direction_hides_their_cost():
     latents = normal(8192, 6) * torch.tensor([20.0, 1, 1, 1, 1, 1])
     codebook = torch.cat([placed(latents, 12), 500 + normal(500, 6)])
-    f = figures_of(latents, codebook, inputs=latents)
+    f = measure(observe(latents, codebook, inputs=latents))
     assert f.error - f.best < THRESHOLDS["excess"] and f.gap > 2
     assert diagnose(latents, codebook, inputs=latents).verdict == "token collapse"
     assert decide(f, THRESHOLDS | {"effect": 0})[0] != "token collapse"
@@ -195,7 +198,7 @@ def test_too_few_latents_cannot_clear_a_codebook():
 
 def test_more_codes_than_the_sample_can_clear_are_said_to_be_that():
     latents = normal(4000, 2)
-    f = figures_of(latents, placed(latents, 200))
+    f = measure(observe(latents, placed(latents, 200)))
     f = dataclasses.replace(f, sample=AT_MOST, gap_high=math.inf, codes=65_536)
     verdict, reason = decide(dataclasses.replace(f, error=0.9, best=0.8, best_low=0.7))
     assert verdict == "cannot tell" and "the most that are looked at" in reason
@@ -248,21 +251,69 @@ def test_bad_input_is_refused_with_what_is_wrong(change, message):
 
 
 def test_either_answer_convicts_and_chance_does_not_count(modes):
-    sound = figures_of(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y)
-    assert encoder_at_fault(sound) is False
+    sound = measure(observe(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y))
+    assert encoder_at_fault(sound) is Answer.NO
     for change in ({"encoder_loss": 1.0, "codes_loss": 1.0}, {"separability": 0.1}):
-        assert encoder_at_fault(dataclasses.replace(sound, **change)) is True
+        assert encoder_at_fault(dataclasses.replace(sound, **change)) is Answer.YES
     coin = dataclasses.replace(sound, separability=0.8, separability_inputs=1.0, chance=0.5)
-    assert labels_lost(coin) is True and labels_lost(dataclasses.replace(coin, chance=0.05)) is False  # 3/5, 15/19
+    assert (
+        labels_lost(coin) is Answer.YES and labels_lost(dataclasses.replace(coin, chance=0.05)) is Answer.NO
+    )  # 3/5, 15/19
 
 
 def test_the_rule_reads_its_thresholds(modes):
-    f = figures_of(modes.x, placed(modes.x), inputs=modes.x)
+    f = measure(observe(modes.x, placed(modes.x), inputs=modes.x))
     assert decide(f)[0] == "healthy"
     assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
     assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "trifle": -1})[0] == "embedding collapse"
     assert decide(f, THRESHOLDS | {"dimensions": 3})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_an_answer_is_no_truth_value():
+    with pytest.raises(TypeError, match="Answer.NO is no truth value"):
+        bool(Answer.NO)
+
+
+def test_why_the_encoder_is_not_judged_is_said(modes):
+    codes, noise = placed(modes.x), normal(4800, 300)
+    given = {
+        "nothing was given to judge the encoder by": {},
+        r"the inputs do not tell: codes placed on them leave \d+% of their variance\.": {"inputs": noise},
+        "labels alone clear an encoder only where": {"labels": torch.arange(4800) % 3},
+        "the labels do not tell: no two of them have five": {"labels": torch.arange(4800)},
+        r"the inputs do not tell: .* variance, and the labels do not tell: they are hardly read off the inputs": {
+            "inputs": noise,
+            "labels": torch.arange(4800) % 3,
+        },
+    }
+    for reason, beside in given.items():
+        found = diagnose(modes.x, codes, **beside)
+        assert found.verdict == "cannot tell" and re.search(reason, found.reason), found.reason
+        by_inputs = "inputs" in beside
+        assert by_inputs == any("pass labels= that can be read off" in advice.remedy for advice in found.advice)
+        assert by_inputs == any("not judged: the inputs do not tell" in note for note in found.notes)
+        assert by_inputs != any("pass inputs= (or labels=)" in advice.remedy for advice in found.advice)
+
+
+def test_each_module_imports_only_from_those_before_it():
+    order = ["observed", "readers", "measures", "rules", "report", "listening.calls", "listening.ours"]
+    order += ["listening.vector_quantize_pytorch", "listening", "listening.units", "listening.trials"]
+    order += ["listening.records", "model", "watch"]
+    folder = Path(diagnosis.__file__).parent
+    names = {".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items() if name != "__init__"}
+    assert sorted(order) == sorted(names)
+    for name, path in names.items():
+        for imported in re.findall(r"^from vqnotes\.diagnosis\.?(\S*) import (.*)", path.read_text(), re.M):
+            parts = imported[1].split(", ") if not imported[0] or imported[0] == "listening" else []
+            modules = [".".join(filter(None, (imported[0], part))) for part in parts]
+            for module in [one for one in modules if one in order] or [imported[0]]:
+                assert order.index(module) < order.index(name), f"{name} imports {module}"
+        assert set(importlib.import_module(f"vqnotes.diagnosis.{name}").__all__)
 
 
 def test_many_latents_and_codes_in_bounded_memory():

@@ -7,7 +7,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from exercise_tools import code_of, exercises, filled, printed
+from exercise_tools import code_of, exercises, filled
+from helpers import printed
 from notebook_tools import NOTEBOOKS, ROOT, without_pip
 
 from vqnotes import data, metrics, models, quantizers, training
@@ -113,7 +114,7 @@ def test_the_answer_of_think_2_4_holds():
         ends[plan] = []
         for modes, (model, _) in zip(sets, training.fit_many(build, xs, seeds=seeds, **options)):
             outcome, codebook = models.evaluate(model, modes.x), model.quantizer.codebook
-            covered = np.exp(metrics.mode_entropy(codebook, outcome.latents, modes.y))
+            covered = np.exp(metrics.mode_entropy(outcome.latents, codebook, modes.y))
             ends[plan].append((metrics.perplexity(outcome.index, 256), covered))
     perplexity = {plan: np.mean([one for one, _ in runs]) for plan, runs in ends.items()}
     assert max(perplexity["freeze"], perplexity["faster codes"]) < 40 and perplexity["place anew"] > 150, ends

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vqnotes import metrics, plots
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis.measures import measure
+from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import INITS, kmeans
@@ -109,7 +110,7 @@ def test_labels(pair, more, data):
     latents, codebook = pair
     kinds, length = ["whole", "whole", "normal", "huge", "nan"], max(0, latents[..., 0].numel() + more)
     y = data.draw(tensors(st.just((length,)), MIXED[-5:], kinds))
-    found = call(metrics.mode_entropy, codebook, latents, y)
+    found = call(metrics.mode_entropy, latents, codebook, y)
     assert found is REFUSED or 0 <= found <= math.log(len(y.unique())) + 1e-12
     found = call(metrics.separability, latents.repeat(8, *[1] * (latents.ndim - 1)), y.repeat(8))
     assert found is REFUSED or 0 <= found <= 1
@@ -195,10 +196,16 @@ def test_diagnose(pair, times, data):
     rows = data.draw(chosen(latents[..., 0].numel(), len(latents), len(latents), 3))
     inputs = data.draw(st.one_of(st.none(), tensors(shapes().map(lambda axes: (rows, *axes)))))
     labels = data.draw(st.one_of(st.none(), tensors(st.just((rows,)), [torch.int64] * 5 + MIXED[-5:], ["whole"])))
-    found = call(diagnose, latents, pair[1], labels=labels, inputs=inputs)
+    back = data.draw(chosen(None, None, inputs, 3.0))
+    grid, odd = latents.shape[:-1], chosen(*[None] * 60, *ODD)
+    mask = data.draw(chosen(None, None, filled(grid, torch.bool, "whole", 1)))
+    index = data.draw(chosen(None, None, filled(grid, torch.int64, "constant", 2)))
+    options = {"mask": mask, "index": index, "reconstruction": back, "channel_axis": data.draw(odd)}
+    options |= {"places": data.draw(odd), "seed": data.draw(chosen(*[0] * 60, *ODD))}
+    found = call(diagnose, latents, pair[1], labels=labels, inputs=inputs, **options)
     if found is not REFUSED:
         assert found.verdict in VERDICTS and "nan" not in str(found)
-        f = figures_of(latents, pair[1], labels=labels, inputs=inputs)
+        f = measure(observe(latents, pair[1], labels=labels, inputs=inputs, **options))
         assert f.usage <= min(f.codes, f.latents) / f.codes and 1 <= f.perplexity <= f.codes * (1 + 1e-12)
         figure, axes = plt.subplots(2, 2)
         call(plots.diagnosis, axes, found)

@@ -6,7 +6,8 @@ import sys
 
 import nbformat
 import pytest
-from exercise_tools import code_of, exercises, filled, printed
+from exercise_tools import code_of, exercises, filled
+from helpers import printed
 from notebook_tools import NOTEBOOKS, ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))

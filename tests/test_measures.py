@@ -8,11 +8,12 @@ import torch
 from helpers import normal
 from threadpoolctl import threadpool_info
 
-from vqnotes import data
+from vqnotes import data, metrics
 from vqnotes.diagnosis import diagnose, readers, report
-from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis.measures import measure
+from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis
-from vqnotes.diagnosis.rules import THRESHOLDS, codebook_at_fault, decide
+from vqnotes.diagnosis.rules import THRESHOLDS, Answer, codebook_at_fault, decide
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
@@ -43,12 +44,12 @@ def test_a_quantiser_that_compares_otherwise_is_not_judged_by_distance(modes, co
 
 def test_rounding_makes_no_other_choice(modes, codes):
     half = torch.cdist(modes.x.half().float(), codes.half().float()).argmin(1)
-    f = figures_of(modes.x, codes, index=half)
+    f = measure(observe(modes.x, codes, index=half))
     assert f.own_ratio < 1.01 and not diagnose(modes.x, codes, inputs=modes.x, index=half).doubts
     tight = modes.x.round(decimals=1)  # latents that codes hit exactly: any choice of equal ones is right
     distinct = tight[:64]
     index = torch.cdist(tight, distinct).argmin(1)
-    assert figures_of(tight, distinct, index=index).own_differs == 0
+    assert measure(observe(tight, distinct, index=index)).own_differs == 0
 
 
 @pytest.mark.parametrize("scale, shift", [(0.01, 0), (30, 0), (0.1, 50)])
@@ -80,16 +81,16 @@ def test_latents_that_hardly_vary_beside_their_size(modes, codes, dtype, offset,
     found = diagnose(latents, codes + offset, inputs=modes.x)
     assert found.verdict == "healthy"
     assert any("hardly vary beside their size" in doubt for doubt in found.doubts) == doubtful
-    exact = figures_of(modes.x.double() + offset, codes.double() + offset)
+    exact = measure(observe(modes.x.double() + offset, codes.double() + offset))
     assert exact.size == pytest.approx(math.sqrt(1 + 16 * offset**2 / modes.x.var(0).sum().item()), rel=0.05)
 
 
 def test_latents_that_differ_by_rounding_alone_are_equal(modes, codes):
     latents = torch.full((4800, 16), 3.0) + 1e-7 * normal(4800, 16)
-    assert len(latents.unique(dim=0)) > 1 and figures_of(latents, codes).spread == 0
+    assert len(latents.unique(dim=0)) > 1 and measure(observe(latents, codes)).spread == 0
     assert diagnose(latents, codes, inputs=modes.x).verdict == "embedding collapse"
-    small = figures_of(1e-7 * modes.x, 1e-7 * codes)  # small is not the same as equal
-    assert small.spread > 0 and small.gap == pytest.approx(figures_of(modes.x, codes).gap, rel=0.05)
+    small = measure(observe(1e-7 * modes.x, 1e-7 * codes))  # small is not the same as equal
+    assert small.spread > 0 and small.gap == pytest.approx(measure(observe(modes.x, codes)).gap, rel=0.05)
 
 
 # ---------------------------------------------------------------- spare codes
@@ -111,22 +112,22 @@ def test_fewer_different_inputs_than_codes_are_no_fault(noise):
 
 def test_few_codes_that_cost_something_are_still_a_fault(modes):
     live = kmeans(modes.x, 8)[0]
-    f = figures_of(modes.x, torch.cat([live, 50 + normal(248, 16)]), inputs=modes.x)
-    assert f.different is None and f.error > 0.05 and codebook_at_fault(f) is True
-    assert codebook_at_fault(f, THRESHOLDS | {"trifle": 1, "excess": 1}) is False
+    f = measure(observe(modes.x, torch.cat([live, 50 + normal(248, 16)]), inputs=modes.x))
+    assert f.different is None and f.error > 0.05 and codebook_at_fault(f) is Answer.YES
+    assert codebook_at_fault(f, THRESHOLDS | {"trifle": 1, "excess": 1}) is Answer.NO
 
 
 def test_codes_in_effect_are_counted_beside_what_so_few_latents_could_show(modes, codes):
-    f = figures_of(modes.x, codes, inputs=modes.x)
+    f = measure(observe(modes.x, codes, inputs=modes.x))
     f = dataclasses.replace(f, perplexity=10.0, gap=2.0, best=0.02, best_low=0.02, error=0.04, gap_high=2.0)
-    assert codebook_at_fault(f) is True  # 10 of 64, at little cost
-    assert codebook_at_fault(dataclasses.replace(f, ceiling=0.3)) is False  # of 19 that could be
+    assert codebook_at_fault(f) is Answer.YES  # 10 of 64, at little cost
+    assert codebook_at_fault(dataclasses.replace(f, ceiling=0.3)) is Answer.NO  # of 19 that could be
 
 
 def test_a_trifle_convicts_no_encoder():
     x = normal(16, 8, seed=5).repeat(300, 1) + 0.01 * normal(4800, 8)
     latents = normal(16, 4, seed=6).repeat(300, 1) + 0.01 * normal(4800, 4, seed=7)  # the place, and not the rest
-    f = figures_of(latents, kmeans(latents, 64)[0], inputs=x)
+    f = measure(observe(latents, kmeans(latents, 64)[0], inputs=x))
     assert f.encoder_loss < 0.001 and decide(f)[0] != "embedding collapse"
 
 
@@ -134,7 +135,7 @@ def test_a_trifle_convicts_no_encoder():
 
 
 def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
-    seen, regression, separability = [], readers.by_regression, readers.metrics.separability
+    seen, regression, separability = [], readers.by_regression, metrics.separability
 
     def watched(function):
         def watching(*given):
@@ -144,7 +145,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
         return watching
 
     monkeypatch.setattr(readers, "by_regression", watched(regression))
-    monkeypatch.setattr(readers.metrics, "separability", watched(separability))
+    monkeypatch.setattr(metrics, "separability", watched(separability))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -10,6 +10,7 @@ from helpers import normal
 from vqnotes import metrics
 from vqnotes.data import gaussian_modes
 from vqnotes.kmeans import kmeans
+from vqnotes.nearest import nearest_code
 
 # ---------------------------------------------------------------- usage
 
@@ -64,15 +65,78 @@ def test_an_empty_meter_says_so():
         metrics.UsageMeter(0)
 
 
+def test_a_meter_forgets_and_two_meters_add_up():
+    first, second = metrics.UsageMeter(5).update([0, 0, 1]), metrics.UsageMeter(5).update([1, 4])
+    both = first + second
+    assert both.counts.tolist() == [2, 2, 0, 0, 1] and both.usage() == 0.6
+    assert sum([first, second], metrics.UsageMeter(5)).counts.tolist() == both.counts.tolist()
+    assert first.counts.tolist() == [2, 1, 0, 0, 0]
+    first.reset()
+    assert first.update([3]).dead().tolist() == [0, 1, 2, 4] and both.counts.sum() == 5
+    with pytest.raises(ValueError, match="5 and 6 codes"):
+        first + metrics.UsageMeter(6)
+
+
+# ---------------------------------------------------------------- tensors and arrays
+
+
+def read_only(x):
+    array = x.numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "as_given",
+    [torch.Tensor.numpy, read_only, torch.Tensor.tolist, lambda x: x.numpy()[::-1].copy()[::-1]],
+    ids=["array", "read-only", "list", "backwards"],
+)
+def test_arrays_are_measured_as_tensors(as_given):
+    modes = gaussian_modes(modes=4, per_mode=50)
+    x, codes, y, index = modes.x.double(), modes.centers.double(), modes.y, modes.y.reshape(2, 100)
+    back = x + 0.1
+    for measure, *given in (
+        (lambda index: metrics.usage(index, 4), index),
+        (lambda index: metrics.perplexity(index, 8), index),
+        (metrics.mode_entropy, x, codes, y),
+        (metrics.pairwise_distance, codes),
+        (metrics.effective_dimension, x),
+        (metrics.effective_rank, x),
+        (metrics.participation_ratio, x),
+        (metrics.quantization_error, x, codes),
+        (metrics.optimality_gap, x, codes),
+        (metrics.reconstruction_error, back, x),
+        (metrics.separability, x, y),
+        (lambda x, codes: nearest_code(x, codes).tolist(), x, codes),
+    ):
+        assert measure(*map(as_given, given)) == measure(*given)
+
+
+@pytest.mark.parametrize("given", [None, "latents", np.array(["a"]), np.array([None]), [[1.0], [2.0, 3.0]]])
+def test_what_is_neither_tensor_nor_array_is_refused(given):
+    with pytest.raises(ValueError, match="latents must be a tensor or an array of numbers, got <class"):
+        metrics.principal_variances(given)
+
+
+def test_entropy_is_that_of_the_formula():
+    weights = np.random.default_rng(0).exponential(size=50) * 1e100
+    weights[7] = 0
+    shares = weights[weights > 0] / weights.sum()
+    assert metrics.entropy(weights) == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-12)
+    for bad in ([], [0, 0], [1, -1], [1, np.nan], [1, np.inf], [1e308, 1e308]):
+        with pytest.raises(ValueError, match="weights must be finite, not negative and not all 0"):
+            metrics.entropy(bad)
+
+
 # ---------------------------------------------------------------- where the codes are
 
 
 def test_mode_entropy_counts_the_modes_that_hold_codes():
     modes = gaussian_modes(modes=10, per_mode=50)
-    assert math.exp(metrics.mode_entropy(modes.centers, modes.x, modes.y)) == pytest.approx(10)
-    assert metrics.mode_entropy(modes.centers[:1].repeat(32, 1), modes.x, modes.y) == 0
+    assert math.exp(metrics.mode_entropy(modes.x, modes.centers, modes.y)) == pytest.approx(10)
+    assert metrics.mode_entropy(modes.x, modes.centers[:1].repeat(32, 1), modes.y) == 0
     half = torch.cat([modes.centers[:1].repeat(2, 1), modes.centers[1:3]])  # shares 1/2, 1/4, 1/4
-    assert metrics.mode_entropy(half, modes.x, modes.y) == pytest.approx(1.5 * math.log(2))
+    assert metrics.mode_entropy(modes.x, half, modes.y) == pytest.approx(1.5 * math.log(2))
 
 
 def test_pairwise_distance_of_orthogonal_codes():
@@ -250,7 +314,7 @@ def test_separability_is_1_for_separate_modes_and_chance_for_noise():
 
 def test_labels_of_another_length_are_refused():
     x, y = normal(20, 3), torch.arange(21) % 2
-    for measure in (lambda: metrics.separability(x, y), lambda: metrics.mode_entropy(x[:4], x, y)):
+    for measure in (lambda: metrics.separability(x, y), lambda: metrics.mode_entropy(x, x[:4], y)):
         with pytest.raises(ValueError, match=r"21 labels for latents of shape \(20, 3\)"):
             measure()
     with pytest.raises(ValueError, match="5 members"):

@@ -11,7 +11,7 @@ from helpers import between_neighbours, brute_force, normal
 
 from vqnotes import nearest
 from vqnotes.models import image_autoencoder, mlp_autoencoder
-from vqnotes.nearest import nearest_code
+from vqnotes.nearest import nearest_by_product, nearest_code
 from vqnotes.quantizers import VectorQuantizer
 
 
@@ -21,6 +21,16 @@ def test_nearest_code_agrees_with_float64_brute_force(offset, spread, dim, size)
     latents = offset + spread * normal(2000, dim)
     codebook = offset + spread * normal(size, dim, seed=1)
     assert (nearest_code(latents, codebook) == brute_force(latents, codebook)).double().mean() >= 0.9999
+
+
+@pytest.mark.parametrize("offset, spread", [(0, 1), (1000, 1), (1, 1e-3), (-1e4, 1e-1)])
+@pytest.mark.parametrize("dim, size", [(64, 512), (3, 65), (2, 64), (1, 7), (5, 1)])
+def test_the_search_is_its_reference(offset, spread, dim, size):
+    latents = offset + spread * normal(4, 500, dim, dtype=torch.float64)
+    codebook = offset + spread * normal(size, dim, seed=1, dtype=torch.float64)
+    found = nearest_by_product(latents, codebook)
+    assert torch.equal(found.flatten(), brute_force(latents.reshape(-1, dim), codebook))
+    assert torch.equal(nearest_code(latents, codebook), found)
 
 
 @pytest.mark.parametrize("offset, spread", [(1000, 1), (1, 1e-3)])

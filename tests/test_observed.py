@@ -5,8 +5,8 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import figures_of
+from vqnotes.diagnosis import diagnose, diagnose_stack, observed
+from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import Inputs, UnpairedInputs, around, observe
 from vqnotes.kmeans import kmeans
 
@@ -103,7 +103,7 @@ def test_ids_are_no_inputs(dtype):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bool])
 def test_pixels_and_samples_of_sound_are_inputs(dtype):
     x = (normal(100, 4) > 0).to(dtype)
-    assert figures_of(normal(100, 4), normal(8, 4), inputs=x).inputs_loss is not None
+    assert measure(observe(normal(100, 4), normal(8, 4), inputs=x)).inputs_loss is not None
 
 
 # ---------------------------------------------------------------- where the dimensions are
@@ -133,12 +133,12 @@ def test_a_sequence_is_judged_alike_at_every_length(steps):
     axes = torch.linalg.svd(x.reshape(-1, 64), full_matrices=False).Vh[:8]
     latents = x @ axes.T
     codes = kmeans(latents.reshape(-1, 8), 64)[0]
-    f = figures_of(latents, codes, inputs=x, places=(1,))
-    flat = figures_of(latents.reshape(-1, 8), codes, inputs=x.reshape(-1, 64))
+    f = measure(observe(latents, codes, inputs=x, places=(1,)))
+    flat = measure(observe(latents.reshape(-1, 8), codes, inputs=x.reshape(-1, 64)))
     assert f.encoder_loss < 0.01 and f.encoder_loss == pytest.approx(flat.encoder_loss, rel=0.1)
     assert (f.inputs_loss, f.codes_loss) == pytest.approx((flat.inputs_loss, flat.codes_loss), rel=0.1)
     wrong = {"inputs": x.movedim(1, 2), "places": (2,)} if steps == 15 else {"inputs": x, "places": (2,)}
-    assert (figures_of(latents, codes, **wrong).encoder_loss > 0.5) == (steps == 16)
+    assert (measure(observe(latents, codes, **wrong)).encoder_loss > 0.5) == (steps == 16)
 
 
 def test_the_pairing_is_said():
@@ -154,14 +154,44 @@ def test_masked_latents_do_not_count():
     latents, codes, x = normal(50, 9, 4), normal(16, 4), normal(50, 9, 3)
     mask = torch.arange(9) < torch.randint(1, 9, (50, 1), generator=torch.Generator().manual_seed(0))
     padded = torch.where(mask[..., None], latents, torch.nan)
-    f = figures_of(padded, codes, mask=mask, labels=(x[..., 0] > 0).long())
-    kept = figures_of(latents[mask], codes)
+    f = measure(observe(padded, codes, mask=mask, labels=(x[..., 0] > 0).long()))
+    kept = measure(observe(latents[mask], codes))
     assert torch.equal(f.counts, kept.counts) and f.latents == int(mask.sum())
     assert (f.error, f.gap, f.perplexity) == pytest.approx((kept.error, kept.gap, kept.perplexity))
-    again = figures_of(torch.where(mask[..., None], latents, 1e9), codes, mask=mask.numpy(), inputs=x, places=(1,))
+    again = measure(
+        observe(torch.where(mask[..., None], latents, 1e9), codes, mask=mask.numpy(), inputs=x, places=(1,))
+    )
     assert again.error == f.error and again.encoder_loss == pytest.approx(1, abs=0.2)
     found = diagnose(padded, codes, mask=mask)
     assert found.notes[0] == f"{int((~mask).sum())} of 450 latents are masked and do not count"
+
+
+@pytest.mark.parametrize(
+    "shape, grid, places",
+    [
+        ((50, 8, 3), (50, 8), (1,)),  # a piece for each latent
+        ((50, 16, 3), (50, 8), (1,)),
+        ((50, 3, 8, 16), (50, 32), None),  # square patches, row by row
+        ((400, 5), (50, 8), None),  # an input for each latent
+    ],
+)
+def test_a_mask_covers_the_inputs_and_their_reconstruction(shape, grid, places):
+    latents, codes, x = normal(*grid, 4), normal(16, 4), normal(*shape)
+    mask = torch.rand(grid, generator=torch.Generator().manual_seed(0)) < 0.7
+    paired = Inputs(x, grid, places)
+    padded, back = x.clone(), (x + 0.1).clone()
+    for one in (padded, back):
+        pieces = Inputs(one, grid, places).patches  # views
+        pieces[~mask.reshape(paired.grid)] = torch.nan
+    assert padded.isnan().any() and padded.isfinite().any()
+    given = {"mask": mask, "places": places}
+    expected = measure(observe(latents, codes, inputs=x, reconstruction=x + 0.1, **given))
+    assert measure(observe(latents, codes, inputs=padded, reconstruction=back, **given)) == expected
+    for name, wrong in (("inputs", {"inputs": padded}), ("reconstruction", {"inputs": x, "reconstruction": back})):
+        with pytest.raises(ValueError, match=f"{name} must be finite"):
+            observe(latents, codes, places=places, **wrong)
+        with pytest.raises(ValueError, match=f"{name} must be finite"):  # of latents that count
+            observe(latents, codes, mask=~mask, places=places, **wrong)
 
 
 def test_padding_is_no_neighbour():
@@ -192,12 +222,12 @@ def test_a_mask_that_does_not_fit_is_refused(mask, message):
 def test_the_models_own_indices_are_counted():
     latents = torch.tensor([[[0.0], [0.2]], [[1.0], [0.9]]]).repeat(500, 1, 1)
     index = np.tile([[0, 1], [1, 0]], (500, 1))
-    f = figures_of(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=index)
+    f = measure(observe(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=index))
     assert f.counts.tolist() == [1000, 1000, 0] and f.own_differs == pytest.approx(0.5)
     spread = latents.var(correction=0).item()
     assert f.error == pytest.approx((0.8**2 + 0.9**2) / 4 / spread, rel=0.1)
     mask = torch.tensor([True, False]).expand(1000, 2)
-    f = figures_of(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=np.where(mask, index, -1), mask=mask)
+    f = measure(observe(latents, torch.tensor([[0.0], [1.0], [5.0]]), index=np.where(mask, index, -1), mask=mask))
     assert f.counts.tolist() == [500, 500, 0] and f.own_differs == 0
 
 
@@ -228,3 +258,89 @@ def test_one_axis_of_places_may_be_a_number_and_nothing_else_is_an_axis():
     for wrong in ("hw", (1.0,), (None,)):
         with pytest.raises(ValueError, match="whole numbers"):
             diagnose(z, z[0], inputs=x, places=wrong)
+
+
+# ---------------------------------------------------------------- what is no use is refused, not ignored
+
+
+def test_places_and_a_reconstruction_say_nothing_without_inputs():
+    latents, codes = normal(50, 9, 4), normal(16, 4)
+    with pytest.raises(ValueError, match=r"pass inputs= too, got places=\(1,\) alone"):
+        diagnose(latents, codes, places=(1,))
+    with pytest.raises(ValueError, match="pass inputs= too, got Tensor alone"):
+        diagnose_stack([[(latents, codes, None)]], reconstruction=normal(50, 9, 3))
+    for grid, x in ((450,), normal(450, 3)), ((50, 9), normal(450, 3)):
+        with pytest.raises(UnpairedInputs, match=r"places=\(1,\) need .* inputs \(450, 3\) and latents on a grid"):
+            diagnose(latents.reshape(*grid, 4), codes, inputs=x, places=(1,))
+
+
+def test_a_reconstruction_must_be_finite():
+    x = normal(300, 4)
+    back = x.clone()
+    back[7, 2] = torch.inf
+    with pytest.raises(ValueError, match=r"reconstruction must be finite .* \(300, 4\)"):
+        diagnose(x, x[:8], inputs=x, reconstruction=back)
+
+
+@pytest.mark.parametrize("seed", [None, "a", 0.5, [0], -1, 2**32])
+def test_a_seed_is_a_whole_number(seed):
+    for call in (
+        lambda: diagnose(normal(50, 4), normal(8, 4), seed=seed),
+        lambda: diagnose_stack([[(normal(50, 4), normal(8, 4), None)]], seed=seed),
+    ):
+        with pytest.raises(ValueError, match="seed must be"):
+            call()
+    assert observe(normal(50, 4), normal(8, 4), seed=np.int64(3)).seed == 3
+
+
+@pytest.mark.parametrize("axis", ["1", 1.0, (1,), object()])
+def test_a_channel_axis_is_a_whole_number(axis):
+    with pytest.raises(ValueError, match="channel_axis must be a whole number, got"):
+        diagnose(normal(5, 4, 3), normal(8, 4), channel_axis=axis)
+    assert observe(normal(5, 4, 3), normal(8, 4), channel_axis=np.int64(1)).grid == (5, 3)
+
+
+ODD = {
+    "a number": 3.0,
+    "a word": "latents",
+    "an object": object(),
+    "a scalar": torch.tensor(1.0),
+    "sparse": normal(50, 4).to_sparse(),
+    "without values": normal(50, 4).to("meta"),
+    "nested": torch.nested.nested_tensor([normal(3, 4), normal(2, 4)], layout=torch.jagged),
+    "complex": normal(50, 4) + 0j,
+    "of another length": [[1.0], [1.0, 2.0]],
+}
+
+
+NEEDED, MORE = ["latents", "codebook"], ["inputs", "labels", "index", "mask", "reconstruction"]
+
+
+@pytest.mark.parametrize("name, kind", [(name, kind) for name in NEEDED + MORE for kind in ODD])
+def test_what_is_no_tensor_of_numbers_is_a_value_error(name, kind):
+    given = {"latents": normal(50, 4), "codebook": normal(8, 4), "inputs": normal(50, 5)}
+    with pytest.raises(ValueError, match=f"{name}|whole number a label"):
+        diagnose(**given | {name: ODD[kind]})
+
+
+@pytest.mark.parametrize("parts", [None, 3, [None], [[None]], [[(normal(50, 4), normal(8, 4))]], normal(2, 3, 4)])
+def test_what_are_no_levels_is_a_value_error(parts):
+    with pytest.raises(ValueError, match=r"levels \(latents, codebook, index\)|must be"):
+        diagnose_stack(parts)
+
+
+def test_latents_and_codes_are_needed():
+    for given in (None, normal(8, 4)), (normal(50, 4), None):
+        with pytest.raises(ValueError, match="must be a tensor or an array of numbers, got NoneType"):
+            diagnose(*given)
+
+
+def test_everything_is_parsed_at_the_door_and_once(monkeypatch):
+    parsed = []
+    parse = observed.as_tensor
+    monkeypatch.setattr(observed, "as_tensor", lambda given, name: parsed.append(name) or parse(given, name))
+    x = normal(50, 9, 4)
+    mask, index = torch.ones(50, 9, dtype=torch.bool), torch.zeros(50, 9, dtype=torch.int64)
+    labels = index[:, 0]
+    diagnose(x, normal(8, 4), inputs=x, labels=labels, mask=mask, index=index, places=(1,), reconstruction=x)
+    assert sorted(parsed) == ["codebook", "index", "inputs", "labels", "latents", "mask", "reconstruction"]

@@ -7,7 +7,7 @@ import torch
 from helpers import normal
 
 from vqnotes.diagnosis import diagnose, diagnose_stack
-from vqnotes.diagnosis.measures import measure_observed
+from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe_stack
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.diagnosis.rules import THRESHOLDS
@@ -39,7 +39,7 @@ def levels_of(latents, sizes, spoilt=None):
 
 def test_figures_of_a_stack_are_those_of_the_sum(latents):
     levels = levels_of(latents, (32, 16, 8))
-    f = measure_observed(observe_stack([levels]))
+    f = measure(observe_stack([levels]))
     codes = [codes for _, codes, _ in levels]
     left = latents
     for some in codes:
@@ -54,7 +54,7 @@ def test_figures_of_a_stack_are_those_of_the_sum(latents):
 
 def test_figures_of_parts_are_those_of_all_side_by_side(latents):
     parts = [[(part, kmeans(part, 16)[0], None)] for part in latents.split([2, 3, 3], dim=1)]
-    f = measure_observed(observe_stack(parts))
+    f = measure(observe_stack(parts))
     errors = sum(quantization_error(part, codes, relative=False) for [(part, codes, _)] in parts)
     assert f.error == pytest.approx(errors / latents.var(0).sum().item(), rel=0.05) and 0.9 < f.gap < 1.1
     assert f.bits == 12 and f.spread == pytest.approx(latents.var(0).sum().item(), rel=0.01)
@@ -92,7 +92,7 @@ def test_a_late_level_that_uses_few_codes_is_a_fault_of_the_whole_though_it_cost
     levels = levels_of(latents, (64,) * 4)
     left, codes, _ = levels[3]
     levels[3] = (left, torch.cat([kmeans(left, 3)[0], 99 + normal(61, 8)]), None)
-    f = measure_observed(observe_stack([levels]))
+    f = measure(observe_stack([levels]))
     assert f.gap > THRESHOLDS["gap"] and THRESHOLDS["trifle"] < f.error - f.best < THRESHOLDS["excess"]
     found = diagnose_stack([levels], inputs=inputs)
     assert found.whole.verdict == "token collapse" and found.parts[0][3].verdict == "token collapse"

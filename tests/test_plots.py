@@ -12,7 +12,7 @@ from helpers import normal
 from PIL import Image
 
 from vqnotes import metrics, plots
-from vqnotes.diagnosis import diagnose
+from vqnotes.diagnosis import diagnose, diagnose_stack
 
 
 @pytest.fixture
@@ -178,4 +178,6 @@ def test_diagnosis_draws_its_evidence_in_four_panels():
     assert uses and all(ax.get_title() for ax in axes.flat)
     with pytest.raises(ValueError, match="four axes, got 2"):
         plots.diagnosis(axes[0], found)
+    with pytest.raises(ValueError, match="codes put together"):
+        plots.diagnosis(axes, diagnose_stack([[(latents, latents[:8], None)]]).whole)
     plt.close(figure)

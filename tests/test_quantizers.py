@@ -94,6 +94,18 @@ def test_ema_follows_the_float64_reference(how, decay):
     assert torch.allclose(quantizer.codebook, reference_ema(start, share, batches, decay), atol=1e-9)
 
 
+def test_a_step_of_ema_worked_by_hand():
+    """Code 0 has share 0.5 and gets 3 of 4 latents, mean 5; code 1 gets the last one, its first; code 2 gets none."""
+    quantizer = VectorQuantizer(3, 1, update="ema", decay=0.8)
+    quantizer.place_codes(torch.tensor([[1.0], [20.0], [50.0]]), torch.tensor([0.5, 0.0, 0.5]))
+    quantizer(torch.tensor([[4.0], [5.0], [6.0], [22.0]]))
+    share = 0.8 * 0.5 + 0.2 * 0.75
+    old_formula = 1 + 0.2 / share * (0.75 * 5 - 0.75 * 1)
+    assert old_formula == pytest.approx((0.8 * 0.5 * 1 + 0.2 * 0.75 * 5) / share)  # the ratio of the two averages
+    assert quantizer.codebook.flatten().tolist() == pytest.approx([old_formula, 22, 50])
+    assert quantizer.share.tolist() == pytest.approx([share, 0.2 * 0.25, 0.8 * 0.5])
+
+
 def test_ema_starts_at_the_mean_of_the_first_latents():
     quantizer, latents = VectorQuantizer(1, 2, update="ema"), normal(32, 2)
     quantizer(latents)

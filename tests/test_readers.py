@@ -8,9 +8,10 @@ from sklearn.linear_model import RidgeCV
 
 from vqnotes import data
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import Figures, figures_of
+from vqnotes.diagnosis.measures import Measures, measure
+from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.readers import by_network, by_regression, left_over
-from vqnotes.diagnosis.rules import decide, encoder_at_fault, inputs_lost, labels_lost
+from vqnotes.diagnosis.rules import Answer, decide, encoder_at_fault, inputs_lost, labels_lost
 from vqnotes.kmeans import kmeans
 
 
@@ -33,7 +34,7 @@ def clouds():
 
 def test_an_invertible_encoder_is_cleared_by_a_network(clouds):
     latents = coupled(clouds, 0.5, 3)
-    f = figures_of(latents, kmeans(latents, 256)[0], inputs=clouds)
+    f = measure(observe(latents, kmeans(latents, 256)[0], inputs=clouds))
     assert f.reader == "a network" and decide(f)[0] == "healthy"
     order = torch.randperm(6400, generator=torch.Generator().manual_seed(0))
     x, near = clouds[order], ((latents - latents.mean(0)) / latents.var(0).sum().sqrt())[order, None]
@@ -57,8 +58,8 @@ def test_the_network_reads_what_is_not_linear_and_only_from_the_first_half():
 
 
 def test_the_network_is_heard_only_where_an_encoder_would_be_convicted(clouds):
-    assert figures_of(clouds, kmeans(clouds, 64)[0], inputs=clouds).reader != "a network"
-    assert figures_of(clouds[:, :1], kmeans(clouds[:, :1], 64)[0], inputs=clouds).reader is not None
+    assert measure(observe(clouds, kmeans(clouds, 64)[0], inputs=clouds)).reader != "a network"
+    assert measure(observe(clouds[:, :1], kmeans(clouds[:, :1], 64)[0], inputs=clouds)).reader is not None
     found = diagnose(clouds[:, :1], kmeans(clouds[:, :1], 64)[0], inputs=clouds)
     assert found.verdict == "embedding collapse"
     assert any("lost by the encoder is what a" in note and "leaves of the inputs" in note for note in found.notes)
@@ -78,12 +79,12 @@ def test_an_encoder_has_not_lost_what_the_model_rebuilds(clouds):
     latents = clouds[:, :1]
     codes = kmeans(latents, 256)[0]
     rebuilt = clouds + 0.03 * normal(6400, 8, seed=9)
-    f = figures_of(latents, codes, inputs=clouds, reconstruction=rebuilt)
-    assert f.reader == "the model's decoder" and encoder_at_fault(f) is False
+    f = measure(observe(latents, codes, inputs=clouds, reconstruction=rebuilt))
+    assert f.reader == "the model's decoder" and encoder_at_fault(f) is Answer.NO
     share = (0.03**2 * 8) / clouds.var(0).sum().item()
     assert f.encoder_loss == f.model_loss == pytest.approx(share, rel=0.1)
-    assert encoder_at_fault(figures_of(latents, codes, inputs=clouds)) is True
-    poor = figures_of(latents, codes, inputs=clouds, reconstruction=torch.zeros_like(clouds))
+    assert encoder_at_fault(measure(observe(latents, codes, inputs=clouds))) is Answer.YES
+    poor = measure(observe(latents, codes, inputs=clouds, reconstruction=torch.zeros_like(clouds)))
     assert poor.model_loss > 0.9 and poor.encoder_loss < poor.model_loss
     found = diagnose(latents, codes, inputs=clouds, reconstruction=rebuilt)
     assert any("the model as a whole leaves 0.00" in note for note in found.notes)
@@ -93,7 +94,7 @@ def test_a_reconstruction_is_cut_as_the_inputs_are():
     x = normal(300, 2, 12)
     back = x.clone()
     back[..., :3] = 0  # the first of four places is not rebuilt
-    f = figures_of(normal(300, 4, 3), normal(8, 3), inputs=x, reconstruction=back)
+    f = measure(observe(normal(300, 4, 3), normal(8, 3), inputs=x, reconstruction=back))
     assert f.model_loss == pytest.approx(0.25, abs=0.05)
 
 
@@ -112,27 +113,27 @@ def with_labels(read_off, inputs=1.0, chance=0.1):
     }
     at_codes = {"perplexity": 60.0, "error": 0.1, "best": 0.1, "best_low": 0.1, "gap": 1.0, "gap_high": 1.0}
     at_labels = {"separability": read_off, "separability_inputs": inputs, "chance": chance}
-    return Figures(**usual, **at_codes, **at_labels)
+    return Measures(**usual, **at_codes, **at_labels)
 
 
 @pytest.mark.parametrize(
     "read_off, inputs, expected",
     [
-        (0.74, 1.0, True),  # (.74 - .1) / (1 - .1) = .71 of what the inputs give, above chance
-        (0.40, 1.0, True),
-        (0.80, 1.0, False),  # .78
-        (0.60, 0.7, False),  # .83
-        (0.50, 0.7, True),  # .67
-        (0.95, None, False),  # alone, labels clear an encoder from nine tenths on: .94
-        (0.88, None, None),  # .87
-        (0.50, None, None),  # and convict none
-        (0.15, 0.18, None),  # nobody reads them
+        (0.74, 1.0, Answer.YES),  # (.74 - .1) / (1 - .1) = .71 of what the inputs give, above chance
+        (0.40, 1.0, Answer.YES),
+        (0.80, 1.0, Answer.NO),  # .78
+        (0.60, 0.7, Answer.NO),  # .83
+        (0.50, 0.7, Answer.YES),  # .67
+        (0.95, None, Answer.NO),  # alone, labels clear an encoder from nine tenths on: .94
+        (0.88, None, Answer.UNKNOWN),  # .87
+        (0.50, None, Answer.UNKNOWN),  # and convict none
+        (0.15, 0.18, Answer.UNKNOWN),  # nobody reads them
     ],
 )
 def test_how_well_labels_must_be_read(read_off, inputs, expected):
     f = with_labels(read_off, inputs)
-    assert labels_lost(f) is expected and encoder_at_fault(f) is expected and inputs_lost(f) is None
-    verdict = {True: "embedding collapse", False: "healthy", None: "cannot tell"}[expected]
+    assert labels_lost(f) is expected and encoder_at_fault(f) is expected and inputs_lost(f) is Answer.UNKNOWN
+    verdict = {Answer.YES: "embedding collapse", Answer.NO: "healthy", Answer.UNKNOWN: "cannot tell"}[expected]
     assert decide(f)[0] == verdict
 
 
@@ -141,10 +142,10 @@ def test_an_encoder_that_confuses_a_third_of_the_classes_is_convicted_by_labels_
     confused = torch.where(y < 4, 0, y)  # four classes of twelve coincide
     latents = 5 * normal(12, 4, seed=1)[confused] + 0.05 * normal(1200, 4, seed=2)
     codes = kmeans(latents, 16)[0]
-    f = figures_of(latents, codes, labels=y, inputs=x)
+    f = measure(observe(latents, codes, labels=y, inputs=x))
     assert f.separability == pytest.approx(0.75, abs=0.05) and f.separability_inputs > 0.97
-    assert labels_lost(f) is True
-    assert figures_of(latents, codes, labels=y).separability == f.separability
+    assert labels_lost(f) is Answer.YES
+    assert measure(observe(latents, codes, labels=y)).separability == f.separability
     assert diagnose(latents, codes, labels=y).verdict == "cannot tell"
 
 

@@ -58,8 +58,8 @@ EVERY = {
     "CVQ, closest": lambda: OnlineClustering(16, 4, anchor="closest"),
     "expiry, rotation": lambda: ExpiryRotation(16, 4),
     "LRU, entropy, cosine": lambda: EntropyCosineUsed(16, 4),
-    "FSQ": lambda: FSQ(16, 2, levels=(4, 4)),
-    "LFQ": lambda: LFQ(16, 4),
+    "FSQ": lambda: FSQ(levels=(4, 4)),
+    "LFQ": lambda: LFQ(4),
     "residual": lambda: ResidualVQ(16, 4, stages=(4, 4)),
     "residual, rotation": lambda: ResidualVQ(16, 4, stages=(2, 8), kind=RotationTrick),
     "residual, DiVeQ": lambda: ResidualVQ(16, 4, stages=(4, 4), kind=DiVeQ, variance=0),
@@ -90,7 +90,7 @@ def test_the_code_of_an_index_is_what_the_decoder_gets(name):
     assert quantized.latents_q.shape == latents.shape and index.shape == (5, 20)
     assert index.dtype == torch.int64 and quantized.loss.shape == ()
     assert torch.allclose(quantizer.codes()[index], quantized.latents_q, atol=1e-6)
-    assert torch.allclose(quantizer.lookup(quantized.index), quantized.latents_q, atol=1e-6)
+    assert torch.allclose(quantizer.decode(quantized.index), quantized.latents_q, atol=1e-6)
     distances = torch.cdist(quantizer.prepare(latents).reshape(-1, quantizer.dim), quantizer.codes())
     if not name.startswith("residual"):  # stage by stage is not the nearest of all sums
         assert (distances.argmin(1) == index.flatten()).double().mean() > 0.99
@@ -215,11 +215,11 @@ def test_orthogonality_agrees():
 
 def test_affine_agrees():
     ours = AffineCodes(32, 8, beta=1.0, affine_decay=0.99)
-    ours.mean.copy_(normal(8, seed=2))
-    ours.variance.copy_(normal(8, seed=3).square() + 0.1)
+    ours.latent_mean.copy_(normal(8, seed=2))
+    ours.latent_variance.copy_(normal(8, seed=3).square() + 0.1)
     other = same_codes(ours, library(affine_param=True, affine_param_batch_decay=1.0, **LEARNT))
-    other._codebook.batch_mean = ours.mean.clone()[None, None]
-    other._codebook.batch_variance = ours.variance.clone()[None, None]
+    other._codebook.batch_mean = ours.latent_mean.clone()[None, None]
+    other._codebook.batch_variance = ours.latent_variance.clone()[None, None]
     compare(ours, other, LATENTS, [ours.codebook], [other._codebook.embed])
 
 
@@ -236,13 +236,13 @@ def test_simvq_agrees():
 
 @pytest.mark.parametrize("levels", [(8, 5, 5), (4, 4, 4), (3, 7)])
 def test_fsq_agrees(levels):
-    ours, other = FSQ(torch.tensor(levels).prod().item(), len(levels), levels=levels), theirs.FSQ(list(levels))
+    ours, other = FSQ(levels), theirs.FSQ(list(levels))
     compare(ours, lambda z: (*other(z), torch.zeros(1)), 2 * normal(2, 500, len(levels)))
     assert torch.allclose(ours.codes(), other.implicit_codebook)
 
 
 def test_lfq_agrees():
-    ours, other = LFQ(64, 6, beta=0.3, inverse_temperature=3.0), theirs.LFQ(dim=6, commitment_loss_weight=0.3)
+    ours, other = LFQ(6, beta=0.3, inverse_temperature=3.0), theirs.LFQ(dim=6, commitment_loss_weight=0.3)
     # Softer than usual: the library's entropies leave out what has a probability below 1e-5.
     loss, their_loss = compare(ours, lambda z: other(z, inv_temperature=3.0), 0.3 * normal(2, 50, 6))
     assert loss == pytest.approx(their_loss, rel=1e-4) and torch.equal(ours.codes(), other.codebook)

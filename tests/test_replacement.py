@@ -130,11 +130,11 @@ def test_probrandom_draws_a_latent_by_its_distance(shift):
     latents, code = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 3]]) + shift, torch.tensor([[0.5, 0.25]]) + shift
     expected = (-(latents - code).square().sum(1)).softmax(0)
     numbers = uniform(torch.tensor(7), 20_000)
-    places = near_at_random(code.expand(20_000, 2), latents, numbers)
+    places = near_at_random(latents, code.expand(20_000, 2), numbers)
     found = torch.bincount(places, minlength=4)[:3]
     assert found.numpy() / 20_000 == pytest.approx(expected[:3].numpy(), abs=0.012)
-    assert torch.equal(places, near_at_random(code.expand(20_000, 2), latents, numbers, at_once=999))
-    far = near_at_random(code, latents * 1e3, numbers[:1])  # all but one are as good as impossible
+    assert torch.equal(places, near_at_random(latents, code.expand(20_000, 2), numbers, at_once=999))
+    far = near_at_random(latents * 1e3, code, numbers[:1])  # all but one are as good as impossible
     assert far.tolist() == [(latents * 1e3 - code).norm(dim=1).argmin()]
 
 
@@ -309,13 +309,11 @@ def test_online_clustering_keeps_as_much_of_an_ema_share_as_of_the_code():
 
 
 @pytest.mark.parametrize("remedy", [RandomRestart, CodeExpiry, LeastRecentlyUsed, OnlineClustering])
-@pytest.mark.parametrize(
-    "kind, size, options", [(FSQ, 16, {"levels": (4, 4)}), (LFQ, 4, {}), (SimVQ, 16, {}), (AffineCodes, 16, {})]
-)
-def test_codes_that_are_not_free_are_not_replaced(remedy, kind, size, options):
+@pytest.mark.parametrize("kind, size", [(FSQ, ((4, 4),)), (LFQ, (4,)), (SimVQ, (16, 2)), (AffineCodes, (16, 2))])
+def test_codes_that_are_not_free_are_not_replaced(remedy, kind, size):
     for bases in ((remedy, kind), (kind, remedy)):
         with pytest.raises(ValueError, match="Both: (codes that are computed|the codes are a fixed grid)"):
-            type("Both", bases, {})(size, 2, **options)
+            type("Both", bases, {})(*size)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from torch import nn
 
 from vqnotes import _threads, models
 from vqnotes._threads import is_small, one_thread, one_torch_thread
+from vqnotes._workload import multiplications
 from vqnotes.metrics import effective_rank, separability
-from vqnotes.models import VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder, multiplications
+from vqnotes.models import VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.studies.generation import fit_priors
 from vqnotes.training import fit, fit_many

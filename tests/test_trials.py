@@ -205,7 +205,7 @@ CUT = {  # name: the model, whether no gradient passes
     "the wrong way round": (lambda: autoencoder(Reversed(8, 4)), True),
     "its own estimator outside": (Outside, False),
     "noise, in training only": (lambda: autoencoder(DiVeQ(8, 4)), False),
-    "a grid": (lambda: autoencoder(FSQ(9, 2, levels=(3, 3))), False),
+    "a grid": (lambda: autoencoder(FSQ(levels=(3, 3))), False),
     "theirs": (Theirs, False),
     "theirs, by k-means": (lambda: Theirs(kmeans_init=True), False),
     "theirs, cut": (lambda: Theirs(route_gradients_to_input=False), True),

@@ -7,7 +7,7 @@ import torch
 from helpers import normal
 
 from vqnotes import data, models
-from vqnotes.diagnosis import CollapseWarning, CollapseWatch, watch
+from vqnotes.diagnosis import CollapseWarning, CollapseWatch, diagnose_model, watch
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import fit, fit_many
 
@@ -112,7 +112,7 @@ def test_a_watch_of_many_runs_names_them():
     assert list(watch.latest) == ["run 0: quantizer", "run 1: quantizer"]
     assert any(str(one.message).startswith("step 0, run 1: quantizer: token") for one in caught)
     for run, (model, _) in enumerate(many):
-        expected = watch.diagnose_model(model, x[:600])["quantizer"]
+        expected = diagnose_model(model, x[:600])["quantizer"]
         assert watch.latest[f"run {run}: quantizer"].evidence == expected.evidence
 
 

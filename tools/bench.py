@@ -83,7 +83,7 @@ def memory(repeats: int) -> Rows:
         yield f"65,536 x 64, 8,192 codes, {update}", "peak, MB (N x K: 2,147)", found, "<= 64"
 
 
-FITTING = {"FSQ": (5, {"levels": (4,) * 5}), "LFQ": (10, {}), "residual": (64, {"stages": (32, 32)})}
+FITTING = {"FSQ": ((), {"levels": (4,) * 5}), "LFQ": ((10,), {}), "residual": ((1024, 64), {"stages": (32, 32)})}
 
 
 def remedies(repeats: int) -> Rows:
@@ -95,8 +95,9 @@ def remedies(repeats: int) -> Rows:
     for name, remedy in league.REMEDIES.items():
         if remedy.kind is VectorQuantizer and not remedy.options:
             continue  # it changes nothing in the step
-        dim, options = FITTING.get(name, (64, {}))
-        other = remedy.kind(size, dim, **remedy.options | options)
+        said, options = FITTING.get(name, ((size, 64), {}))
+        other = remedy.kind(*said, **remedy.options | options)
+        dim = other.dim
         other.init_codes("data", latents[0, :, :dim])
         found = ratios(repeats, both_ways(other, *latents[..., :dim].contiguous()), reference)
         yield f"{count:,} x {dim}, {size:,} codes", f"a step of {name} / plain", found, "<= 2"

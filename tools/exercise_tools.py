@@ -1,8 +1,6 @@
 """What tests and hand-outs know about exercises: how they stand in a notebook, and how an answer is put in."""
 
 import ast
-import contextlib
-import io
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -68,11 +66,3 @@ def filled(stub: str, answer: str) -> str:
         raise ValueError(f"the stub has no place for {sorted(new.keys() - found)}")
     imports = [ast.unparse(node) for node in ast.parse(answer).body if isinstance(node, ast.Import | ast.ImportFrom)]
     return "\n".join(imports + lines)
-
-
-def printed(source: str) -> str:
-    """What a cell prints, run by itself in an empty namespace."""
-    heard = io.StringIO()
-    with contextlib.redirect_stdout(heard):
-        exec(compile(source, "exercise", "exec"), {})
-    return heard.getvalue().strip()

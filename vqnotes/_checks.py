@@ -1,40 +1,58 @@
-"""Checks of what a function is given: each raises ValueError with what was wrong."""
+"""Checks of what a function is given: each raises ValueError with what is wrong, or returns it, arrays as tensors."""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Array = Tensor | np.ndarray  # or what NumPy makes one of: a list of lists, a column of a table
 LARGEST = 1e150  # in size: squares of more overflow even in float64
 
 
-def check_latents(latents: Tensor, dim: int | None = None) -> None:
+def as_tensor(given: Array, name: str = "input") -> Tensor:
+    """A tensor as it is, an array as a tensor; ValueError for what is neither."""
+    if isinstance(given, Tensor):
+        return given
+    try:
+        return torch.from_numpy(np.require(given, requirements=("C", "W")))  # what torch cannot share is copied
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given)}") from error
+
+
+def check_latents(latents: Array, dim: int | None = None) -> Tensor:
     """Raises ValueError unless latents are (..., dim), floating point, not empty, finite, and below 1e150 in size."""
-    check_latents_form(latents, dim)
+    latents = check_latents_form(latents, dim)
     if not _all_finite(latents):
         bad = int((~(latents.abs() < LARGEST)).sum())
         raise ValueError(f"latents hold {bad} NaN or infinite values, or above 1e150, shape {tuple(latents.shape)}")
+    return latents
 
 
-def check_codebook(codebook: Tensor) -> None:
+def check_codebook(codebook: Array) -> Tensor:
     """Raises ValueError unless the codebook is (K, D), floating point, not empty, finite, and below 1e150 in size."""
-    check_codebook_form(codebook)
+    codebook = check_codebook_form(codebook)
     if not _all_finite(codebook):
         raise ValueError(f"codebook holds NaN or infinite values, or above 1e150, shape {tuple(codebook.shape)}")
+    return codebook
 
 
-def check_latents_form(latents: Tensor, dim: int | None) -> None:
+def check_latents_form(latents: Array, dim: int | None) -> Tensor:
     """As `check_latents`, but does not look at the values."""
-    if not (isinstance(latents, Tensor) and latents.is_floating_point() and latents.ndim and latents.numel()):
+    latents = as_tensor(latents, "latents")
+    if not (latents.is_floating_point() and latents.ndim and latents.numel()):
         raise ValueError(f"latents must be floating point (..., D) and not empty, got {_shown(latents)}")
     if dim is not None and latents.shape[-1] != dim:
         raise ValueError(f"latents have {latents.shape[-1]} dimensions, codes have {dim}: {tuple(latents.shape)}")
+    return latents
 
 
-def check_codebook_form(codes: Tensor) -> None:
+def check_codebook_form(codebook: Array) -> Tensor:
     """As `check_codebook`, but does not look at the values."""
-    if not (isinstance(codes, Tensor) and codes.is_floating_point() and codes.ndim == 2 and codes.numel()):
-        raise ValueError(f"codebook must be floating point (K, D) and not empty, got {_shown(codes)}")
+    codebook = as_tensor(codebook, "codebook")
+    if not (codebook.is_floating_point() and codebook.ndim == 2 and codebook.numel()):
+        raise ValueError(f"codebook must be floating point (K, D) and not empty, got {_shown(codebook)}")
+    return codebook
 
 
 def _all_finite(x: Tensor) -> bool:
@@ -42,27 +60,26 @@ def _all_finite(x: Tensor) -> bool:
     return bool((low > -LARGEST) & (high < LARGEST))
 
 
-def _shown(x) -> str:
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else str(type(x))
+def _shown(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)}"
 
 
-def check_index(index: Tensor) -> Tensor:
+def check_index(index: Array) -> Tensor:
     """The index as a tensor; ValueError unless it holds integers, at least one."""
-    index = torch.as_tensor(index)
+    index = as_tensor(index, "index")
     if index.numel() == 0 or index.is_floating_point() or index.is_complex():
         raise ValueError(f"index must hold integers, got {index.dtype} of shape {tuple(index.shape)}")
     return index
 
 
-def check_labels(latents: Tensor, y: Tensor) -> Tensor:
-    """The labels as int64 (N,) on the CPU; ValueError unless there is one, a whole number, for each latent."""
-    check_latents(latents)
-    labels = torch.as_tensor(y).flatten().cpu()
+def check_labelled(latents: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    """Latents (..., D), and labels as int64 (N,) on the CPU; ValueError unless each has one, a whole number."""
+    latents, labels = check_latents(latents), as_tensor(labels, "labels").flatten().cpu()
     if latents.ndim < 2 or len(labels) != latents.shape[:-1].numel():
         raise ValueError(f"{len(labels)} labels for latents of shape {tuple(latents.shape)}")
     if labels.is_complex() or (labels != labels.long()).any():
         raise ValueError(f"labels must be whole numbers, got {labels.dtype}: {labels}")
-    return labels.long()
+    return latents, labels.long()
 
 
 def check_not_negative(name: str, value: float) -> float:

@@ -12,6 +12,11 @@ from torch import Tensor
 
 from vqnotes._downloads import CIFAR10, FASHION_MNIST, published, unpacked
 
+__all__ = [
+    "LabelledData", "cifar10", "digit_vectors", "digits", "fashion_mnist", "gaussian_modes", "photographs",
+    "random_crops", "rings"
+]  # fmt: skip
+
 CIFAR10_MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 CIFAR10_PICTURES = 10_000  # in each of these files
 

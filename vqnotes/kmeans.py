@@ -5,8 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from vqnotes._checks import check_latents
+from vqnotes._checks import Array, check_latents
 from vqnotes.nearest import nearest_code
+
+__all__ = ["enough", "kmeans"]
 
 STEPS, IMPROVEMENT = 50, 1e-3  # Lloyd's algorithm ends after so many, or when one lowers the error by a smaller share
 FEW = 4096  # latents that are all candidates for the start; of more
@@ -22,7 +24,7 @@ def enough(latents: Tensor, codebook_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def kmeans(latents: Array, codebook_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The centroids (K, D) of k-means, and the share (K,) of the latents (..., D) that each is nearest to.
 
     Lloyd's algorithm from the start of k-means|| (Bahmani et al., 2012, arXiv:1203.6402), where the latents are, on a
@@ -36,7 +38,7 @@ def kmeans(latents: Tensor, codebook_size: int, seed: int = 0) -> tuple[Tensor, 
     the latents. If fewer latents differ than there are codes, centroids coincide, and one of them has the share.
     Raises ValueError for unusable latents, no code, or fewer latents than codes.
     """
-    check_latents(latents)
+    latents = check_latents(latents)
     if codebook_size < 1:
         raise ValueError(f"need at least one code, got {codebook_size}")
     flat = enough(latents, codebook_size)

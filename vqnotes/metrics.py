@@ -1,6 +1,6 @@
 """Measuring instruments for codebooks and latents. Every figure the course prints comes from here.
 
-Latents are (..., D), a codebook is (K, D), an index holds int64 values in 0 .. K-1 of any shape.
+Latents are (..., D), a codebook is (K, D), an index holds int64 values in 0 .. K-1 of any shape; tensors or arrays.
 All functions raise ValueError for empty, NaN, infinite or mismatched input, and show its shape.
 """
 
@@ -10,13 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes._checks import LARGEST, check_codebook, check_columns, check_index, check_labels, check_latents
+from vqnotes._checks import (
+    LARGEST,
+    Array,
+    as_tensor,
+    check_codebook,
+    check_columns,
+    check_index,
+    check_labelled,
+    check_latents,
+)
 from vqnotes._threads import threads_for
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import PART, nearest_code
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+__all__ = [
+    "UsageMeter", "WaterFilling", "confidence_interval", "effective_dimension", "effective_rank", "entropy",
+    "mode_entropy", "optimality_gap", "pairwise_distance", "participation_ratio", "perplexity",
+    "principal_variances", "quantization_error", "reconstruction_error", "separability", "summary", "usage",
+    "water_filling"
+]  # fmt: skip
 
 LATENTS_PER_CODE = 16  # that `optimality_gap` needs
 
@@ -27,6 +43,7 @@ class UsageMeter:
     """Counts how often each of `size` codes is used, over as many batches as you like.
 
     Use it over a whole data set: the usage or perplexity of one batch is bounded by the size of the batch.
+    The sum of two meters has counted what either of them has.
     """
 
     def __init__(self, size: int):
@@ -34,7 +51,18 @@ class UsageMeter:
             raise ValueError(f"size must be positive, got {size}")
         self.counts = torch.zeros(size, dtype=torch.int64)
 
-    def update(self, index: Tensor) -> "UsageMeter":
+    def reset(self) -> None:
+        """Forgets all that was counted."""
+        self.counts.zero_()
+
+    def __add__(self, other: "UsageMeter") -> "UsageMeter":
+        if len(self.counts) != len(other.counts):
+            raise ValueError(f"the meters count {len(self.counts)} and {len(other.counts)} codes: need as many")
+        both = UsageMeter(len(self.counts))
+        both.counts = self.counts + other.counts
+        return both
+
+    def update(self, index: Array) -> "UsageMeter":
         """Adds the indices of one batch, of any shape. Returns the meter."""
         index = check_index(index).flatten().cpu()
         low, high = int(index.min()), int(index.max())
@@ -62,37 +90,37 @@ class UsageMeter:
             raise ValueError("no index counted yet: call update first")
 
 
-def usage(index: Tensor, size: int) -> float:
+def usage(index: Array, size: int) -> float:
     """Share of the `size` codes that occur in the index, in (0, 1]. At most index.numel() / size."""
     return UsageMeter(size).update(index).usage()
 
 
-def perplexity(index: Tensor, size: int) -> float:
+def perplexity(index: Array, size: int) -> float:
     """Effective number of codes in use, exp(entropy of their shares), in [1, size]. At most index.numel()."""
     return UsageMeter(size).update(index).perplexity()
 
 
-def mode_entropy(codebook: Tensor, latents: Tensor, y: Tensor) -> float:
+def mode_entropy(latents: Array, codebook: Array, labels: Array) -> float:
     """Entropy, in nats, of the modes the codes sit in: 0 (all in one) to log(number of modes) (evenly spread).
 
     -sum_m p_m log p_m, p_m the share of codes whose nearest latent has label m (2603.17052, section 4.2).
     exp of it is the effective number of modes covered. All codes count, dead ones too: a few live codes may
     still serve every mode.
     """
-    check_codebook(codebook)
-    labels = check_labels(latents, y)
+    codebook = check_codebook(codebook)
+    latents, labels = check_labelled(latents, labels)
     nearest = nearest_code(codebook, latents.reshape(-1, latents.shape[-1]))
     return entropy(labels[nearest.cpu()].unique(return_counts=True)[1])
 
 
-def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
+def pairwise_distance(codebook: Array, metric: str = "cosine") -> float:
     """Mean distance between two different codes; small means that the codebook has shrunk together.
 
     metric: "cosine", 1 - cos(e_i, e_j), in [0, 2] (2603.17052); or "euclidean", in the latents' units.
     Cosine depends on the origin: codes far from it all point the same way. Centre first to compare codebooks.
     Raises ValueError for a single code, another metric, or a code of length 0 under "cosine".
     """
-    check_codebook(codebook)
+    codebook = check_codebook(codebook)
     if len(codebook) < 2:
         raise ValueError(f"need at least two codes, got shape {tuple(codebook.shape)}")
     codes, pairs = codebook.detach().double(), len(codebook) * (len(codebook) - 1)
@@ -111,9 +139,9 @@ def pairwise_distance(codebook: Tensor, metric: str = "cosine") -> float:
 # ---------------------------------------------------------------- how many dimensions are filled
 
 
-def principal_variances(x: Tensor) -> np.ndarray:
+def principal_variances(x: Array) -> np.ndarray:
     """Variances (D,) along the principal components of x (..., D), largest first; all 0 for constant x."""
-    check_latents(x)
+    x = check_latents(x)
     flat = x.detach().reshape(-1, x.shape[-1])
     if len(flat) < 2:
         raise ValueError(f"need at least two vectors, got shape {tuple(x.shape)}")
@@ -126,7 +154,7 @@ def principal_variances(x: Tensor) -> np.ndarray:
         return np.linalg.eigvalsh(covariance.cpu().numpy())[::-1].clip(min=0)
 
 
-def effective_dimension(x: Tensor, share: float = 0.99) -> int:
+def effective_dimension(x: Array, share: float = 0.99) -> int:
     """Smallest number of principal components that hold `share` of the variance (DCVQ; 2605.06870), 1 .. D.
 
     0 for constant x. Compare it with the same figure for offline k-means: few codes cannot fill many dimensions.
@@ -139,7 +167,7 @@ def effective_dimension(x: Tensor, share: float = 0.99) -> int:
     return int(np.searchsorted(np.cumsum(variances) / variances.sum(), share * (1 - 1e-12)) + 1)
 
 
-def effective_rank(x: Tensor) -> float:
+def effective_rank(x: Array) -> float:
     """exp(entropy of the singular values of centred x, normalised to sum 1), in [1, D] (Roy and Vetterli, 2007).
 
     0 for constant x.
@@ -148,7 +176,7 @@ def effective_rank(x: Tensor) -> float:
     return float(np.exp(entropy(deviations))) if deviations.sum() > 0 else 0.0
 
 
-def participation_ratio(x: Tensor) -> float:
+def participation_ratio(x: Array) -> float:
     """(sum of variances)^2 / sum of squared variances over principal components, in [1, D]; 0 for constant x."""
     variances = principal_variances(x)
     variances = np.ldexp(variances, -np.frexp(variances.max())[1])  # so that no square overflows
@@ -192,15 +220,14 @@ def water_filling(variances, bits: float) -> WaterFilling:
 # ---------------------------------------------------------------- how good the codes are
 
 
-def quantization_error(latents: Tensor, codebook: Tensor, relative: bool = True) -> float:
+def quantization_error(latents: Array, codebook: Array, relative: bool = True) -> float:
     """Mean squared distance of a latent to its nearest code, over the latents' total variance tr Cov(z).
 
     0 is perfect, 1 is what a single code at the mean gives, more is worse than that. relative=False gives the
     squared distance itself, which also falls when the latents shrink.
     Raises ValueError if latents that do not vary, or hardly, are to be compared with their variance.
     """
-    check_codebook(codebook)
-    check_latents(latents)
+    latents, codebook = check_latents(latents), check_codebook(codebook)
     flat, codes = latents.detach().reshape(-1, latents.shape[-1]), codebook.detach()
     parts = zip(flat.split(PART), nearest_code(flat, codes).split(PART))
     error = sum((z.double() - codes[index].double()).square().sum().item() for z, index in parts) / len(flat)
@@ -212,7 +239,7 @@ def quantization_error(latents: Tensor, codebook: Tensor, relative: bool = True)
     return float(error / variance)
 
 
-def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
+def optimality_gap(latents: Array, codebook: Array, seed: int = 0) -> float:
     """Quantisation error of the codebook over that of offline k-means with as many codes, on the same latents.
 
     About 1: the codebook is as good as these latents allow, what is wrong is elsewhere. Far above 1: the codebook
@@ -226,8 +253,7 @@ def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
     k-means runs once and is not perfect: the gap varies with the seed and can be below 1.
     Raises ValueError for fewer latents than 16 a code.
     """
-    check_codebook(codebook)
-    check_latents(latents)
+    latents, codebook = check_latents(latents), check_codebook(codebook)
     flat = latents.reshape(-1, latents.shape[-1])
     if len(flat) < LATENTS_PER_CODE * len(codebook):
         needed = f"need {LATENTS_PER_CODE} a code, {LATENTS_PER_CODE * len(codebook)} in all"
@@ -239,11 +265,12 @@ def optimality_gap(latents: Tensor, codebook: Tensor, seed: int = 0) -> float:
     return error / best if best > 0 else (1.0 if error == 0 else float("inf"))
 
 
-def reconstruction_error(reconstruction: Tensor, x: Tensor) -> float:
+def reconstruction_error(reconstruction: Array, x: Array) -> float:
     """Mean squared error over the variance of all entries of x, any shape: 0 if exact, 1 for a constant at the mean.
 
     Raises ValueError for shapes that differ, and for an x that does not vary.
     """
+    reconstruction, x = as_tensor(reconstruction, "reconstruction"), as_tensor(x)
     if reconstruction.shape != x.shape or x.numel() == 0:
         raise ValueError(f"shapes must be equal and not empty: {tuple(reconstruction.shape)}, {tuple(x.shape)}")
     wide = torch.promote_types(torch.promote_types(reconstruction.dtype, x.dtype), torch.float32)
@@ -256,7 +283,7 @@ def reconstruction_error(reconstruction: Tensor, x: Tensor) -> float:
     return error / variance
 
 
-def separability(latents: Tensor, y: Tensor, reader=None) -> float:
+def separability(latents: Array, labels: Array, reader=None) -> float:
     """How well the label can be read off a latent: 5-fold cross-validated accuracy, in [0, 1].
 
     reader: a scikit-learn classifier; by default the vote of the 5 nearest neighbours. Compare it with the same
@@ -266,7 +293,7 @@ def separability(latents: Tensor, y: Tensor, reader=None) -> float:
     from sklearn.model_selection import cross_val_score
     from sklearn.neighbors import KNeighborsClassifier
 
-    labels = check_labels(latents, y)
+    latents, labels = check_labelled(latents, labels)
     _, sizes = labels.unique(return_counts=True)
     if len(sizes) < 2 or sizes.min() < 5:
         raise ValueError(f"need at least 2 classes of at least 5 members, got sizes {sizes.tolist()}")
@@ -292,12 +319,12 @@ def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[flo
 
 def entropy(weights) -> float:
     """Entropy in nats of not negative weights, normalised to sum 1. Raises ValueError if one is, or all are 0."""
-    shares = np.asarray(weights, dtype=np.float64)
-    if not 0 < shares.sum() < np.inf or (shares < 0).any():
-        raise ValueError(f"weights must be finite, not negative and not all 0, got {shares}")
-    shares = shares / shares.sum()
-    shares = shares[shares > 0]
-    return float(-(shares * np.log(shares)).sum())
+    from scipy import stats
+
+    weights = np.asarray(weights, dtype=np.float64)
+    if not 0 < weights.sum() < np.inf or (weights < 0).any():
+        raise ValueError(f"weights must be finite, not negative and not all 0, got {weights}")
+    return float(stats.entropy(weights, axis=None))
 
 
 def summary(runs: "DataFrame", by: list[str], y: str) -> "DataFrame":

@@ -1,14 +1,16 @@
-"""The nearest code: exact, close to the time of its matrix product, in little memory, for many codebooks at once."""
+"""The nearest code: first as a formula in three lines; then the same exactly, in little memory, for many at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqnotes._checks import check_codebook, check_codebook_form, check_latents, check_latents_form
+from vqnotes._checks import Array, check_codebook, check_codebook_form, check_latents, check_latents_form
+
+__all__ = ["nearest_by_product", "nearest_code"]
 
 SCORES_PER_CHUNK = 2**20  # held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
 BLOCK = 64  # scores, see _two_lowest_of_blocks
@@ -16,42 +18,49 @@ PART = 2**14  # latents that are in float64 at once
 DOUBTFUL = 64  # latents that a training step on a GPU measures again
 
 
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+def nearest_by_product(latents: Tensor, codebook: Tensor) -> Tensor:
+    """argmin_k ||z - e_k||^2 = argmin_k (||e_k||^2 / 2 - z.e_k): shift, product, argmin. Memory N * K.
+
+    latents (..., D), codebook (K, D), float32 at least. Returns int64 (...,). Far from the origin the difference of
+    large numbers would lose the small distance that it should give, so both are first shifted to the codes' centre.
+    """
+    z, codes = latents - codebook.mean(dim=0), codebook - codebook.mean(dim=0)
+    scores = codes.square().sum(dim=1) / 2 - z @ codes.mT
+    return scores.argmin(dim=-1)
+
+
+def nearest_code(latents: Array, codebook: Array) -> Tensor:
     """Index of the code at the smallest Euclidean distance from each latent; of equal ones, the lowest.
 
     latents (..., D), codebook (K, D), any float dtype. Returns int64 (...,) in 0 .. K-1.
     Raises ValueError for empty, NaN, infinite or mismatched input. In float64, differences below 1e-150 are none.
 
-    argmin_k ||z - e_k||^2 = argmin_k (||e_k||^2 / 2 - z.e_k), one matrix product. Far from the origin that
-    difference of large numbers loses the small distance it should give, so both sides are first shifted to the
-    centre of the codebook; and where the best two codes are closer than rounding can tell apart, that latent is
-    measured again by plain differences in float64. Works in chunks of latents: memory does not grow with N * K.
-    Half precision counts in float32, also under autocast and where TF32 is allowed.
+    The scores are those of `nearest_by_product`, in chunks of latents, so memory does not grow with N * K. Where the
+    best two codes are closer than rounding can tell apart, that latent is measured again by plain differences in
+    float64. Half precision counts in float32, also under autocast and where TF32 is allowed.
     Under `torch.vmap` its runs are searched together.
 
     On a GPU, a training step (latents that carry a gradient) does not wait to hear which latents are in doubt. It
     measures 64 of them again; any more keep the choice that float32 made among codes equal up to rounding, and NaN
     is not refused. Without a gradient the search is exact there, too.
 
-    A program made by `torch.export` shifts, multiplies and takes the minimum, in memory N * K: the same codes, but
-    any of those that are equal up to rounding, and NaN is not refused. `torch.compile` leaves the search as it is.
+    A program made by `torch.export` holds `nearest_by_product`: the same codes, but any of those that are equal up to
+    rounding, and NaN is not refused. `torch.compile` leaves the search as it is.
     """
-    check_codebook_form(codebook)
-    check_latents_form(latents, codebook.shape[1])
+    codebook = check_codebook_form(codebook)
+    latents = check_latents_form(latents, codebook.shape[1])
     if _exporting():
-        return _by_product(latents, codebook)
+        wide = wide_type(latents, codebook)
+        return nearest_by_product(latents.to(wide), codebook.to(wide))
     return _NearestCode.apply(latents, codebook)
 
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former since torch 2.7
 
 
-def _by_product(latents: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest_code` without its precautions, but for the shift: what a program without Python can hold."""
-    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebook.dtype), torch.float32)
-    center = codebook.to(dtype).mean(dim=0)
-    z, codes = latents.to(dtype) - center, codebook.to(dtype) - center
-    return (codes.square().sum(dim=1) / 2 - z @ codes.mT).argmin(dim=-1)
+def wide_type(*tensors: Tensor) -> torch.dtype:
+    """One type for all, float32 at least: sums of half-precision squares would lose most of their digits."""
+    return reduce(torch.promote_types, [one.dtype for one in tensors], torch.float32)
 
 
 class _NearestCode(torch.autograd.Function):
@@ -82,42 +91,60 @@ def _may_wait(latents: Tensor) -> bool:
 @torch.no_grad()
 def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tensor:
     """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
-    dtype = torch.promote_types(torch.promote_types(latents.dtype, codebooks.dtype), torch.float32)
-    center = codebooks.to(dtype).mean(dim=1, keepdim=True)
-    codes = codebooks.to(dtype) - center
-    runs, size, dim = codes.shape
-    longest = codes.norm(dim=2).amax(dim=1)[:, None, None]
-    rounding, tiny = 2 * (dim + 4) * torch.finfo(dtype).eps, torch.finfo(dtype).tiny  # twice Higham's n u |a| |b|
+    codes = codebooks.to(wide_type(latents, codebooks))
+    center = codes.mean(dim=1, keepdim=True)
+    codes = codes - center
+    matrix, longest = _score_matrix(codes), codes.norm(dim=2).amax(dim=1)[:, None, None]
+    two_lowest = _two_lowest_of_blocks if matrix.shape[1] > BLOCK else _two_lowest
 
-    # A score is (z, 1) times (-e, ||e||^2 / 2): one product. Codes infinitely far away fill up the last block.
-    pairs = torch.cat([-codes, codes.square().sum(dim=2, keepdim=True) / 2], dim=2)
-    if size > BLOCK:
-        pairs = F.pad(pairs, (0, 0, 0, -size % BLOCK))
-        pairs[:, size:, dim] = torch.inf
-    two_lowest = _two_lowest_of_blocks if size > BLOCK else _two_lowest
-
-    flat = latents.reshape(runs, -1, dim)
+    flat = latents.reshape(len(codes), -1, codes.shape[2])
     index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
     sure = torch.empty_like(index, dtype=torch.bool)
-    per_latent = runs * pairs.shape[1]
-    wanted = SCORES_PER_CHUNK * (64 if flat.is_cuda else 1) // per_latent
-    rows = min(max(dim + 1, wanted), flat.shape[1])  # fewer would read large codebooks more often than scores
-    buffer = torch.empty(rows * per_latent, dtype=dtype, device=flat.device)
-    extended = torch.ones(runs, rows, dim + 1, dtype=dtype, device=flat.device)
-    for start in range(0, flat.shape[1], rows):
-        part = flat[:, start : start + rows]
-        count = part.shape[1]
-        z = torch.sub(part, center, out=extended[:, :count, :dim])
-        scores = buffer[: count * per_latent].view(runs, count, -1)
-        with _full_precision(flat.device.type):
-            torch.bmm(extended[:, :count], pairs.mT, out=scores)
+    for part, z, scores in _chunks(flat, center, matrix):
         lowest, best, second = two_lowest(scores)
-        largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
-        index[:, start : start + count] = best[..., 0]
-        sure[:, start : start + count] = (second - lowest > rounding * largest + tiny)[..., 0]
-    # What is NaN or infinite, overflows or underflows is never sure.
+        index[:, part], sure[:, part] = best[..., 0], _is_sure(lowest, second, z, longest)[..., 0]
     _measure_again(index, ~sure, flat, codebooks, may_wait)
     return index.reshape(latents.shape[:-1])
+
+
+def _score_matrix(codes: Tensor) -> Tensor:
+    """(-e, ||e||^2 / 2) for each code e of codes (R, K, D): times (z, 1) it is the score, in one product.
+
+    More than one block is filled up with codes that are infinitely far away, to whole blocks.
+    """
+    matrix = torch.cat([-codes, codes.square().sum(dim=2, keepdim=True) / 2], dim=2)
+    size = codes.shape[1]
+    if size > BLOCK:
+        matrix = F.pad(matrix, (0, 0, 0, -size % BLOCK))
+        matrix[:, size:, -1] = torch.inf
+    return matrix
+
+
+def _chunks(flat: Tensor, center: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Which latents of (R, N, D), these shifted (R, n, D), and their scores (R, n, K); both are overwritten next."""
+    (runs, count, dim), per_latent = flat.shape, matrix.shape[0] * matrix.shape[1]
+    wanted = SCORES_PER_CHUNK * (64 if flat.is_cuda else 1) // per_latent
+    rows = min(max(dim + 1, wanted), count)  # fewer would read large codebooks more often than scores
+    buffer = torch.empty(rows * per_latent, dtype=matrix.dtype, device=flat.device)
+    extended = torch.ones(runs, rows, dim + 1, dtype=matrix.dtype, device=flat.device)
+    for start in range(0, count, rows):
+        part = slice(start, min(start + rows, count))
+        some = part.stop - start
+        z = torch.sub(flat[:, part], center, out=extended[:, :some, :dim])
+        scores = buffer[: some * per_latent].view(runs, some, -1)
+        with _full_precision(flat.device.type):
+            torch.bmm(extended[:, :some], matrix.mT, out=scores)
+        yield part, z, scores
+
+
+def _is_sure(lowest: Tensor, second: Tensor, z: Tensor, longest: Tensor) -> Tensor:
+    """Whether the two lowest scores differ by more than rounding can make them. What overflows or is NaN never does.
+
+    Twice the bound of Higham (Accuracy and Stability, section 3.1) on a product of two vectors, n u |a| |b|.
+    """
+    kind = torch.finfo(lowest.dtype)
+    largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
+    return second - lowest > 2 * (z.shape[2] + 4) * kind.eps * largest + kind.tiny
 
 
 def _measure_again(index: Tensor, unsure: Tensor, flat: Tensor, codebooks: Tensor, may_wait: bool) -> None:
@@ -161,10 +188,10 @@ def _two_lowest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _two_lowest_of_blocks(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, for (R, B, K) with K a multiple of BLOCK, in a third of the time.
+    """The same, for (R, B, K) with K a multiple of BLOCK.
 
-    torch's minimum that says where it is takes six times as long on a processor as the one that does not. So the
-    blocks are only asked for their minimum, and the place is looked for in the best one alone.
+    A minimum that says where it is costs more than one that does not. So the blocks are only asked for their minimum,
+    and the place is looked for in the best one alone.
     """
     blocks = scores.view(-1, BLOCK)
     lowest_of_block = blocks.amin(dim=1).view(*scores.shape[:2], -1)
@@ -194,6 +221,3 @@ def _full_precision(device: str) -> Iterator[None]:
             yield
         finally:
             setattr(settings, name, before)
-
-
-# ---------------------------------------------------------------- what is refused

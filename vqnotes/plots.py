@@ -20,12 +20,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vqnotes._checks import check_codebook, check_index, check_labels, check_latents
+from vqnotes._checks import Array, as_tensor, check_codebook, check_index, check_labelled, check_latents
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
 from vqnotes.nearest import nearest_code
 
 if TYPE_CHECKING:
     from vqnotes.diagnosis import Diagnosis
+
+__all__ = [
+    "DATA", "DEAD", "LATENT", "LIVE", "PALETTE", "arms", "code_counts", "codes_and_latents", "curves",
+    "diagnosis", "encoded", "index_map", "kind_of", "latents_by_label", "picture", "show", "spectrum", "tornado",
+    "use_style"
+]  # fmt: skip
 
 PALETTE = sns.color_palette("colorblind")
 LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
@@ -64,14 +70,14 @@ def show(figure: Figure, alt: str) -> None:
     display(data, metadata={f"image/{kind}": {"alt": alt}}, raw=True)
 
 
-def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int = 2000) -> pd.DataFrame:
+def codes_and_latents(ax: Axes, latents: Array, codebook: Array, sample: int = 2000) -> pd.DataFrame:
     """Latents and codes in the plane of their first two principal components (of the latents), or as they are in 2-D.
 
     A code is live if one of the latents has it as its nearest code. Draws at most `sample` latents, the first.
     Returns columns x, y, kind: "latent", "live code" or "dead code".
     """
-    check_codebook(codebook)
-    check_latents(latents, codebook.shape[1])
+    codebook = check_codebook(codebook)
+    latents = check_latents(latents, codebook.shape[1])
     flat, codes = latents.detach().reshape(-1, latents.shape[-1]).cpu(), codebook.detach().cpu()
     live = torch.zeros(len(codes), dtype=torch.bool)
     live[nearest_code(flat, codes)] = True
@@ -91,15 +97,15 @@ def codes_and_latents(ax: Axes, latents: Tensor, codebook: Tensor, sample: int =
     return frame
 
 
-def latents_by_label(ax: Axes, latents: Tensor, y: Tensor, sample: int = 2000) -> pd.DataFrame:
+def latents_by_label(ax: Axes, latents: Array, labels: Array, sample: int = 2000) -> pd.DataFrame:
     """Latents in the plane of `codes_and_latents`, one colour a label. Draws at most `sample`, the first.
 
     Returns columns x, y, label.
     """
-    labels = check_labels(latents, y)[:sample]
+    latents, labels = check_labelled(latents, labels)
     flat = latents.detach().reshape(-1, latents.shape[-1]).cpu()
     (plane,) = _to_plane(flat)
-    frame = pd.DataFrame({"x": plane[:sample, 0], "y": plane[:sample, 1], "label": labels})
+    frame = pd.DataFrame({"x": plane[:sample, 0], "y": plane[:sample, 1], "label": labels[:sample]})
     ax.scatter(frame["x"], frame["y"], s=4, c=[PALETTE[label % len(PALETTE)] for label in frame["label"]])
     ax.set(xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
@@ -116,7 +122,7 @@ def _to_plane(flat: Tensor, *others: Tensor) -> list[Tensor]:
     return [F.pad(part, (0, 2 - part.shape[1])) for part in parts]  # one dimension, or one latent, has one component
 
 
-def code_counts(ax: Axes, index: Tensor, size: int, label: str | None = None) -> pd.DataFrame:
+def code_counts(ax: Axes, index: Array, size: int, label: str | None = None) -> pd.DataFrame:
     """How often each code is used, most used first, on a logarithmic axis; dead codes are crosses at the bottom.
 
     Returns columns rank (from 1), count.
@@ -195,11 +201,12 @@ def tornado(ax: Axes, effects: pd.DataFrame, by: str, level: str) -> pd.DataFram
     return pd.concat(frames)[[by, level, "mean", "low", "high"]].reset_index(drop=True)
 
 
-def spectrum(ax: Axes, x: Tensor, label: str | None = None) -> pd.DataFrame:
+def spectrum(ax: Axes, x: Array, label: str | None = None) -> pd.DataFrame:
     """Share of the variance held by the first n principal components, with the effective dimension marked.
 
     Returns columns components (from 1), share.
     """
+    x = as_tensor(x, "x")
     variances = principal_variances(x)
     if variances.sum() == 0:
         raise ValueError(f"x does not vary, shape {tuple(x.shape)}: it has no spectrum")
@@ -212,11 +219,12 @@ def spectrum(ax: Axes, x: Tensor, label: str | None = None) -> pd.DataFrame:
     return frame
 
 
-def picture(ax: Axes, image: Tensor, title: str = "") -> pd.DataFrame:
+def picture(ax: Axes, image: Array, title: str = "") -> pd.DataFrame:
     """An image (C, H, W) in [0, 1], with one or three channels; values outside are cut off.
 
     Returns the mean of each channel as drawn: columns channel, mean.
     """
+    image = as_tensor(image, "image")
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel() or image.is_complex():
         raise ValueError(f"image must be (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}")
     if image.isnan().any():
@@ -229,12 +237,13 @@ def picture(ax: Axes, image: Tensor, title: str = "") -> pd.DataFrame:
     return pd.DataFrame({"channel": range(len(image)), "mean": drawn.mean(axis=(0, 1))})
 
 
-def index_map(ax: Axes, index: Tensor, title: str = "") -> pd.DataFrame:
+def index_map(ax: Axes, index: Array, title: str = "") -> pd.DataFrame:
     """Which code was used where: a grid of indices (H, W), one colour a code, the frequent ones far apart.
 
     Returns columns code, count: the codes on the map, most used first.
     """
-    if check_index(index).ndim != 2:
+    index = check_index(index)
+    if index.ndim != 2:
         raise ValueError(f"index must be a grid (H, W), got shape {tuple(index.shape)}")
     codes, where, counts = index.unique(return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True, stable=True)
@@ -252,11 +261,13 @@ def diagnosis(axes: Sequence[Axes], found: "Diagnosis") -> pd.DataFrame:
     """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
-    Raises ValueError for another number of axes.
+    Raises ValueError for another number of axes, and for codes that are put together: they share no picture.
     """
     axes = np.ravel(axes)
     if len(axes) != 4:
         raise ValueError(f"need four axes, got {len(axes)}")
+    if found.drawing is None:
+        raise ValueError(f"{found.verdict!r} is said of codes put together: draw one of its codebooks, got the whole")
     where, uses, losses, dimensions = axes
     latents, codes, counts = found.drawing
     codes_and_latents(where, latents, codes)

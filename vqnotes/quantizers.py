@@ -1,5 +1,6 @@
-"""The vector quantiser, whose stages can be changed one at a time, and how its codebook is started."""
+"""The vector quantiser in stages, so that a remedy can change one of them; and how its codebook is started."""
 
+from inspect import Signature
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqnotes._checks import check_latents, check_latents_form, check_not_negative, check_share
+from vqnotes._combining import check_combination, signature_of
 from vqnotes.kmeans import enough, kmeans
-from vqnotes.nearest import nearest_code
+from vqnotes.nearest import nearest_code, wide_type
+
+__all__ = ["BLIND_INITS", "INITS", "Quantized", "VectorQuantizer"]
 
 BLIND_INITS = ("uniform", "normal")  # need no latents
 INITS = (*BLIND_INITS, "data", "kmeans")
@@ -36,8 +40,9 @@ class VectorQuantizer(nn.Module):
         loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
         after_step(latents, index)   the update outside autograd: moving averages (appendix A.1)
 
-    Remedies combine by inheritance: each stage passes on to super() what it does not change. A remedy says which
-    others it does not work with, and why, in `excludes` and `comes_before`: {other class: reason}.
+    Remedies combine by inheritance: each stage passes on to super() what it does not change, and so does
+    `__init__`. A remedy says which others it does not work with, and why, in `excludes` and `comes_before`:
+    {other class: reason}. It keeps each option as an attribute of the same name, which is what `repr` shows.
 
     codebook_size: K. dim: D. beta: weight of the commitment loss, at least 0.
     update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
@@ -49,6 +54,7 @@ class VectorQuantizer(nn.Module):
 
     excludes: dict[type, str] = {}
     comes_before: dict[type, str] = {}
+    __signature__: Signature  # of a subclass: what all that it inherits from take
 
     def __init__(
         self,
@@ -59,7 +65,6 @@ class VectorQuantizer(nn.Module):
         update: str = "gradient",
         decay: float | None = None,
     ):
-        check_combination(type(self))
         super().__init__()
         if codebook_size < 1 or dim < 1:
             raise ValueError(f"codebook_size and dim must be positive, got {codebook_size} and {dim}")
@@ -67,31 +72,29 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"update must be 'gradient' or 'ema', got {update!r}")
         if update != "ema" and decay is not None:
             raise ValueError(f"decay is that of update='ema': got decay={decay} with update={update!r}")
-        self.codebook_size, self.dim, self.update = codebook_size, dim, update
-        self.beta, self.decay = (
-            check_not_negative("beta", beta),
-            check_share("decay", 0.99 if decay is None else decay),
-        )
+        self.codebook_size, self.dim, self.beta = codebook_size, dim, check_not_negative("beta", beta)
+        self.update, self.decay = update, decay
         self.codebook_loss = update == "gradient"  # whether the loss moves the codes
         codebook = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if update == "gradient":
             self.codebook = nn.Parameter(codebook)
         else:
+            self.decay = check_share("decay", 0.99 if decay is None else decay)
             self.register_buffer("codebook", codebook)
             self.register_buffer("share", torch.zeros(codebook_size))  # of a batch's latents, moving average
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (...,), loss); updates EMA codes in training."""
-        check_latents_form(latents, self.dim)
+        latents = check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
         chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
-        wide = torch.promote_types(torch.promote_types(latents.dtype, chosen.dtype), torch.float32)
+        latents_q = self.estimate(latents, chosen)
+        wide = wide_type(latents, chosen)
         loss = self.loss(latents.to(wide), chosen.to(wide))
-        quantized = Quantized(self.estimate(latents, chosen), index, loss)
         if self.training:
             self.after_step(latents.detach(), index)
-        return quantized
+        return Quantized(latents_q, index, loss)
 
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
@@ -121,15 +124,15 @@ class VectorQuantizer(nn.Module):
         """
         if self.update != "ema":
             return
-        flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1)
+        flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1, 1)
         hits = shares(index, self.share)
-        places = index[:, None].expand_as(flat)
-        sums = torch.zeros_like(self.codebook).scatter_add_(0, places, flat * (1 / len(index)))
+        sums = torch.zeros_like(self.codebook).scatter_add_(0, index.expand_as(flat), flat / len(flat))
+        mean = torch.where(hits[:, None] > 0, sums / hits[:, None], self.codebook)
         self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
-        step = (1 - self.decay) / self.share.clamp_min(torch.finfo(self.share.dtype).tiny)
-        self.codebook.add_(step[:, None] * (sums - hits[:, None] * self.codebook))
+        rate = (1 - self.decay) * hits / self.share.clamp_min(torch.finfo(hits.dtype).tiny)
+        self.codebook.copy_(self.codebook.lerp(mean, rate[:, None]))  # torch.vmap does not know lerp_
 
-    def lookup(self, index: Tensor) -> Tensor:
+    def decode(self, index: Tensor) -> Tensor:
         """The codes (..., D) of an index (...,), as the decoder gets them."""
         return rows(self.codes(), index)
 
@@ -154,8 +157,7 @@ class VectorQuantizer(nn.Module):
         else:
             if latents is None:
                 raise ValueError(f"{how!r} needs latents")
-            check_latents(latents, self.dim)
-            flat = enough(self.prepare(latents), self.codebook_size)
+            flat = enough(self.prepare(check_latents(latents, self.dim)), self.codebook_size)
             if how == "data":
                 codes = flat[torch.from_numpy(rng.choice(len(flat), self.codebook_size, replace=False))]
             else:
@@ -169,31 +171,27 @@ class VectorQuantizer(nn.Module):
         if self.update == "ema":
             self.share.copy_(share)
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.__signature__ = signature_of(cls)
 
-def check_combination(kind: type) -> None:
-    """Raises ValueError, with the reason, if remedies that `kind` inherits from do not work together in this order.
+    def __new__(cls, *size, **options):
+        check_combination(cls)
+        return super().__new__(cls)
 
-    What a class itself says in `excludes` and `comes_before` counts for all that inherit from it.
-    """
-    order, made_of = kind.__mro__, f"class {kind.__name__}({', '.join(base.__name__ for base in kind.__bases__)})"
-    for one in order:
-        for other, why in vars(one).get("excludes", {}).items():
-            if other in order:
-                raise ValueError(f"{kind.__name__}: {why}; got {made_of}")
-        for other, why in vars(one).get("comes_before", {}).items():
-            if other in order and order.index(other) < order.index(one):
-                first = f"{one.__name__} must come before {other.__name__}"
-                raise ValueError(f"{kind.__name__}: {why}, so {first}; got {made_of}")
-
-
-def rows(codes: Tensor, index: Tensor) -> Tensor:
-    """The rows (..., D) of codes (K, D) at an index (...,): a third of the time of F.embedding, there and back."""
-    return codes.index_select(0, index.flatten()).view(*index.shape, -1)
+    def extra_repr(self) -> str:
+        names = [name for name in signature_of(type(self)).parameters if hasattr(self, name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def straight_through(value: Tensor, moved: Tensor) -> Tensor:
     """Exactly `value`, since the bracket is zero; its gradient goes to `moved` unchanged, and not to `value`."""
     return value.detach() + (moved - moved.detach())
+
+
+def rows(codes: Tensor, index: Tensor) -> Tensor:
+    """The rows (..., D) of codes (K, D) at an index (...,)."""
+    return codes.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 def shares(index: Tensor, like: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ from vqnotes._batches import batches_of
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes._stacked import Stacked, check_alike
 from vqnotes._threads import threads_for, torch_threads_for
-from vqnotes.models import VQAutoencoder, codes_compared, latents_for_codes, modes_kept, multiplications
+from vqnotes._workload import codes_compared, modes_kept, multiplications
+from vqnotes.models import VQAutoencoder, latents_for_codes
 from vqnotes.quantizers import BLIND_INITS
+
+__all__ = ["History", "Plan", "fit", "fit_many"]
 
 
 @dataclass

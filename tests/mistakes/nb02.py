@@ -36,40 +36,40 @@ def cosine_distance(codebook):
     },
     "2.2": {
         "it gives nan": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     labels = y[torch.cdist(codebook, latents).argmin(dim=1)]
     shares = torch.bincount(labels, minlength=int(y.max()) + 1) / len(labels)
     return torch.exp(-torch.sum(shares * torch.log(shares)))
 """,
         "in nats": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     labels = y[torch.cdist(codebook, latents).argmin(dim=1)]
     shares = labels.unique(return_counts=True)[1] / len(labels)
     return torch.distributions.Categorical(shares).entropy()
 """,
         "in bits": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     labels = y[torch.cdist(codebook, latents).argmin(dim=1)]
     shares = labels.unique(return_counts=True)[1] / len(labels)
     return -(shares * shares.log2()).sum()
 """,
         "the base of the power": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     labels = y[torch.cdist(codebook, latents).argmin(dim=1)]
     shares = labels.unique(return_counts=True)[1] / len(labels)
     return (-(shares * shares.log2()).sum()).exp()
 """,
         "any code at all": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     return len({int(y[(latents - code).norm(dim=1).argmin()]) for code in codebook})
 """,
         "shares of the points": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     shares = y.bincount() / len(y)
     return (-(shares * shares.log()).sum()).exp()
 """,
         "dead codes are left out": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     distances = torch.cdist(codebook, latents)
     live = distances.argmin(dim=0).bincount(minlength=len(codebook)) > 0
     labels = y[distances.argmin(dim=1)][live]
@@ -77,14 +77,14 @@ def modes_covered(codebook, latents, y):
     return torch.prod(shares**-shares)
 """,
         "each code counts once": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     distances = torch.cdist(codebook, latents)
     labels = y[distances.argmin(dim=1)][distances.argmin(dim=0)]
     shares = labels.unique(return_counts=True)[1] / len(labels)
     return torch.prod(shares**-shares)
 """,
         "nearest to each latent": """
-def modes_covered(codebook, latents, y):
+def modes_covered(latents, codebook, y):
     labels = y[torch.cdist(latents, codebook).argmin(dim=1)]
     shares = labels.unique(return_counts=True)[1] / len(labels)
     return torch.prod(shares**-shares)

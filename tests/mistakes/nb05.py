@@ -1,7 +1,7 @@
 """Typical wrong answers to the exercises of notebook 05."""
 
 RESTART = """
-def restart(codebook, uses, latents, threshold):
+def restart(latents, codebook, uses, threshold):
     new = codebook.clone()
     dead = {dead}
     new[dead] = {fresh}
@@ -26,13 +26,13 @@ MISTAKES = {
         "wrong way round": RESTART.format(dead=DEAD.replace("<", ">"), fresh=ROWS),
         "not a number of latents": RESTART.format(dead="uses == 0", fresh=ROWS),
         "every code moved": """
-def restart(codebook, uses, latents, threshold):
+def restart(latents, codebook, uses, threshold):
     if (uses < threshold * uses.mean()).any():
         codebook = latents[torch.randperm(latents.shape[0])[: codebook.shape[0]]]
     return codebook
 """,
         "became one latent": """
-def restart(codebook, uses, latents, threshold):
+def restart(latents, codebook, uses, threshold):
     one = latents[torch.randint(len(latents), ())]
     return torch.where((uses < threshold * uses.mean())[:, None], one, codebook)
 """,

@@ -1,13 +1,15 @@
 """The practitioner's door: which collapse is it, by which evidence, and what to try.
 
-In the order of the work: `observed` takes in what people bring, `measures` takes figures beside references, `rules`
+In the order of the work: `observed` takes in what people bring, `measures` puts numbers beside references, `rules`
 makes a verdict of them, `report` says it with its evidence and advice. `model` listens to a whole model (`listening`
-has a file for each library), and `watch` does so during training.
+has a file for each library), and `watch` does so during training. A file imports only from those before it.
 """
 
+from vqnotes.diagnosis import report
+from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
-from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis, diagnose_observed, diagnose_observed_stack
+from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 
 __all__ = [
@@ -51,7 +53,7 @@ def diagnose(
     (N, H, W, C). Both are needed only where the shapes fit two readings.
     index: the model's own choice of codes, of the latents' shape without D. If it errs more than the nearest codes
     would, the quantiser compares otherwise than by distance: that is said first, and its codebook is not judged.
-    mask: True where a latent counts, of the same shape; padding does not.
+    mask: True where a latent counts, of the same shape; padding does not, and may be NaN, in the inputs too.
     reconstruction: the model's output, of the shape of the inputs. What the model rebuilds, its encoder has not lost.
 
     The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
@@ -60,12 +62,12 @@ def diagnose(
     to read the inputs off the latents.
     Sources: the two collapses, arXiv:2411.16550; dimensions against water-filling, arXiv:2605.06870; how often the
     verdict is right, `vqnotes.studies.verdicts` and notebook 09.
-    Raises ValueError for what is empty, NaN, infinite, of mismatched shapes or open to two readings, and for inputs
-    that do not vary.
+    Raises ValueError for what is empty, NaN, infinite, sparse, of mismatched shapes or open to two readings, for
+    inputs that do not vary, and for places or a reconstruction that no inputs belong to.
     """
-    layout = {"channel_axis": channel_axis, "places": places}
-    beside = {"labels": labels, "inputs": inputs, "reconstruction": reconstruction}
-    return diagnose_observed(observe(latents, codebook, index=index, mask=mask, **beside, **layout), seed)
+    beside = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
+    observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, seed=seed)
+    return report.report(observed, measure(observed))
 
 
 def diagnose_stack(
@@ -95,5 +97,6 @@ def diagnose_stack(
     collapse" or "cannot tell". Places that share a codebook are judged together, and get the same diagnosis.
     Raises ValueError as `diagnose` does, and for levels at different places.
     """
-    beside = {"labels": labels, "inputs": inputs, "reconstruction": reconstruction}
-    return diagnose_observed_stack(observe_stack(parts, mask=mask, places=places, **beside), seed)
+    beside = {"labels": labels, "inputs": inputs, "mask": mask, "reconstruction": reconstruction}
+    observed = observe_stack(parts, **beside, places=places, seed=seed)
+    return report.report_stack(observed, measure(observed))

@@ -1,4 +1,4 @@
-"""The figures behind a diagnosis, each beside a reference measured on the same data.
+"""What is measured of latents and codes, each number beside a reference measured on the same data.
 
 The codebook beside k-means on the same latents, the encoder beside the inputs themselves, the dimensions that codes
 fill beside those that log2 K bits can pay for, usage beside what so many latents could show. Codes that are put
@@ -16,18 +16,19 @@ from torch import Tensor
 from vqnotes import metrics
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
-from vqnotes.diagnosis.observed import Coded, Observed, around, observe
+from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
-PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
-INPUTS_SAMPLE, INPUTS_PER_CODE = 8192, 16
+__all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
+
+INPUTS_PER_CODE, LABEL_SAMPLE, CLASS = 16, 1500, 5  # CLASS: labels that one must have, to be cross-validated
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What `figures_of` found. None: not measured, for want of inputs, labels or latents.
+class Measures:
+    """What `measure` found. None: not measured, for want of inputs, labels or latents.
 
     Errors are shares of the latents' variance, losses shares of the inputs' variance. Of codes that are put together
     (levels, heads, groups), codes, distinct, usage, ceiling and perplexity count all codebooks; errors and losses are
@@ -58,7 +59,7 @@ class Figures:
     codes_loss: float | None = None  # by a regression on their nearest centroids: what the best codes leave
     separability: float | None = None
     separability_inputs: float | None = None
-    chance: float | None = None  # share of the largest class
+    chance: float | None = None  # share of the largest class; 1 if there is none beside it
     reader: str | None = None  # whose reading encoder_loss is
     model_loss: float | None = None  # of the inputs, by the model's own reconstruction
     different: int | None = None  # latents that differ from each other, if some are equal
@@ -69,7 +70,7 @@ class Figures:
     gap_scaled: float | None = None  # if codes were moved and scaled to the latents' centre and width
     gap_directions: float | None = None  # if latents were brought to the length that all codes have
     bits: float | None = None  # of codes that are put together: the sum of log2 K
-    codebooks: tuple["Figures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
+    codebooks: tuple["Measures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
 
     @property
     def left(self) -> float:
@@ -77,8 +78,8 @@ class Figures:
         return (self.best_low + self.best) / 2
 
     @property
-    def each(self) -> tuple["Figures", ...]:
-        """The figures of each codebook."""
+    def each(self) -> tuple["Measures", ...]:
+        """The measures of each codebook."""
         return self.codebooks or (self,)
 
     @property
@@ -87,38 +88,34 @@ class Figures:
         return math.log2(self.codes) if self.bits is None else self.bits
 
 
-# ---------------------------------------------------------------- from data to figures
+# ---------------------------------------------------------------- from what was observed to measures
 
 
-def figures_of(latents, codebook, *, seed: int = 0, **given) -> Figures:
-    """The figures behind a verdict. Arguments and errors are those of `diagnosis.diagnose`."""
-    return measure_observed(observe(latents, codebook, **given), seed)
-
-
-def measure_observed(seen: Observed, seed: int = 0) -> Figures:
-    """The figures behind a verdict on what was observed: of the whole, and of each codebook if there are several."""
-    several = len(seen.places) > 1
-    found = _figures_of_several(seen, seed) if several else _use_figures(seen.places[0])
-    order = torch.randperm(len(seen.counted), generator=torch.Generator().manual_seed(seed))
-    rows = order[: min(AT_MOST, max(AT_LEAST, PER_CODE * max(len(one.codes) for one in seen.places)))]
-    with one_thread() if len(rows) <= AT_LEAST else nullcontext():
-        sample = Sample(seen, rows)
-        found |= {"sample": len(rows), "spread": sample.spread}
-        enough = sample.spread > 0 and len(rows) >= 2 * INPUTS_PER_CODE
-        if enough:
-            reference = reference_for(sample, seed)
-            found |= _codebook_figures(sample, reference)
+def measure(observed: Observed) -> Measures:
+    """The measures behind a verdict: of the whole, and of each codebook if codes are put together."""
+    several = len(observed.levels) > 1
+    alone = tuple(measure(one) for one in observed.codebooks) if several else ()
+    found = _uses_of_all(observed, alone) if several else _uses(observed.levels[0])
+    sample, enough = observed.sample, len(observed.sample) >= FEWEST
+    with one_thread() if len(sample) <= AT_LEAST else nullcontext():
+        scaled = Scaled(observed)
+        found |= {"sample": len(sample), "spread": scaled.spread}
+        if enough and scaled.spread > 0:
+            reference = reference_for(scaled)
+            found |= _codebook_measures(scaled, reference)
             if not several:
-                found |= _doubtful_figures(sample, found, seed)
+                found |= _doubtful_measures(scaled, found)
+    if observed.stacked:
+        found |= {"bits": observed.total_bits, "codebooks": alone or (Measures(**found),)}
     with one_thread():
-        if enough and seen.inputs is not None:
-            found |= _encoder_figures(sample, reference, seed)
-        if seen.labels is not None:
-            found |= readers.label_figures(seen, seed)
-    return Figures(**found)
+        if observed.has_inputs and scaled.spread > 0:
+            found |= _encoder_measures(scaled, reference)
+        if observed.labels is not None:
+            found |= _label_measures(observed)
+    return Measures(**found)
 
 
-def _use_figures(one: Coded) -> dict:
+def _uses(one: Coded) -> dict:
     """How the codes of one codebook are used, over all latents."""
     size, different, meter = len(one.codes), _different(one.latents), metrics.UsageMeter(len(one.codes))
     meter.counts = torch.bincount(one.index, minlength=size) if one.uses is None else one.uses
@@ -142,26 +139,23 @@ def _different(latents: Tensor) -> int:
     return len(torch.cat([part.double() @ direction for part in latents.split(metrics.PART)]).unique())
 
 
-def _figures_of_several(seen: Observed, seed: int) -> dict:
-    """The figures of each codebook alone, and how the codes of all of them are used."""
-    each = tuple(measure_observed(seen.alone(group), seed) for group in seen.shared)
+def _uses_of_all(observed: Observed, each: tuple[Measures, ...]) -> dict:
+    """How the codes of several codebooks are used."""
     codes = sum(one.codes for one in each)
     return {
-        "latents": len(seen.counted),
+        "latents": len(observed.counted),
         "codes": codes,
         "distinct": sum(one.distinct for one in each),
         "usage": sum(one.usage * one.codes for one in each) / codes,
         "ceiling": sum(one.ceiling * one.codes for one in each) / codes,
         "perplexity": sum(one.perplexity for one in each),
-        "bits": seen.total_bits,
-        "codebooks": each,
     }
 
 
-class Sample:
-    """Some of the latents, centred and of variance 1: squared distances are shares of it, and no digit is lost.
+class Scaled:
+    """The sample of the latents, centred and of variance 1: squared distances are shares of it, no digit is lost.
 
-    seen: what was observed. rows (n,): which of the counted latents. half: how many references are fitted to.
+    half: how many of them references are fitted to.
     centre (D,), unit: what was taken off, and divided by. spread: the variance in the latents' own units; 0 if it is
     no more than rounding, and then nothing below is there. size: root mean square of the latents, in units.
     points (n, D): the latents. reaching: for each place of a code, what reaches it (n, D of the place).
@@ -169,25 +163,25 @@ class Sample:
     left, for instance a projection of it.
     """
 
-    def __init__(self, seen: Observed, rows: Tensor):
-        self.seen, self.rows, self.half = seen, rows, len(rows) // 2
-        centres = [_centre(seen, first) for first in seen.firsts]
+    def __init__(self, observed: Observed):
+        self.observed, self.half, firsts = observed, len(observed.sample) // 2, observed.firsts
+        centres = [_centre(observed, first) for first in firsts]
         self.centre = torch.cat(centres)
-        points = seen.counted[rows].double().sub_(self.centre)
+        points = observed.counted[observed.sample].double().sub_(self.centre)
         mean = points.mean(0)
         self.spread = max(0.0, points.square().sum(1).mean().item() - mean.square().sum().item())
         mean_square = self.spread + (mean + self.centre).square().sum().item()
-        if self.spread <= torch.finfo(seen.latents.dtype).eps ** 2 * mean_square or (points == points[0]).all():
+        if self.spread <= torch.finfo(observed.latents.dtype).eps ** 2 * mean_square or (points == points[0]).all():
             self.spread = 0.0
             return
         self.unit, self.size = self.spread**0.5, (mean_square / self.spread) ** 0.5
         self.points = points.div_(self.unit).float()
         first_levels = iter(self.points.split([len(one) for one in centres], dim=1))
         self.reaching = [
-            next(first_levels) if number in seen.firsts else (one.latents[rows].double() / self.unit).float()
-            for number, one in enumerate(seen.places)
+            next(first_levels) if number in firsts else (one.latents[observed.sample].double() / self.unit).float()
+            for number, one in enumerate(observed.levels)
         ]
-        self.chosen = self._chosen(dict(zip(seen.firsts, centres)))
+        self.chosen = self._chosen(dict(zip(firsts, centres)))
 
     def centred(self, latents: Tensor) -> Tensor:
         """Latents (..., D) as the points are."""
@@ -195,8 +189,10 @@ class Sample:
 
     def _chosen(self, centres: dict[int, Tensor]) -> Tensor | None:
         parts, left = [], None
-        for number, (one, reaches) in enumerate(zip(self.seen.places, self.reaching)):
-            codes = ((one.codes[one.index[self.rows]].double() - centres.get(number, 0)) / self.unit).float()
+        for number, (one, reaches) in enumerate(zip(self.observed.levels, self.reaching)):
+            codes = (
+                (one.codes[one.index[self.observed.sample]].double() - centres.get(number, 0)) / self.unit
+            ).float()
             if number in centres:
                 parts.append(codes)
             elif _same(reaches, left):
@@ -208,38 +204,38 @@ class Sample:
 
 
 def _same(points: Tensor, others: Tensor) -> bool:
-    """Whether points (n, D) are the others up to rounding, both in units of a sample."""
+    """Whether points (n, D) are the others up to rounding, both in units of the sample."""
     if points.shape != others.shape:
         return False
     return bool((points - others).square().sum() <= 1e-4 * points.square().sum() + 1e-6 * len(points))
 
 
-def _centre(seen: Observed, first: int) -> Tensor:
+def _centre(observed: Observed, first: int) -> Tensor:
     """The mean of a part's latents, or of all that reaches its codebook, if other places have the same."""
-    group = next(group for group in seen.shared if first in group)
-    return torch.stack([seen.places[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
+    group = next(group for group in observed.shared if first in group)
+    return torch.stack([observed.levels[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
 
 
-def reference_for(sample: Sample, seed: int) -> list[list[Tensor]]:
+def reference_for(scaled: Scaled) -> list[list[Tensor]]:
     """k-means in the arrangement of the codebooks: the centroids of each level of each part.
 
     It is fitted to the first half of the sample: part by part, and level after level on what those before left.
     Places that share a codebook get one k-means, fitted to what reaches all of them in the model.
     """
-    seen, fitted = sample.seen, {}
+    observed, fitted = scaled.observed, {}
 
     def of(points: Tensor, size: int) -> Tensor:
-        return kmeans(points, min(size, len(points) // 4), seed)[0]
+        return kmeans(points, min(size, len(points) // 4), observed.seed)[0]
 
-    for group in (group for group in seen.shared if len(group) > 1):
-        pooled = torch.cat([sample.reaching[place][: sample.half] for place in group])
-        fitted |= dict.fromkeys(group, of(pooled, len(seen.places[group[0]].codes)))
+    for group in (group for group in observed.shared if len(group) > 1):
+        pooled = torch.cat([scaled.reaching[number][: scaled.half] for number in group])
+        fitted |= dict.fromkeys(group, of(pooled, len(observed.levels[group[0]].codes)))
     reference: list[list[Tensor]] = []
-    for number, place in enumerate(seen.places):
-        if number in seen.firsts:
-            left = sample.reaching[number][: sample.half]
+    for number, level in enumerate(observed.levels):
+        if number in observed.firsts:
+            left = scaled.reaching[number][: scaled.half]
             reference.append([])
-        codes = fitted[number] if number in fitted else of(left, len(place.codes))
+        codes = fitted[number] if number in fitted else of(left, len(level.codes))
         left = left - codes[nearest_code(left, codes)]
         reference[-1].append(codes)
     return reference
@@ -257,27 +253,27 @@ def coded_by(reference: list[list[Tensor]], points: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _codebook_figures(sample: Sample, reference: list[list[Tensor]]) -> dict:
+def _codebook_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     """The codes chosen in the sample beside the reference, which was fitted to the first half of it."""
-    points, number = sample.points, sum(len(codes) for levels in reference for codes in levels)
-    complete = number == sum(len(one.codes) for one in sample.seen.places)
-    best_low, best = _errors(points, coded_by(reference, points), sample.half)
+    points, number = scaled.points, sum(len(codes) for levels in reference for codes in levels)
+    complete = number == sum(len(one.codes) for one in scaled.observed.levels)
+    best_low, best = _errors(points, coded_by(reference, points), scaled.half)
     found = {
-        "size": sample.size,
+        "size": scaled.size,
         "reference_codes": number,
         "best_low": best_low.mean().item() if complete else 0.0,
         "best": best.mean().item(),
-        "paid": shared_dimensions(metrics.principal_variances(points), sample.seen.total_bits),
+        "paid": shared_dimensions(metrics.principal_variances(points), scaled.observed.total_bits),
     }
-    if sample.chosen is None:
+    if scaled.chosen is None:
         return found
-    low, own = _errors(points, sample.chosen, sample.half)
+    low, own = _errors(points, scaled.chosen, scaled.half)
     return found | {
         "error": own.mean().item(),
         "error_deviation": own.std().item() / math.sqrt(len(own)),
         "gap": _ratio(own.mean().item(), found["best"]),
         "gap_high": _ratio(low.mean().item(), found["best_low"]) if complete else math.inf,
-        "dimensions": shared_dimensions(metrics.principal_variances(sample.chosen), sample.seen.total_bits),
+        "dimensions": shared_dimensions(metrics.principal_variances(scaled.chosen), scaled.observed.total_bits),
     }
 
 
@@ -296,17 +292,17 @@ def shared_dimensions(variances, bits: float) -> float:
     return float(np.exp(metrics.entropy(given))) if given.sum() > 0 else 0.0
 
 
-def _doubtful_figures(sample: Sample, found: dict, seed: int) -> dict:
+def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
     """Whether latents and codes are what the quantiser compares: its own indices, and how well other codes would fit.
 
     The latter only where the codes are bad: a codebook that becomes good by moving and scaling it, or by bringing the
     latents to its codes' common length, has not collapsed. A normalisation or a projection was left out.
     """
-    one, points, half = sample.seen.places[0], sample.points, sample.half
-    codes = sample.centred(one.codes)
+    observed, points, half = scaled.observed, scaled.points, scaled.half
+    one, codes = observed.levels[0], scaled.centred(observed.levels[0].codes)
     result = {}
     if one.own_index is not None:
-        own, nearest = (codes[index[sample.rows]] for index in (one.own_index, one.nearest))
+        own, nearest = (codes[index[observed.sample]] for index in (one.own_index, one.nearest))
         error, least = ((points - some).square().sum(1) for some in (own, nearest))
         rounding = 1e-5  # of the variance; what half precision makes of a distance
         farther = error > 1.01 * least + rounding
@@ -321,42 +317,40 @@ def _doubtful_figures(sample: Sample, found: dict, seed: int) -> dict:
         error = _errors(points, moved[nearest_code(points, moved)], half)[1].mean().item()
         result["gap_scaled"] = _ratio(error, found["best"])
     lengths = one.codes.double().norm(dim=1)
-    latents = sample.seen.counted[sample.rows].double()
+    latents = observed.counted[observed.sample].double()
     if lengths.std() < 1e-3 * lengths.mean() and (norms := latents.norm(dim=1)).std() > 1e-2 * norms.mean():
         directions = (latents / norms.clamp_min(1e-30)[:, None]).float()
         codes = (one.codes.double() / lengths[:, None]).float()
-        best = kmeans(directions[:half], min(len(codes), half // 4), seed)[0]
+        best = kmeans(directions[:half], min(len(codes), half // 4), observed.seed)[0]
         error, least = (_errors(directions, some[nearest_code(directions, some)], half)[1] for some in (codes, best))
         result["gap_directions"] = _ratio(error.mean().item(), least.mean().item())
     return result
 
 
-def _encoder_figures(sample: Sample, reference: list[list[Tensor]], seed: int) -> dict:
+def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     """The encoder beside its inputs: what can be read off latents, and off the codes of the reference."""
-    seen, paired = sample.seen, sample.seen.inputs
-    known = seen.rows[seen.rows < math.prod(paired.grid)]
-    if len(known) < len(seen.rows):  # the inputs of the first latents only
-        rows = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
-    else:
-        rows = seen.rows[sample.rows]
-    rows = rows[: min(INPUTS_SAMPLE, max(512, 2**25 // paired.size))]
+    observed, paired, rows, seed = (
+        scaled.observed,
+        scaled.observed.inputs,
+        scaled.observed.beside,
+        scaled.observed.seed,
+    )
     x, half = paired.rows(rows), len(rows) // 2
-    if (x[:half] == x[0]).all() or (x[half:] == x[half]).all():
-        raise ValueError(f"the inputs do not vary: {half} of {len(x)}, chosen at random, are equal")
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
     x /= largest
     model_loss = None
     if paired.rebuilt is not None:
         model_loss = readers.left_over(x[half:], paired.rebuilt_rows(rows)[half:] / largest)
     x = readers.in_few_dimensions(x)
-    near = sample.centred(around(seen.latents, paired.grid if len(paired.grid) > 1 else seen.grid, rows, seen.mask))
+    grid = paired.grid if len(paired.grid) > 1 else observed.grid
+    near = scaled.centred(around(observed.latents, grid, rows, observed.mask))
     near_codes = coded_by(reference, near.flatten(0, 1)).reshape(near.shape)
     parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    sizes = [min(max(16, len(one.codes)), half // INPUTS_PER_CODE) for one in seen.places]
+    sizes = [min(max(16, len(one.codes)), half // INPUTS_PER_CODE) for one in observed.levels]
     inputs_loss = readers.loss_by_codes(x, parts, sizes, seed)
 
     codes_loss = readers.left_over(x[half:], readers.by_regression(near_codes, x, seed))
-    if len(seen.places) == 1:
+    if len(observed.levels) == 1:
         index = nearest_code(near[:, near.shape[1] // 2], reference[0][0])
         codes_loss = min(codes_loss, readers.left_over(x[half:], readers.means_by(index, x)[half:]))
     guess = readers.by_regression(near, x, seed)
@@ -368,7 +362,7 @@ def _encoder_figures(sample: Sample, reference: list[list[Tensor]], seed: int) -
         losses["a network"] = readers.left_over(x[half:], readers.by_network(near, x, guess, seed))
     reader = min(losses, key=losses.get)
     return {
-        "paid": shared_dimensions(parts.variances, seen.total_bits),
+        "paid": shared_dimensions(parts.variances, observed.total_bits),
         "inputs_codes": sum(sizes),
         "inputs_loss": inputs_loss,
         "codes_loss": codes_loss,
@@ -376,3 +370,24 @@ def _encoder_figures(sample: Sample, reference: list[list[Tensor]], seed: int) -
         "reader": reader,
         "model_loss": model_loss,
     }
+
+
+def _label_measures(observed: Observed) -> dict:
+    """How well labels, one a latent or one an input, are read off latents and inputs."""
+    y, each = observed.labels, len(observed.labels) == len(observed.latents)
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(observed.seed))
+    if observed.inputs is not None:  # of the first only, perhaps
+        rows = rows[rows < (math.prod(observed.inputs.grid) if each else len(observed.inputs.inputs))]
+    rows = (rows[observed.mask[rows]] if each and observed.mask is not None else rows)[:LABEL_SAMPLE]
+    classes, where, sizes = y[rows].unique(return_inverse=True, return_counts=True)
+    rows = rows[sizes[where] >= CLASS]
+    if (sizes >= CLASS).sum() < 2:
+        return {"chance": 1.0}  # nothing can be read off
+    found = {
+        "separability": metrics.separability(observed.latents.reshape(len(y), -1)[rows], y[rows]),
+        "chance": sizes.max().item() / len(rows),
+    }
+    if observed.inputs is not None:
+        x = observed.inputs.rows(rows) if each else observed.inputs.whole(rows)
+        found["separability_inputs"] = metrics.separability(x, y[rows])
+    return found

@@ -1,7 +1,7 @@
 """A diagnosis of a whole model: runs it, listens to its quantisers, and leaves it as it was."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,7 +12,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.listening.trials import without_gradient
+from vqnotes.diagnosis.observed import as_tensor, axes_of, seed_of
 from vqnotes.diagnosis.report import Advice, Diagnosis
+
+__all__ = ["diagnose_model"]
 
 BATCH, MOST_LATENTS = 256, 2**18
 
@@ -56,8 +59,9 @@ def diagnose_model(
     The model runs in evaluation mode, without gradients. Its modes, buffers and quantisers are put back as they were,
     and torch's random state too. Whether a gradient passes the quantisers is tried on a copy of the model.
     Raises ValueError if no quantiser is found or called, if the model cannot take the data, or as `diagnose` does.
+    A quantiser that is not known can be diagnosed by hand: `diagnose(latents, codebook, inputs=...)`.
     """
-    listener = Listener(model)
+    listener, places, seed = Listener(model), axes_of(places), seed_of(seed)
     with _as_it_was(model, listener.names):
         with listener.listening():
             heard = Heard(listener, places, seed)
@@ -85,17 +89,24 @@ def _no_gradient(found: Diagnosis) -> Diagnosis:
 
 def _batches(data, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of inputs on the model's device, in its float type, each with its labels if there are any."""
-    if isinstance(data, tuple):
-        data = TensorDataset(*(torch.as_tensor(part) for part in data))
-    elif hasattr(data, "shape"):
-        data = TensorDataset(torch.as_tensor(data))
+    if isinstance(data, tuple) or hasattr(data, "shape"):
+        parts = [as_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]
+        if not all(part.ndim and len(part) == len(parts[0]) for part in parts):
+            raise ValueError(
+                f"data must have inputs along their first axis, got {[tuple(one.shape) for one in parts]}"
+            )
+        data = TensorDataset(*parts)
+    if not isinstance(data, Dataset | Iterable):
+        raise ValueError(f"data must be a tensor or array, batches of them, or a Dataset, got {type(data).__name__}")
     like = next((one for one in model.state_dict().values() if one.is_floating_point()), torch.empty(0))
     for batch in DataLoader(data, BATCH) if isinstance(data, Dataset) else data:
-        x, *others = batch if isinstance(batch, list | tuple) else [batch]
-        if not hasattr(x, "shape") or not len(x):
-            raise ValueError(f"a batch must be a tensor or array, or (x, y, ...), got {type(batch).__name__}")
-        x = torch.as_tensor(x)
-        y = torch.as_tensor(others[0]).cpu() if others and hasattr(others[0], "shape") else None
+        x, *others = batch if isinstance(batch, list | tuple) and batch else [batch]
+        shape = getattr(x, "shape", None)
+        if not shape or not shape[0]:
+            found = f"{type(batch).__name__} {tuple(shape or ())}"
+            raise ValueError(f"a batch must be a tensor or array, or (x, y, ...), and not empty, got {found}")
+        x = as_tensor(x, "a batch")
+        y = as_tensor(others[0], "labels").cpu() if others and hasattr(others[0], "shape") else None
         countable = y is not None and y.ndim == 1 and len(y) == len(x) and not y.is_floating_point()
         yield x.to(like if x.is_floating_point() else like.device), y if countable else None
 

@@ -1,20 +1,43 @@
-"""What people bring, parsed once: latents as rows, the codes they got, the inputs and labels that belong to them.
+"""What people bring, parsed and checked once: latents as rows, the codes they got, inputs and labels beside them.
 
 Nothing is guessed. Where shapes can be read in two ways, an argument decides; without it a ValueError names both.
+Behind this door nothing is parsed or checked again: all that follows takes an `Observed`.
 """
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+import operator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes._checks import check_codebook, check_latents
+from vqnotes._checks import check_codebook, check_latents, check_latents_form
 from vqnotes.nearest import nearest_code
 
+__all__ = [
+    "AT_LEAST",
+    "AT_MOST",
+    "FEWEST",
+    "PER_CODE",
+    "Coded",
+    "Inputs",
+    "Observed",
+    "UnpairedInputs",
+    "around",
+    "as_tensor",
+    "axes_of",
+    "cuts",
+    "observe",
+    "observe_stack",
+    "seed_of",
+]
+
+PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
+FEWEST = 32  # in a sample on which anything can be measured: half of them to learn from, half to judge by
+INPUTS_SAMPLE = 8192
 QUANTITIES = (torch.bool, torch.uint8, torch.int8, torch.int16)  # pixels and samples of sound, not ids
 
 
@@ -23,14 +46,41 @@ class UnpairedInputs(ValueError):
 
 
 def as_tensor(given, name: str) -> Tensor:
-    """A tensor on the CPU from a tensor or an array; ValueError if it is neither."""
+    """A dense tensor from a tensor or an array; ValueError if it is neither."""
     try:
-        tensor = torch.as_tensor(given).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+        tensor = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
-    if tensor.is_complex():
-        raise ValueError(f"{name} must be real numbers, got {tensor.dtype} {tuple(tensor.shape)}")
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
+        raise ValueError(f"{name} must be a dense tensor with its values (see to_dense), got one that is {kind}")
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _whole_number(given, name: str) -> int:
+    """A whole number of any type; ValueError if it is anything else."""
+    try:
+        return operator.index(given)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number, got {given!r:.80}") from error
+
+
+def seed_of(seed) -> int:
+    """A seed that torch, NumPy and scikit-learn all take."""
+    seed = _whole_number(seed, "seed")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
+    return seed
+
+
+def axes_of(places) -> tuple[int, ...] | None:
+    """The axes of the inputs along which places run, as a tuple; one axis may come as a number."""
+    if places is None:
+        return None
+    try:
+        return tuple(map(operator.index, places if isinstance(places, list | tuple) else [places]))
+    except TypeError as error:
+        raise ValueError(f"places must be axes of the inputs, whole numbers, got {places!r:.80}") from error
 
 
 # ---------------------------------------------------------------- latents and codes
@@ -55,10 +105,6 @@ class Coded:
         """The model's own choice if it is known, else the nearest code, (N,)."""
         return self.nearest if self.own_index is None else self.own_index
 
-    def chosen(self, rows: Tensor) -> Tensor:
-        """The codes of these latents, (n, D) float64."""
-        return self.codes[self.index[rows]].double()
-
 
 @dataclass(frozen=True)
 class Observed:
@@ -72,6 +118,8 @@ class Observed:
     grid: tuple  # shape of the latents without D: (inputs, places ...)
     mask: Tensor | None  # (M,) True for those that count; None: all do
     parts: list[list[Coded]]
+    seed: int  # of all that is drawn
+    stacked: bool = False  # whether codes are put together, and each codebook gets a verdict of its own
     inputs: "Inputs | None" = None
     labels: Tensor | None = None  # one for each of the M latents, or for each input
 
@@ -85,40 +133,71 @@ class Observed:
         """The latents that count, (N, D)."""
         return self.latents if self.mask is None else self.latents[self.mask]
 
+    @cached_property
+    def sample(self) -> Tensor:
+        """Which of the counted latents references are measured on, (n,), in random order."""
+        wanted = max(AT_LEAST, PER_CODE * max(len(level.codes) for level in self.levels))
+        return self._shuffled(len(self.counted))[: min(AT_MOST, wanted)]
+
+    @cached_property
+    def beside(self) -> Tensor:
+        """Which of the M latents the encoder is judged by, (n,), in random order: those whose inputs are known."""
+        known = self.rows[self.rows < math.prod(self.inputs.grid)]
+        some = self.rows[self.sample] if len(known) == len(self.rows) else known[self._shuffled(len(known))]
+        return some[: min(INPUTS_SAMPLE, max(512, 2**25 // self.inputs.size))]
+
     @property
-    def places(self) -> list[Coded]:
-        """Every place where a code is chosen: all levels of all parts."""
+    def has_inputs(self) -> bool:
+        """Whether there are enough latents with inputs to judge the encoder by."""
+        return self.inputs is not None and min(len(self.sample), len(self.beside)) >= FEWEST
+
+    def _shuffled(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+
+    @property
+    def levels(self) -> list[Coded]:
+        """All levels of all parts, one after another."""
         return [level for levels in self.parts for level in levels]
 
     @property
     def firsts(self) -> list[int]:
-        """Which of the places are first levels."""
+        """Which of the levels are the first of their part."""
         return np.cumsum([0, *map(len, self.parts)])[:-1].tolist()
 
     @cached_property
     def shared(self) -> list[list[int]]:
-        """Which of the places have the same codebook, one list for each codebook that differs from the others."""
+        """Which of the levels have the same codebook, one list for each codebook that differs from the others."""
         groups: list[list[int]] = []
-        for number, one in enumerate(self.places):
-            same = [group for group in groups if torch.equal(self.places[group[0]].codes, one.codes)]
+        for number, level in enumerate(self.levels):
+            same = [group for group in groups if torch.equal(self.levels[group[0]].codes, level.codes)]
             if same:
                 same[0].append(number)
             else:
                 groups.append([number])
         return groups
 
+    @cached_property
+    def codebooks(self) -> list["Observed"]:
+        """Each codebook by itself, in the order of `shared`: with all latents that reach it, without inputs."""
+        return [self._alone([self.levels[number] for number in group]) for group in self.shared]
+
+    def _alone(self, levels: list[Coded]) -> "Observed":
+        first, *others = levels
+        if others:
+            own = [level.own_index for level in levels]
+            uses = [level.uses for level in levels]
+            first = Coded(
+                torch.cat([level.latents for level in levels]),
+                first.codes,
+                None if any(one is None for one in own) else torch.cat(own),
+                None if any(one is None for one in uses) else sum(uses),
+            )
+        return Observed(first.latents, (len(first.latents),), None, [[first]], self.seed)
+
     @property
     def total_bits(self) -> float:
         """What all codes of a latent can carry: the sum of log2 K."""
-        return sum(math.log2(len(one.codes)) for one in self.places)
-
-    def alone(self, group: list[int]) -> "Observed":
-        """The codebook that these places share, by itself: with the latents of all of them, without inputs."""
-        members = [self.places[number] for number in group]
-        own = None if any(one.own_index is None for one in members) else torch.cat([one.own_index for one in members])
-        uses = None if any(one.uses is None for one in members) else sum(one.uses for one in members)
-        latents = torch.cat([one.latents for one in members])
-        return Observed(latents, (len(latents),), None, [[Coded(latents, members[0].codes, own, uses)]])
+        return sum(math.log2(len(level.codes)) for level in self.levels)
 
 
 def observe(
@@ -132,95 +211,144 @@ def observe(
     channel_axis: int | None = None,
     places: tuple | None = None,
     reconstruction=None,
+    seed: int = 0,
+    uses: Tensor | None = None,
 ) -> Observed:
-    """What `diagnosis.diagnose` is given, parsed and checked. Arguments and errors are explained there."""
-    codes = as_tensor(codebook, "codebook")
-    check_codebook(codes)
-    latents = as_tensor(latents, "latents")
+    """What `diagnosis.diagnose` is given, parsed and checked. Arguments and errors are explained there.
+
+    uses: how often each code was used, (K,), where the latents are a sample of those that were coded.
+    """
+    latents, codes = _numbers(latents, "latents"), _codes(codebook)
     if latents.ndim:
         latents = _channels_last(latents, codes.shape[1], channel_axis)
-    seen = _on_a_grid(latents, mask)
-    check_latents(seen.latents, codes.shape[1])
-    return _with_inputs(seen, [[_coded(seen, seen.latents, codes, index)]], inputs, labels, places, reconstruction)
+    parts = [[(latents, codes, index, uses)]]
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=False)
 
 
-def observe_stack(parts, *, labels=None, inputs=None, mask=None, places=None, reconstruction=None) -> Observed:
-    """What `diagnosis.diagnose_stack` is given, parsed and checked. Arguments and errors are explained there."""
-    parts = [
-        [(as_tensor(z, "latents"), as_tensor(codes, "codebook"), index) for z, codes, index in part] for part in parts
-    ]
+def observe_stack(
+    parts,
+    *,
+    labels=None,
+    inputs=None,
+    mask=None,
+    places: tuple | None = None,
+    reconstruction=None,
+    seed: int = 0,
+    uses: list[Tensor] | None = None,
+) -> Observed:
+    """What `diagnosis.diagnose_stack` is given, parsed and checked. Arguments and errors are explained there.
+
+    uses: of each level as for `observe`, in their order.
+    """
+    try:
+        parts = [[(latents, codebook, index) for latents, codebook, index in part] for part in parts]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"need for each part a list of levels (latents, codebook, index): {error}") from error
     if not parts or not all(parts):
-        raise ValueError(
-            f"need at least one part, each with at least one level, got {[len(part) for part in parts]} levels"
-        )
+        counts = [len(part) for part in parts]
+        raise ValueError(f"need at least one part, each with at least one level, got {counts} levels")
+    counted = itertools.repeat(None) if uses is None else iter(uses)
+    parts = [
+        [(_numbers(z, "latents"), _codes(codes), index, next(counted)) for z, codes, index in part] for part in parts
+    ]
     shapes = [tuple(latents.shape[:-1]) for part in parts for latents, *_ in part]
     if len(set(shapes)) > 1:
         raise ValueError(f"all levels need latents at the same places, got shapes without D {shapes}")
-    seen = _on_a_grid(torch.cat([part[0][0] for part in parts], dim=-1), mask)
-    coded = []
-    for part in parts:
-        levels = []
-        for latents, codes, index in part:
-            check_codebook(codes)
-            latents = _on_a_grid(latents, mask).latents
-            check_latents(latents, codes.shape[1])
-            levels.append(_coded(seen, latents, codes, index))
-        coded.append(levels)
-    return _with_inputs(seen, coded, inputs, labels, places, reconstruction)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=True)
 
 
-def _on_a_grid(latents: Tensor, mask) -> Observed:
-    """The latents (..., D) as rows, those that are masked as 0: padding may hold anything, NaN too."""
-    if not latents.ndim or not latents.numel():
-        check_latents(latents)
-    grid = tuple(latents.shape[:-1]) or (1,)
-    latents = latents.reshape(-1, latents.shape[-1])
+def _observed(parts, mask, labels, inputs, places, reconstruction, seed, *, stacked: bool) -> Observed:
+    """parts: of each level its latents (..., D), codes, index and uses, the last two perhaps None."""
+    seed = seed_of(seed)
+    for latents, codes, *_ in itertools.chain(*parts):
+        check_latents_form(latents, codes.shape[1])
+    grid = tuple(parts[0][0][0].shape[:-1]) or (1,)
     if mask is not None:
-        mask = _one_each(
-            mask, "mask", grid, "True where a latent counts", lambda one: one.dtype == torch.bool
-        ).flatten()
+        mask = _one_each(mask, "mask", grid, "True where a latent counts", lambda one: one.dtype == torch.bool)
         if not mask.any():
             raise ValueError(f"mask {grid} is False everywhere: no latent counts")
-        latents = torch.where(mask[:, None], latents, 0)
-    return Observed(latents, grid, mask, [])
+    parts = [[(_rows(latents, mask), *others) for latents, *others in part] for part in parts]
+    firsts = [part[0][0] for part in parts]
+    latents = torch.cat(firsts, dim=1) if len(firsts) > 1 else firsts[0]
+    coded = [[_coded(grid, mask, *level) for level in part] for part in parts]
+    labels, inputs = _labels(labels, grid), _inputs(inputs, grid, mask, places, reconstruction)
+    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels)
+    if observed.has_inputs:
+        inputs.check_variation(observed.beside)
+    return observed
 
 
-def _coded(seen: Observed, latents: Tensor, codes: Tensor, index) -> Coded:
-    """Those of the latents (M, D) that count, with their codes. index: of the latents' shape without D, or None."""
-    counted = latents if seen.mask is None else latents[seen.mask]
-    if index is None:
-        return Coded(counted, codes)
-    index = _one_each(index, "index", seen.grid, "whole numbers", lambda one: not one.is_floating_point()).flatten()
-    index = (index if seen.mask is None else index[seen.mask]).long()
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= len(codes):
-        raise ValueError(f"index must be in 0 .. {len(codes) - 1}, got {low} .. {high}")
-    return Coded(counted, codes, index)
-
-
-def _one_each(given, name: str, grid: tuple, kind: str, fits) -> Tensor:
-    """The index or mask as a tensor; ValueError unless there is one entry for each latent, of a fitting type."""
-    tensor = as_tensor(given, name)
-    if tuple(tensor.shape) != grid or not fits(tensor):
-        found = f"{tensor.dtype} {tuple(tensor.shape)}"
-        raise ValueError(f"{name} must be {kind}, of the latents' shape without D, {grid}, got {found}")
+def _numbers(given, name: str) -> Tensor:
+    """Real numbers on the CPU."""
+    tensor = as_tensor(given, name).cpu()
+    if tensor.is_complex():
+        raise ValueError(f"{name} must be real numbers, got {tensor.dtype} {tuple(tensor.shape)}")
     return tensor
 
 
-def _with_inputs(seen: Observed, parts: list, inputs, labels, places, reconstruction) -> Observed:
-    paired = None if inputs is None else Inputs(inputs, seen.grid, places, reconstruction)
-    if labels is not None:
-        labels, count = as_tensor(labels, "labels").flatten(), len(seen.latents)
-        if len(labels) not in (count, seen.grid[0]) or labels.is_floating_point():
-            found = f"got {len(labels)} {labels.dtype}"
-            raise ValueError(f"need a whole number a label, for {count} latents or {seen.grid[0]} inputs, {found}")
-    return replace(seen, parts=parts, inputs=paired, labels=labels)
+def _codes(codebook) -> Tensor:
+    codes = _numbers(codebook, "codebook")
+    check_codebook(codes)
+    return codes
+
+
+def _rows(latents: Tensor, mask: Tensor | None) -> Tensor:
+    """Latents (..., D) as rows, those that are masked as 0: padding may hold anything, NaN too."""
+    rows = latents.reshape(-1, latents.shape[-1])
+    rows = rows if mask is None else torch.where(mask[:, None], rows, 0)
+    check_latents(rows)
+    return rows
+
+
+def _coded(grid: tuple, mask: Tensor | None, rows: Tensor, codes: Tensor, index, uses: Tensor | None) -> Coded:
+    """Those of the rows that count, with their codes."""
+    rows = rows if mask is None else rows[mask]
+    if index is None:
+        return Coded(rows, codes, None, uses)
+    index = _one_each(index, "index", grid, "whole numbers", lambda one: not one.is_floating_point())
+    index = (index if mask is None else index[mask]).long()
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= len(codes):
+        raise ValueError(f"index must be in 0 .. {len(codes) - 1}, got {low} .. {high}")
+    return Coded(rows, codes, index, uses)
+
+
+def _one_each(given, name: str, grid: tuple, kind: str, fits) -> Tensor:
+    """The index or mask in a row; ValueError unless there is one entry for each latent, of a fitting type."""
+    tensor = _numbers(given, name)
+    if tuple(tensor.shape) != grid or not fits(tensor):
+        found = f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"{name} must be {kind}, of the latents' shape without D, {grid}, got {found}")
+    return tensor.flatten()
+
+
+def _labels(labels, grid: tuple) -> Tensor | None:
+    """A whole number for each latent, or for each input."""
+    if labels is None:
+        return None
+    labels, count = _numbers(labels, "labels").flatten(), math.prod(grid)
+    if len(labels) not in (count, grid[0]) or labels.is_floating_point():
+        found = f"got {len(labels)} {labels.dtype}"
+        raise ValueError(f"need a whole number a label, for {count} latents or {grid[0]} inputs, {found}")
+    return labels
+
+
+def _inputs(inputs, grid: tuple, mask: Tensor | None, places, reconstruction) -> "Inputs | None":
+    if inputs is not None:
+        return inputs if isinstance(inputs, Inputs) else Inputs(inputs, grid, places, reconstruction, mask)
+    if places is not None:
+        raise ValueError(f"places are axes of the inputs: pass inputs= too, got places={places!r} alone")
+    if reconstruction is not None:
+        given = type(reconstruction).__name__
+        raise ValueError(f"a reconstruction is compared with the inputs: pass inputs= too, got {given} alone")
+    return None
 
 
 def _channels_last(latents: Tensor, dim: int, channel_axis: int | None) -> Tensor:
     """The latents with the axis that holds D moved to the end."""
     shape = tuple(latents.shape)
     if channel_axis is not None:
+        channel_axis = _whole_number(channel_axis, "channel_axis")
         if not -latents.ndim <= channel_axis < latents.ndim or shape[channel_axis] != dim:
             raise ValueError(
                 f"channel_axis={channel_axis} of latents {shape} does not hold the codes' {dim} dimensions"
@@ -244,41 +372,63 @@ class Inputs:
     """Inputs beside latents: each latent's own input, or the piece of the input that stands at its place.
 
     grid: of the latents, (N, places ...). places: the axes of the inputs along which the places run.
-    axes: the same as they were understood; None if a latent has an input of its own.
+    mask: which of these latents count, (M,); where none does, inputs may be NaN, and are 0 then.
+    axes: the places as they were understood; None if a latent has an input of its own.
     """
 
-    def __init__(self, inputs, grid: tuple, places: tuple | None = None, reconstruction=None):
-        x = as_tensor(inputs, "inputs")
-        if x.ndim == 0 or x.numel() == 0 or (x.is_floating_point() and not torch.stack(x.aminmax()).isfinite().all()):
-            raise ValueError(f"inputs are empty, or hold NaN or infinite values: shape {tuple(x.shape)}")
+    def __init__(self, inputs, grid: tuple, places=None, reconstruction=None, mask: Tensor | None = None):
+        x = _numbers(inputs, "inputs")
+        if x.ndim == 0 or x.numel() == 0:
+            raise ValueError(f"inputs are empty, or a single number: shape {tuple(x.shape)}")
         if not x.is_floating_point() and x.dtype not in QUANTITIES:
             raise UnpairedInputs(
                 f"inputs {x.dtype} {tuple(x.shape)} look like ids (tokens, items), which cannot be averaged: pass "
                 f"what they are embedded to, or labels=; if they are quantities, pass inputs.float()"
             )
-        if len(x) > 1 and (x == x[:1]).all():
-            raise ValueError(f"the inputs do not vary: all {len(x)} of shape {tuple(x.shape[1:])} are equal")
-        if isinstance(places, int):
-            places = (places,)
-        if places is not None and not all(isinstance(axis, int) for axis in places):
-            raise ValueError(f"places must be axes of the inputs, whole numbers, got {places!r}")
-        self.inputs, self.shape = x, tuple(x.shape)
-        self.axes = self._axes(grid, places)
+        self.shape = tuple(x.shape)
+        self.axes = self._axes(grid, axes_of(places))
         self.grid = (len(x),) if self.axes is None else self._grid(grid)
-        self.patches = self._cut(x)
+        self.inputs = self._finite(x, "inputs", mask)
+        if len(x) > 1 and (self.inputs == self.inputs[:1]).all():
+            raise ValueError(f"the inputs do not vary: all {len(x)} of shape {self.shape[1:]} are equal")
+        self.patches = self._cut(self.inputs)
         self.piece = tuple(self.patches.shape[len(self.grid) :])  # what one latent gets
-        self.size = self.patches[(0,) * len(self.grid)].numel()
+        self.size = math.prod(self.piece)
         self.rebuilt = None
         if reconstruction is not None:
-            back = as_tensor(reconstruction, "reconstruction")
+            back = _numbers(reconstruction, "reconstruction")
             if back.shape != x.shape:
                 raise ValueError(f"reconstruction {tuple(back.shape)} must have the shape of inputs {self.shape}")
-            self.rebuilt = self._cut(back)
+            self.rebuilt = self._cut(self._finite(back, "reconstruction", mask))
+
+    def _finite(self, x: Tensor, name: str, mask: Tensor | None) -> Tensor:
+        """x, with 0 for NaN where no latent counts; ValueError if it is NaN or infinite anywhere else."""
+        if not x.is_floating_point() or torch.stack(x.aminmax()).float().isfinite().all():
+            return x
+        finite = x.float().isfinite()
+        good = self._cut(finite).reshape(math.prod(self.grid), -1).all(dim=1)
+        if mask is None or not good[mask].all():
+            raise ValueError(
+                f"{name} must be finite (in float32) where latents count, got NaN or more: {tuple(x.shape)}"
+            )
+        return torch.where(finite, x, 0)
+
+    def check_variation(self, rows: Tensor) -> None:
+        """ValueError if all inputs are equal in one of the halves of these rows, of which each judges the other."""
+        x = self.rows(rows)
+        for half in x.tensor_split([len(x) // 2]):
+            if (half == half[0]).all():
+                raise ValueError(f"the inputs do not vary: {len(x) // 2} of {len(x)}, chosen at random, are equal")
 
     def _axes(self, grid: tuple, places: tuple | None) -> tuple | None:
         """The axes along which the places run; UnpairedInputs if none do, or if it can be read in two ways."""
         ndim, inner = len(self.shape), grid[1:]
-        if places is not None and self.shape[0] == grid[0] and inner:
+        if places is not None:
+            if self.shape[0] != grid[0] or not inner:
+                raise UnpairedInputs(
+                    f"places={places} need latents and inputs with the same first axis, and latents with further "
+                    f"ones: got inputs {self.shape} and latents on a grid {grid}"
+                )
             axes = tuple(axis % ndim for axis in places if -ndim <= axis < ndim)
             if (
                 len(axes) != len(places)

@@ -1,4 +1,4 @@
-"""How much of the inputs, and of labels, can be read off latents: always learnt on one half and judged on the other.
+"""How much of the inputs can be read off latents: always learnt on one half and judged on the other.
 
 Readers of growing strength. What a stronger one still reads is not lost, whatever a weaker one left.
 """
@@ -10,12 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqnotes import metrics
-from vqnotes.diagnosis.observed import Observed
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
-LABEL_SAMPLE = 1500
+__all__ = [
+    "MOST_COMPONENTS",
+    "Components",
+    "Network",
+    "by_network",
+    "by_regression",
+    "in_few_dimensions",
+    "left_over",
+    "loss_by_codes",
+    "means_by",
+]
+
 STEPS, BATCH = 2000, 64  # of the network, at most
 MOST_COMPONENTS = 64  # of the inputs, that codes are placed on and that a network reads
 
@@ -140,24 +149,3 @@ def loss_by_codes(x: Tensor, parts: Components, sizes: list[int], seed: int) -> 
         left, reduced = left - means_by(index, left), reduced - codes[index]
         losses.append(left_over(x[half:], x[half:] - left[half:]))
     return min(losses)
-
-
-def label_figures(seen: Observed, seed: int) -> dict:
-    """How well labels, one a latent or one an input, are read off latents and inputs."""
-    y, each = seen.labels, len(seen.labels) == len(seen.latents)
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    if seen.inputs is not None:  # of the first only, perhaps
-        rows = rows[rows < (math.prod(seen.inputs.grid) if each else len(seen.inputs.inputs))]
-    rows = (rows[seen.mask[rows]] if each and seen.mask is not None else rows)[:LABEL_SAMPLE]
-    classes, where, sizes = y[rows].unique(return_inverse=True, return_counts=True)
-    rows = rows[sizes[where] >= 5]  # smaller classes cannot be cross-validated
-    if (sizes >= 5).sum() < 2:
-        return {}
-    found = {
-        "separability": metrics.separability(seen.latents.reshape(len(y), -1)[rows], y[rows]),
-        "chance": sizes.max().item() / len(rows),
-    }
-    if seen.inputs is not None:
-        x = seen.inputs.rows(rows) if each else seen.inputs.whole(rows)
-        found["separability_inputs"] = metrics.separability(x, y[rows])
-    return found

@@ -1,26 +1,42 @@
 """What a diagnosis says: the verdict, the evidence behind it, the advice, and how all of it is shown."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vqnotes.diagnosis.measures import AT_MOST, Figures, measure_observed
-from vqnotes.diagnosis.observed import Observed
+from vqnotes.diagnosis.measures import Measures
+from vqnotes.diagnosis.observed import AT_MOST, Observed
 from vqnotes.diagnosis.rules import (
     THRESHOLDS,
+    Answer,
     codebook_at_fault,
     compares_otherwise,
     decide,
     decide_codebook,
     dimensions_missing,
     encoder_at_fault,
+    encoder_not_judged,
     inputs_lost,
     labels_lost,
     times,
 )
+
+__all__ = [
+    "VERDICTS",
+    "Advice",
+    "Diagnosis",
+    "Drawing",
+    "Evidence",
+    "StackDiagnosis",
+    "advice_for",
+    "report",
+    "report_stack",
+]
+
+DRAWN = 2000  # latents
 
 VERDICTS = (
     "healthy",
@@ -34,7 +50,7 @@ VERDICTS = (
 
 
 class Evidence(NamedTuple):
-    """One figure beside what it is compared with, and what it speaks for."""
+    """One number beside what it is compared with, and what it speaks for."""
 
     value: float
     reference: float
@@ -157,6 +173,7 @@ MORE_LEVELS = Advice("more levels, or more codes in each: their bits add up", "s
 MORE_CODES = Advice("more codes, or a second stage that codes what the first leaves (residual)", "structure", "05")
 FEWER_LATENTS = Advice("more latents for each input: a finer grid", "encoder", "03")
 INPUTS = Advice("pass inputs= (or labels=), so that the encoder can be judged too", "data", "09")
+LABELS = Advice("pass labels= that can be read off the inputs, so that the encoder can be judged too", "data", "09")
 MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
 
 
@@ -179,91 +196,93 @@ def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice], seve
     }[verdict] + needs
 
 
-def diagnose_observed(seen: Observed, seed: int = 0) -> Diagnosis:
-    """What `diagnose` says on a codebook, from what was observed."""
-    return _explained(seen, measure_observed(seen, seed), seed)
+def report(observed: Observed, measures: Measures) -> Diagnosis:
+    """What is said of a codebook, or of codes that are put together as a whole."""
+    return _explained(observed, measures, *decide(measures), of_several=False)
 
 
-def diagnose_observed_stack(seen: Observed, seed: int = 0) -> StackDiagnosis:
-    """What `diagnose_stack` says, from what was observed."""
-    f = measure_observed(seen, seed)
-    if len(seen.places) == 1:
-        f = replace(f, bits=seen.total_bits, codebooks=(measure_observed(seen.alone([0]), seed),))
-    alone = {}
-    for group, figures in zip(seen.shared, f.codebooks):
-        alone |= dict.fromkeys(group, _explained(seen.alone(group), figures, seed, of_several=True))
-    numbers = iter(range(len(seen.places)))
+def report_stack(observed: Observed, measures: Measures) -> StackDiagnosis:
+    """What is said of codes that are put together, as a whole and one by one."""
+    each = {}
+    for group, one, alone in zip(observed.shared, observed.codebooks, measures.codebooks):
+        each |= dict.fromkeys(group, _explained(one, alone, *decide_codebook(alone), of_several=True))
+    numbers = iter(range(len(each)))
     return StackDiagnosis(
-        _explained(seen, f, seed), [[alone[next(numbers)] for _ in levels] for levels in seen.parts]
+        report(observed, measures), [[each[next(numbers)] for _ in part] for part in observed.parts]
     )
 
 
-def _explained(seen: Observed, f: Figures, seed: int, of_several: bool = False) -> Diagnosis:
+def _explained(observed: Observed, m: Measures, verdict: str, reason: str, of_several: bool) -> Diagnosis:
     """The diagnosis of a codebook or of a whole; of_several: of one codebook of a whole, which has no encoder."""
-    verdict, reason = decide_codebook(f) if of_several else decide(f)
-    tokens, embeddings = codebook_at_fault(f), encoder_at_fault(f)
-    needs = [INPUTS] if embeddings is None and not of_several else []
-    if tokens is None and f.sample < AT_MOST and not compares_otherwise(f):
+    codebook, encoder = codebook_at_fault(m), encoder_at_fault(m)
+    needs = []
+    if encoder is Answer.UNKNOWN and not of_several:
+        needs.append(INPUTS if m.inputs_loss is None else LABELS)
+    if codebook is Answer.UNKNOWN and m.sample < AT_MOST and not compares_otherwise(m):
         needs.append(MORE_LATENTS)
     advice = advice_for(
         verdict,
-        size=max(one.codes for one in f.each),
-        busy=f.usage > 0.8 * f.ceiling,
+        size=max(one.codes for one in m.each),
+        busy=m.usage > 0.8 * m.ceiling,
         needs=needs if verdict != "rate limit" else [],
-        several=of_several or bool(f.codebooks),
+        several=of_several or bool(m.codebooks),
     )
     drawing = None
-    if not f.codebooks:
-        some = torch.randperm(len(seen.counted), generator=torch.Generator().manual_seed(seed))[:2000]
-        drawing = Drawing(seen.counted[some].float(), seen.places[0].codes.float(), f.counts)
-    evidence, notes = _evidence(f, tokens, of_several), _notes(seen, f, tokens, embeddings, of_several)
-    return Diagnosis(verdict, reason, evidence, advice, notes, drawing, _doubts(seen, f))
+    if not m.codebooks:
+        some = observed.counted[observed.sample[:DRAWN]]
+        drawing = Drawing(some.float(), observed.levels[0].codes.float(), m.counts)
+    evidence, notes = _evidence(m, codebook, of_several), _notes(observed, m, codebook, encoder, of_several)
+    return Diagnosis(verdict, reason, evidence, advice, notes, drawing, _doubts(observed, m))
 
 
-def _evidence(f: Figures, tokens: bool | None, of_several: bool) -> dict[str, Evidence]:
-    """All figures that were measured, each with its reference and what it speaks for."""
-    at_codes = {True: "token collapse", False: "a sound codebook", None: "too few latents"}[tokens]
-    if compares_otherwise(f):
+def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evidence]:
+    """All that was measured, each number with its reference and what it speaks for."""
+    at_codes = {
+        Answer.YES: "token collapse",
+        Answer.NO: "a sound codebook",
+        Answer.UNKNOWN: "too few latents",
+    }[codebook]
+    if compares_otherwise(m):
         at_codes = "not compared by distance"
-    at_encoder = {True: "embedding collapse", False: "a sound encoder", None: ""}
-    spare = f.different is not None and f.different < f.codes
-    at_most = f"at most, with {f.different:,} different latents" if spare else f"at most, with {f.latents:,} latents"
-    in_effect = min(f.codes, f.different) if spare else f.codes
+    at_encoder = {Answer.YES: "embedding collapse", Answer.NO: "a sound encoder", Answer.UNKNOWN: ""}
+    spare = m.different is not None and m.different < m.codes
+    at_most = f"at most, with {m.different:,} different latents" if spare else f"at most, with {m.latents:,} latents"
+    in_effect = min(m.codes, m.different) if spare else m.codes
     found = {
-        "codes in use": Evidence(round(f.usage * f.codes), round(f.ceiling * f.codes), at_most, "a symptom only"),
-        "codes in effect": Evidence(f.perplexity, in_effect, "codes (perplexity)", "a symptom only"),
+        "codes in use": Evidence(round(m.usage * m.codes), round(m.ceiling * m.codes), at_most, "a symptom only"),
+        "codes in effect": Evidence(m.perplexity, in_effect, "codes (perplexity)", "a symptom only"),
     }
-    if f.distinct < f.codes:
-        found["different codes"] = Evidence(f.distinct, f.codes, "codes", "clones")
-    if f.gap is not None:
-        by = f"k-means, {f.reference_codes:,} codes" + (" in the same levels and parts" if f.codebooks else "")
-        found["error / variance"] = Evidence(f.error, f.best, by, at_codes)
-        found["optimality gap"] = Evidence(f.gap, 1.0, by, at_codes)
-    if f.dimensions is not None and not of_several:
-        paid = "paid for by the " + ("latents" if f.inputs_loss is None else "inputs")
-        few = "dimensional collapse" if dimensions_missing(f) else ""
-        found["dimensions filled"] = Evidence(f.dimensions, f.paid, paid, few)
-    if f.inputs_loss is not None:
-        by = f"{f.inputs_codes} codes of the inputs"
-        speaks = at_encoder[inputs_lost(f)]
-        found["lost by the encoder"] = Evidence(f.encoder_loss, f.inputs_loss, by, speaks)
+    if m.distinct < m.codes:
+        found["different codes"] = Evidence(m.distinct, m.codes, "codes", "clones")
+    if m.gap is not None:
+        by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
+        found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
+        found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes)
+    if m.dimensions is not None and not of_several:
+        paid = "paid for by the " + ("latents" if m.inputs_loss is None else "inputs")
+        few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
+        found["dimensions filled"] = Evidence(m.dimensions, m.paid, paid, few)
+    if m.inputs_loss is not None:
+        by = f"{m.inputs_codes} codes of the inputs"
+        speaks = at_encoder[inputs_lost(m)]
+        found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks)
         by = "of it lost before them"
-        found["lost with the best codes"] = Evidence(f.codes_loss, f.encoder_loss, by, speaks)
-    if f.separability is not None:
-        with_inputs = f.separability_inputs is not None
-        best, by = (f.separability_inputs, "from the inputs") if with_inputs else (f.chance, "by guessing")
-        found["labels read off"] = Evidence(f.separability, best, by, at_encoder[labels_lost(f)])
-    if f.best is not None and not of_several:
-        limit = "rate limit" if f.left > THRESHOLDS["rate"] else ""
-        found["left by k-means"] = Evidence(f.left, THRESHOLDS["rate"], "and more is a rate limit", limit)
+        found["lost with the best codes"] = Evidence(m.codes_loss, m.encoder_loss, by, speaks)
+    if m.separability is not None:
+        with_inputs = m.separability_inputs is not None
+        best, by = (m.separability_inputs, "from the inputs") if with_inputs else (m.chance, "by guessing")
+        found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)])
+    if m.best is not None and not of_several:
+        limit = "rate limit" if m.left > THRESHOLDS["rate"] else ""
+        found["left by k-means"] = Evidence(m.left, THRESHOLDS["rate"], "and more is a rate limit", limit)
     return found
 
 
-def _doubts(seen: Observed, f: Figures) -> list[str]:
+def _doubts(observed: Observed, m: Measures) -> list[str]:
     """What should be looked at before the verdict counts: latents and codes that cannot be what is compared."""
     doubts = []
-    for one in f.each:
-        which = f"one of the codebooks ({one.codes:,} codes): " if f.codebooks else ""
+    for one in m.each:
+        which = f"one of the codebooks ({one.codes:,} codes): " if m.codebooks else ""
         if compares_otherwise(one):
             doubts.append(
                 f"{which}for {one.own_differs:.0%} of the latents the quantiser's own choice is farther than the "
@@ -283,42 +302,44 @@ def _doubts(seen: Observed, f: Figures) -> list[str]:
                 f"something between the two, a projection or a normalisation? If not, these codes were never placed "
                 f"on the latents"
             )
-    rounding = min(torch.finfo(seen.latents.dtype).eps, torch.finfo(torch.float32).eps)
-    if f.size is not None and f.size**2 * rounding > 0.01:
+    rounding = min(torch.finfo(observed.latents.dtype).eps, torch.finfo(torch.float32).eps)
+    if m.size is not None and m.size**2 * rounding > 0.01:
         doubts.append(
-            f"the latents hardly vary beside their size, by one part in {f.size:,.0f}: a quantiser that subtracts "
+            f"the latents hardly vary beside their size, by one part in {m.size:,.0f}: a quantiser that subtracts "
             f"squares of that size chooses by rounding. Take their mean off before they are compared"
         )
     return doubts
 
 
-def _notes(seen: Observed, f: Figures, tokens: bool | None, embeddings: bool | None, of_several: bool) -> list[str]:
+def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, of_several: bool) -> list[str]:
     notes = []
-    if seen.mask is not None:
-        masked = len(seen.latents) - len(seen.rows)
-        notes.append(f"{masked:,} of {len(seen.latents):,} latents are masked and do not count")
-    if seen.inputs is not None and seen.inputs.axes is not None:
-        axes, shape = seen.inputs.axes, seen.inputs.shape
-        notes.append(f"a latent stands beside a piece {seen.inputs.piece} of inputs {shape}, along places={axes}")
-    if f.different is not None and f.different < f.codes:
-        notes.append(f"{f.codes - f.different:,} codes are spare: only {f.different:,} latents differ")
-    if tokens is None and f.rate > 0 and f.spread > 0 and not compares_otherwise(f):
-        notes.append(f"the codebook is not judged: {f.latents:,} latents for {f.codes:,} codes")
-    if f.codebooks:
-        notes.append(f"all codes of a latent together carry {f.rate:.1f} bits")
-        if f.gap is None and f.best is not None:
+    if observed.mask is not None:
+        masked = len(observed.latents) - len(observed.rows)
+        notes.append(f"{masked:,} of {len(observed.latents):,} latents are masked and do not count")
+    if observed.inputs is not None and observed.inputs.axes is not None:
+        axes, shape = observed.inputs.axes, observed.inputs.shape
+        notes.append(f"a latent stands beside a piece {observed.inputs.piece} of inputs {shape}, along places={axes}")
+    if m.different is not None and m.different < m.codes:
+        notes.append(f"{m.codes - m.different:,} codes are spare: only {m.different:,} latents differ")
+    if codebook is Answer.UNKNOWN and m.rate > 0 and m.spread > 0 and not compares_otherwise(m):
+        notes.append(f"the codebook is not judged: {m.latents:,} latents for {m.codes:,} codes")
+    if m.codebooks:
+        notes.append(f"all codes of a latent together carry {m.rate:.1f} bits")
+        if m.gap is None and m.best is not None:
             notes.append("the whole has no error: a level codes something else than what the one before left")
     if of_several:
         notes.append("of several codebooks each is judged by its codes alone; the encoder, by all of them together")
-    elif embeddings is None:
+    elif encoder is Answer.UNKNOWN and m.inputs_loss is not None:
+        notes.append(f"the encoder is not judged: {encoder_not_judged(m)}")
+    elif encoder is Answer.UNKNOWN:
         notes.append("the encoder is not judged: without inputs, or labels and inputs, latents have no reference")
-    elif f.inputs_loss is None:
+    elif m.inputs_loss is None:
         notes.append("dimensions are not judged: without inputs they have no reference")
-    if f.reader is not None:
-        itself = "" if f.model_loss is None else f"; the model as a whole leaves {f.model_loss:.3g}"
-        notes.append(f"lost by the encoder is what {f.reader}, the best of the readers, leaves of the inputs{itself}")
-    if f.sample < f.latents:
-        notes.append(f"references are measured on {f.sample:,} of {f.latents:,} latents")
-    if f.error is not None:
-        notes.append(f"error / variance is {f.error:.3g} with a standard error of {f.error_deviation:.1g}")
+    if m.reader is not None:
+        itself = "" if m.model_loss is None else f"; the model as a whole leaves {m.model_loss:.3g}"
+        notes.append(f"lost by the encoder is what {m.reader}, the best of the readers, leaves of the inputs{itself}")
+    if m.sample < m.latents:
+        notes.append(f"references are measured on {m.sample:,} of {m.latents:,} latents")
+    if m.error is not None:
+        notes.append(f"error / variance is {m.error:.3g} with a standard error of {m.error_deviation:.1g}")
     return notes

@@ -1,9 +1,28 @@
 """Which collapse is it? A verdict on a codebook and its latents, by references and not by bare thresholds.
 
-`measures` takes the figures, `decide` is the rule.
+`measures` takes the numbers, `decide` is the rule.
 """
 
-from vqnotes.diagnosis.measures import AT_MOST, PER_CODE, TRIFLE, Figures
+from collections.abc import Iterable
+from enum import Enum
+
+from vqnotes.diagnosis.measures import TRIFLE, Measures
+from vqnotes.diagnosis.observed import AT_MOST, PER_CODE
+
+__all__ = [
+    "THRESHOLDS",
+    "Answer",
+    "codebook_at_fault",
+    "compares_otherwise",
+    "decide",
+    "decide_codebook",
+    "dimensions_missing",
+    "encoder_at_fault",
+    "encoder_not_judged",
+    "inputs_lost",
+    "labels_lost",
+    "times",
+]
 
 # Set by `studies.verdicts.thresholds` on one half of the models in its table, and judged on the other half; "effect",
 # "before", "labels", "trifle" and "differs" are set by what they mean.
@@ -23,130 +42,174 @@ THRESHOLDS = {
 }
 
 
-def codebook_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
-    """Whether k-means on the same latents does much better; None if they are too few to say.
+class Answer(Enum):
+    """What the measures say to a question."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"  # nothing was measured by which it could be told
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{self} is no truth value: compare it, as in `answer is Answer.YES`")
+
+
+def _answer(holds: bool) -> Answer:
+    return Answer.YES if holds else Answer.NO
+
+
+def _first_of(order: list[Answer], answers: Iterable[Answer]) -> Answer:
+    """Of several answers the one that comes first in the order; unknown if there is none."""
+    given = set(answers)
+    return next((one for one in order if one in given), Answer.UNKNOWN)
+
+
+def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether k-means on the same latents does much better; unknown if they are too few to say.
 
     Where the levels of a stack code different things, the whole has no error: then whether one of them is at fault.
     """
-    if compares_otherwise(f, thresholds):
-        return None
-    if f.codebooks and f.gap is None:
-        answers = [codebook_at_fault(one, thresholds) for one in f.codebooks if one.spread > 0]
-        return True if any(answers) else (False if answers and None not in answers else None)
-    if f.gap is None:
-        return None
-    few = any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in f.each if one.spread > 0)
-    few = few and not encoder_at_fault(f, thresholds)
+    if compares_otherwise(m, thresholds):
+        return Answer.UNKNOWN
+    if m.codebooks and m.gap is None:
+        answers = (codebook_at_fault(one, thresholds) for one in m.codebooks if one.spread > 0)
+        return _first_of([Answer.YES, Answer.UNKNOWN, Answer.NO], answers)
+    if m.gap is None:
+        return Answer.UNKNOWN
+    few = any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in m.each if one.spread > 0)
+    few = few and encoder_at_fault(m, thresholds) is not Answer.YES
     needed = thresholds["trifle"] if few else thresholds["excess"]
-    if f.gap > thresholds["gap"] and f.error - f.best > needed:
-        return True
-    cleared = f.gap_high <= thresholds["gap"] or f.error - f.best_low <= needed
-    return False if cleared or f.sample >= PER_CODE * max(one.codes for one in f.each) else None
+    if m.gap > thresholds["gap"] and m.error - m.best > needed:
+        return Answer.YES
+    cleared = m.gap_high <= thresholds["gap"] or m.error - m.best_low <= needed
+    enough = m.sample >= PER_CODE * max(one.codes for one in m.each)
+    return Answer.NO if cleared or enough else Answer.UNKNOWN
 
 
-def compares_otherwise(f: Figures, thresholds: dict = THRESHOLDS) -> bool:
+def compares_otherwise(m: Measures, thresholds: dict = THRESHOLDS) -> bool:
     """Whether the quantiser's own choice of codes is not by distance, at least not for these latents and codes."""
-    return any(one.own_ratio is not None and one.own_ratio > thresholds["differs"] for one in f.each)
+    return any(one.own_ratio is not None and one.own_ratio > thresholds["differs"] for one in m.each)
 
 
-def encoder_at_fault(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
-    """Whether latents hold much less of inputs or labels than could be; None if nothing is there to compare with."""
-    if f.spread == 0:
-        return True if f.latents > 1 else None
-    answers = [one for one in (inputs_lost(f, thresholds), labels_lost(f, thresholds)) if one is not None]
-    return any(answers) if answers else None
+def encoder_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether latents hold much less of inputs or labels than could be; unknown if neither of them tells."""
+    if m.spread == 0:
+        return Answer.YES if m.latents > 1 else Answer.UNKNOWN
+    answers = inputs_lost(m, thresholds), labels_lost(m, thresholds)
+    return _first_of([Answer.YES, Answer.NO], answers)
 
 
-def inputs_lost(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
+def inputs_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether the encoder loses more of the inputs than codes of the inputs would, and most of what is lost."""
-    if f.inputs_loss is None or f.inputs_loss > 0.95:
-        return None
-    much = f.encoder_loss > max(thresholds["loss"] * f.inputs_loss, f.inputs_loss + thresholds["trifle"])
-    return much and f.encoder_loss > thresholds["before"] * f.codes_loss
+    if m.inputs_loss is None or m.inputs_loss > 0.95:
+        return Answer.UNKNOWN
+    much = m.encoder_loss > max(thresholds["loss"] * m.inputs_loss, m.inputs_loss + thresholds["trifle"])
+    return _answer(much and m.encoder_loss > thresholds["before"] * m.codes_loss)
 
 
-def dimensions_missing(f: Figures, thresholds: dict = THRESHOLDS) -> bool:
-    """Whether codes fill far fewer dimensions than the inputs pay for; K codes fill K - 1 at most."""
-    if f.inputs_loss is None or f.dimensions is None:
-        return False
-    return f.dimensions < thresholds["dimensions"] * min(f.paid, 2**f.rate - 1)
-
-
-def labels_lost(f: Figures, thresholds: dict = THRESHOLDS) -> bool | None:
+def labels_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether labels are read off the latents much worse, above chance, than off the inputs.
 
     Without inputs, labels that are nearly always read off still clear the encoder; nothing can convict it.
     """
-    best = 1.0 if f.separability_inputs is None else f.separability_inputs
-    if f.separability is None or best - f.chance < 0.1:
-        return None
-    kept = (f.separability - f.chance) / (best - f.chance)
-    return kept < thresholds["labels"] if f.separability_inputs is not None or kept > 0.9 else None
+    best = 1.0 if m.separability_inputs is None else m.separability_inputs
+    if m.separability is None or best - m.chance < 0.1:
+        return Answer.UNKNOWN
+    kept = (m.separability - m.chance) / (best - m.chance)
+    if m.separability_inputs is None and kept <= 0.9:
+        return Answer.UNKNOWN
+    return _answer(kept < thresholds["labels"])
 
 
-def decide(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
-    """The verdict on these figures, and the reason in a sentence."""
-    tokens, embeddings = codebook_at_fault(f, thresholds), encoder_at_fault(f, thresholds)
-    codes = _codes_beside_kmeans(f)
-    if f.spread == 0:
-        coincide = "all latents are equal"
-    elif inputs_lost(f, thresholds):
-        ratio = times(f.encoder_loss / f.inputs_loss)
-        coincide = f"the encoder alone loses {ratio} what {f.inputs_codes} codes of the inputs would lose"
-    else:
-        coincide = "labels cannot be read off the latents as off the inputs"
-    if f.rate == 0:
+def encoder_not_judged(m: Measures) -> str:
+    """Why nothing is known of the encoder, in half a sentence."""
+    why = []
+    if m.inputs_loss is not None:
+        why.append(f"the inputs do not tell: codes placed on them leave {m.inputs_loss:.0%} of their variance")
+    if m.chance is not None and m.separability is None:
+        why.append("the labels do not tell: no two of them have five latents or inputs each")
+    elif m.separability_inputs is not None:
+        why.append("the labels do not tell: they are hardly read off the inputs either")
+    elif m.separability is not None:
+        why.append("labels alone clear an encoder only where, above chance, nearly all are read off the latents")
+    return ", and ".join(why) or "nothing was given to judge the encoder by"
+
+
+def dimensions_missing(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether codes fill far fewer dimensions than the inputs pay for; K codes fill K - 1 at most."""
+    if m.inputs_loss is None or m.dimensions is None:
+        return Answer.UNKNOWN
+    return _answer(m.dimensions < thresholds["dimensions"] * min(m.paid, 2**m.rate - 1))
+
+
+def decide(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
+    """The verdict on these measures, and the reason in a sentence."""
+    codebook, encoder = codebook_at_fault(m, thresholds), encoder_at_fault(m, thresholds)
+    codes = _codes_beside_kmeans(m)
+    if m.rate == 0:
         return "rate limit", "A single code carries 0 bits."
-    if embeddings and tokens:
-        return "token and embedding collapse", f"The {codes}; and {coincide}."
-    if embeddings:
-        return "embedding collapse", f"Different inputs have latents that coincide: {coincide}."
-    if tokens:
+    if encoder is Answer.YES and codebook is Answer.YES:
+        return "token and embedding collapse", f"The {codes}; and {_coincide(m, thresholds)}."
+    if encoder is Answer.YES:
+        return "embedding collapse", f"Different inputs have latents that coincide: {_coincide(m, thresholds)}."
+    if codebook is Answer.YES:
         return "token collapse", f"The codebook is at fault: its {codes}."
-    if tokens is None:
-        return "cannot tell", _not_cleared(f, thresholds)
-    if embeddings is None:
-        return "cannot tell", "The codebook is about as good as k-means; nothing was given to judge the encoder by."
-    if dimensions_missing(f, thresholds):
+    if codebook is Answer.UNKNOWN:
+        return "cannot tell", _not_cleared(m, thresholds)
+    if encoder is Answer.UNKNOWN:
+        return "cannot tell", f"The codebook is about as good as k-means; {encoder_not_judged(m)}."
+    if dimensions_missing(m, thresholds) is Answer.YES:
         return (
             "dimensional collapse",
-            f"Codes share their bits over {f.dimensions:.1f} dimensions; the inputs would pay for {f.paid:.1f}.",
+            f"Codes share their bits over {m.dimensions:.1f} dimensions; the inputs would pay for {m.paid:.1f}.",
         )
-    if f.left > thresholds["rate"]:
-        best = f"{f.codes:,} codes" if not f.codebooks else f"codes of {f.rate:.0f} bits"
-        return "rate limit", f"Nothing is broken, but the best {best} leave {f.left:.0%} of the variance."
+    if m.left > thresholds["rate"]:
+        best = f"{m.codes:,} codes" if not m.codebooks else f"codes of {m.rate:.0f} bits"
+        return "rate limit", f"Nothing is broken, but the best {best} leave {m.left:.0%} of the variance."
     return "healthy", f"The {codes}, and the latents keep what the inputs offer."
 
 
-def decide_codebook(f: Figures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
+def decide_codebook(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
     """The verdict on one of several codebooks, by itself: "healthy", "token collapse" or "cannot tell"."""
-    if f.spread == 0:
+    if m.spread == 0:
         return "healthy", "Nothing is left for this codebook to code: all that reaches it is equal."
-    tokens = codebook_at_fault(f, thresholds)
-    if tokens is None:
-        return "cannot tell", _not_cleared(f, thresholds)
-    codes = f"{_codes_beside_kmeans(f)} that reach it"
-    return ("token collapse", f"This codebook is at fault: its {codes}.") if tokens else ("healthy", f"Its {codes}.")
+    at_fault = codebook_at_fault(m, thresholds)
+    if at_fault is Answer.UNKNOWN:
+        return "cannot tell", _not_cleared(m, thresholds)
+    codes = f"{_codes_beside_kmeans(m)} that reach it"
+    if at_fault is Answer.YES:
+        return "token collapse", f"This codebook is at fault: its {codes}."
+    return "healthy", f"Its {codes}."
 
 
-def _codes_beside_kmeans(f: Figures) -> str:
-    if f.codebooks and f.gap is None:
+def _coincide(m: Measures, thresholds: dict) -> str:
+    """By what the encoder is at fault."""
+    if m.spread == 0:
+        return "all latents are equal"
+    if inputs_lost(m, thresholds) is Answer.YES:
+        ratio = times(m.encoder_loss / m.inputs_loss)
+        return f"the encoder alone loses {ratio} what {m.inputs_codes} codes of the inputs would lose"
+    return "labels cannot be read off the latents as off the inputs"
+
+
+def _codes_beside_kmeans(m: Measures) -> str:
+    if m.codebooks and m.gap is None:
         return "codebooks, each alone, were judged by k-means on the latents"
-    put_together = " put together" if f.codebooks else ""
-    if f.gap is None:
+    put_together = " put together" if m.codebooks else ""
+    if m.gap is None:
         return ""
-    if f.gap > THRESHOLDS["gap"] and f.error < THRESHOLDS["trifle"]:
-        return f"codes{put_together} leave next to nothing ({f.error:.1g} of the variance) of the latents"
-    return f"codes{put_together} leave {times(f.gap)} the error of k-means on the same latents"
+    if m.gap > THRESHOLDS["gap"] and m.error < THRESHOLDS["trifle"]:
+        return f"codes{put_together} leave next to nothing ({m.error:.1g} of the variance) of the latents"
+    return f"codes{put_together} leave {times(m.gap)} the error of k-means on the same latents"
 
 
-def _not_cleared(f: Figures, thresholds: dict) -> str:
+def _not_cleared(m: Measures, thresholds: dict) -> str:
     """Why the codebook was not judged."""
-    if compares_otherwise(f, thresholds):
+    if compares_otherwise(m, thresholds):
         return "The quantiser chooses other codes than the nearest, so distances do not tell how good its codes are."
-    most = ", the most that are looked at," if f.sample == AT_MOST else ""
-    return f"{f.sample:,} latents{most} are too few to clear {f.codes:,} codes."
+    most = ", the most that are looked at," if m.sample == AT_MOST else ""
+    return f"{m.sample:,} latents{most} are too few to clear {m.codes:,} codes."
 
 
 def times(ratio: float) -> str:
+    """A ratio in words, such as "1.4 times"."""
     return f"{ratio:.3g} times"

@@ -10,6 +10,8 @@ from torch import nn
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.report import Diagnosis
 
+__all__ = ["CollapseWarning", "CollapseWatch"]
+
 
 class CollapseWarning(UserWarning):
     """The verdict on a model has turned during training."""

@@ -1,15 +1,6 @@
-"""Remedies for collapse, each a small subclass that changes one stage of `VectorQuantizer`.
+"""codes(), prepare(), assign(): the codebook is made of something else, or nearness is another.
 
-They combine by inheritance, since each passes on to the next what it does not change:
-
-    class Both(CodeExpiry, RotationTrick): ...
-
-What does not work together, or in one order only, says so in `excludes` or `comes_before`, and raises when made.
-A step may write into the codebook before the gradient is taken: what uses the codes in a product copies them first.
-
-What is no quantiser is not here: a better start is `init_codes`, a warm-up is an option of `training.fit`, moving
-averages are `update="ema"`, and a larger encoder is an option of the models. Codes that start anew when they die are
-in `vqnotes.remedies`, codebooks without search or in several stages in `vqnotes.remedies`.
+Codes that are computed follow their map, so all of them move together, those that nobody chose too.
 """
 
 import torch
@@ -19,7 +10,7 @@ from torch import Tensor, nn
 from vqnotes._checks import check_positive, check_share
 from vqnotes.quantizers import VectorQuantizer
 
-# ---------------------------------------------------------------- codes(): the codebook is made of something else
+__all__ = ["AffineCodes", "CosineCodes", "LearntAffineCodes", "SimVQ"]
 
 
 class SimVQ(VectorQuantizer):
@@ -35,28 +26,29 @@ class SimVQ(VectorQuantizer):
     Raises ValueError for another start, or update="ema": codes that are computed cannot be averaged.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, bias: bool = False, start: str = "identity", **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, bias: bool = False, start: str = "identity", **options):
+        super().__init__(*size, **options)
         need_gradient(self)
         if start not in ("identity", "linear"):
             raise ValueError(f"start must be 'identity' or 'linear', got {start!r}")
+        self.bias, self.start = bias, start
         del self.codebook
-        self.register_buffer("codebook", torch.randn(codebook_size, dim) * dim**-0.5)
-        self.transform = nn.Parameter(torch.eye(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+        self.register_buffer("codebook", torch.randn(self.codebook_size, self.dim) * self.dim**-0.5)
+        self.transform = nn.Parameter(torch.eye(self.dim))
+        self.offset = nn.Parameter(torch.zeros(self.dim)) if bias else None
         if start == "linear":
-            linear = nn.Linear(dim, dim, bias=bias)
-            self.transform, self.bias = linear.weight, linear.bias
+            linear = nn.Linear(self.dim, self.dim, bias=bias)
+            self.transform, self.offset = linear.weight, linear.bias
 
     def codes(self) -> Tensor:
-        return F.linear(super().codes(), self.transform, self.bias)
+        return F.linear(super().codes(), self.transform, self.offset)
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
         super().place_codes(codes, share)
         self.transform.copy_(torch.eye(self.dim))
-        if self.bias is not None:
-            self.bias.zero_()
+        if self.offset is not None:
+            self.offset.zero_()
 
 
 class AffineCodes(VectorQuantizer):
@@ -74,33 +66,33 @@ class AffineCodes(VectorQuantizer):
 
     comes_before = {SimVQ: "the map of SimVQ would undo the mean and spread that AffineCodes gives its codes"}
 
-    def __init__(self, codebook_size: int, dim: int, *, affine_decay: float = 0.99, **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, affine_decay: float = 0.99, **options):
+        super().__init__(*size, **options)
         need_gradient(self)
         self.affine_decay = check_share("affine_decay", affine_decay)
         codes = super().codes().detach()
-        self.register_buffer("mean", codes.mean(0))
-        self.register_buffer("variance", codes.var(0, correction=0))
+        self.register_buffer("latent_mean", codes.mean(0))
+        self.register_buffer("latent_variance", codes.var(0, correction=0))
 
     def codes(self) -> Tensor:
         codes = super().codes()
         variance, mean = torch.var_mean(codes.detach(), dim=0, correction=0)
         wide = torch.promote_types(mean.dtype, torch.float32)  # float16 would overflow
-        scale = (self.variance.clamp_min(1e-5).to(wide) / variance.clamp_min(1e-5)).sqrt().to(mean.dtype)
-        return self.mean + scale * (codes - mean)
+        scale = (self.latent_variance.clamp_min(1e-5).to(wide) / variance.clamp_min(1e-5)).sqrt().to(mean.dtype)
+        return self.latent_mean + scale * (codes - mean)
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
         super().place_codes(codes, share)
         variance, mean = torch.var_mean(super().codes(), dim=0, correction=0)
-        self.mean.copy_(mean)
-        self.variance.copy_(variance)
+        self.latent_mean.copy_(mean)
+        self.latent_variance.copy_(variance)
 
     @torch.no_grad()
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         super().after_step(latents, index)
-        variance, mean = torch.var_mean(latents.reshape(-1, self.dim).to(self.mean.dtype), dim=0, correction=0)
-        for average, now in ((self.mean, mean), (self.variance, variance)):
+        variance, mean = torch.var_mean(latents.reshape(-1, self.dim).to(self.latent_mean.dtype), dim=0, correction=0)
+        for average, now in ((self.latent_mean, mean), (self.latent_variance, variance)):
             average.mul_(self.affine_decay).add_(now, alpha=1 - self.affine_decay)
 
 
@@ -117,11 +109,11 @@ class LearntAffineCodes(VectorQuantizer):
 
     excludes = {AffineCodes: "AffineCodes sets the mean and spread that LearntAffineCodes should learn"}
 
-    def __init__(self, codebook_size: int, dim: int, *, affine_lr: float = 10.0, **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, affine_lr: float = 10.0, **options):
+        super().__init__(*size, **options)
         need_gradient(self)
         self.affine_lr = check_positive("affine_lr", affine_lr)
-        self.scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+        self.scale, self.shift = (nn.Parameter(torch.zeros(self.dim)) for _ in range(2))
 
     def codes(self) -> Tensor:
         return (1 + self.affine_lr * self.scale) * super().codes() + self.affine_lr * self.shift
@@ -131,9 +123,6 @@ class LearntAffineCodes(VectorQuantizer):
         super().place_codes(codes, share)
         self.scale.zero_()
         self.shift.zero_()
-
-
-# ---------------------------------------------------------------- prepare() and assign(): another kind of nearness
 
 
 class CosineCodes(VectorQuantizer):
@@ -152,12 +141,6 @@ class CosineCodes(VectorQuantizer):
 
     def codes(self) -> Tensor:
         return unit(super().codes().clone())
-
-
-# ---------------------------------------------------------------- estimate(): another gradient
-
-
-# ---------------------------------------------------------------- loss(): something more to make small
 
 
 def unit(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""estimate(): value forward, gradient back, otherwise than straight through."""
+"""estimate(): the value forward is the code, the gradient back is another than straight-through."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,8 @@ from torch import Tensor
 from vqnotes._checks import check_not_negative
 from vqnotes.quantizers import VectorQuantizer, straight_through
 from vqnotes.remedies.codes import need_gradient, shortest, unit
+
+__all__ = ["DiVeQ", "RotationTrick"]
 
 
 class RotationTrick(VectorQuantizer):
@@ -51,13 +53,13 @@ class DiVeQ(VectorQuantizer):
 
     excludes = {RotationTrick: "RotationTrick and DiVeQ both say what the gradient is: take one of them"}
 
-    def __init__(self, codebook_size: int, dim: int, *, variance: float = 1e-6, beta: float = 0.0, **options):
-        super().__init__(codebook_size, dim, beta=beta, **options)
+    def __init__(self, *size: int, variance: float = 1e-6, beta: float = 0.0, **options):
+        super().__init__(*size, beta=beta, **options)
         need_gradient(self)
-        self.noise_variance, self.codebook_loss = check_not_negative("variance", variance), False
+        self.variance, self.codebook_loss = check_not_negative("variance", variance), False
 
     def estimate(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        gap, noisy = chosen - latents, self.training and self.noise_variance > 0
-        noise = self.noise_variance**0.5 * torch.randn_like(gap) if noisy else 0
+        gap, noisy = chosen - latents, self.training and self.variance > 0
+        noise = self.variance**0.5 * torch.randn_like(gap) if noisy else 0
         moved = latents + gap.norm(dim=-1, keepdim=True) * unit((gap + noise).detach())
         return moved if noisy else straight_through(chosen, moved)  # without noise exactly the code

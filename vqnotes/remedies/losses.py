@@ -1,4 +1,4 @@
-"""loss(): what is added to it."""
+"""loss(): something more to make small, of the codes, the choices or the latents."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,8 @@ from torch import Tensor
 from vqnotes._checks import check_not_negative, check_positive
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.codes import need_gradient, unit
+
+__all__ = ["EntropyLoss", "OrthogonalCodes", "SpreadLatents"]
 
 
 class OrthogonalCodes(VectorQuantizer):
@@ -17,8 +19,8 @@ class OrthogonalCodes(VectorQuantizer):
     Raises ValueError for a negative weight, or update="ema", which no loss can move.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, orthogonal_weight: float = 10.0, **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, orthogonal_weight: float = 10.0, **options):
+        super().__init__(*size, **options)
         need_gradient(self)
         self.orthogonal_weight = check_not_negative("orthogonal_weight", orthogonal_weight)
 
@@ -40,15 +42,13 @@ class EntropyLoss(VectorQuantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
-        *,
+        *size: int,
         entropy_weight: float = 0.1,
         temperature: float = 1.0,
         relative: bool = True,
         **options,
     ):
-        super().__init__(codebook_size, dim, **options)
+        super().__init__(*size, **options)
         self.entropy_weight = check_not_negative("entropy_weight", entropy_weight)
         self.temperature, self.relative = check_positive("temperature", temperature), relative
 
@@ -74,14 +74,12 @@ class SpreadLatents(VectorQuantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
-        *,
+        *size: int,
         spread_weight: float = 1.0,
         variance_weight: float = 1.0,
         **options,
     ):
-        super().__init__(codebook_size, dim, **options)
+        super().__init__(*size, **options)
         self.spread_weight = check_not_negative("spread_weight", spread_weight)
         self.variance_weight = check_not_negative("variance_weight", variance_weight)
 

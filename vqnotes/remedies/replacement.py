@@ -1,7 +1,4 @@
-"""Remedies that act after the step: codes that died, or are about to, start anew among the latents.
-
-They are subclasses of `VectorQuantizer` as those in `vqnotes.remedies`, and combine with them.
-"""
+"""after_step(): codes that died, or are about to, start anew among the latents."""
 
 import math
 
@@ -13,6 +10,8 @@ from vqnotes._checks import check_not_negative, check_share
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer, rows, shares
 from vqnotes.remedies.codes import AffineCodes, LearntAffineCodes, SimVQ
+
+__all__ = ["CodeExpiry", "CodeSplitting", "LeastRecentlyUsed", "OnlineClustering", "RandomRestart"]
 
 ONE_RULE = "one rule alone can say which codes start anew"
 
@@ -29,8 +28,8 @@ class _Replacing(VectorQuantizer):
     )
     noise = 0.0  # on all latents that are drawn: its standard deviation in each direction, relative to their length
 
-    def __init__(self, codebook_size: int, dim: int, **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, **options):
+        super().__init__(*size, **options)
         with torch.random.fork_rng(devices=[]):  # weights that are made next are the same as with any quantiser
             start = torch.randint(2**32, ())
         self.register_buffer("draws", start)  # their count, from a random number on
@@ -73,10 +72,11 @@ class RandomRestart(_Replacing):
     Raises ValueError for a negative threshold or memory out of range.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, threshold: float = 1.0, memory: float = 0.99, **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, threshold: float = 1.0, memory: float = 0.99, **options):
+        super().__init__(*size, **options)
         self.threshold, self.memory = check_not_negative("threshold", threshold), check_share("memory", memory)
-        self.register_buffer("use", torch.full((codebook_size,), 1 / codebook_size))  # as a share of the batch
+        average = torch.full((self.codebook_size,), 1 / self.codebook_size)
+        self.register_buffer("use", average)  # as a share of the batch
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -102,8 +102,8 @@ class CodeExpiry(RandomRestart):
     averagely again, so that it has time to find latents of its own.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, threshold: float = 0.1, **options):
-        super().__init__(codebook_size, dim, threshold=threshold, **options)
+    def __init__(self, *size: int, threshold: float = 0.1, **options):
+        super().__init__(*size, threshold=threshold, **options)
 
     def limit(self, batch: int) -> float:
         return self.threshold / self.codebook_size
@@ -126,14 +126,13 @@ class LeastRecentlyUsed(_Replacing):
 
     excludes = {RandomRestart: ONE_RULE}
 
-    def __init__(
-        self, codebook_size: int, dim: int, *, patience: float | None = None, noise: float = 0.01, **options
-    ):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, patience: float | None = None, noise: float = 0.01, **options):
+        super().__init__(*size, **options)
         if patience is not None and not patience >= 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         self.patience, self.noise = patience, check_not_negative("noise", noise)
-        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))  # bfloat16 counts to 256 only
+        steps = torch.zeros(self.codebook_size, dtype=torch.int64)  # bfloat16 counts to 256 only
+        self.register_buffer("idle", steps)
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -162,8 +161,8 @@ class OnlineClustering(_Replacing):
     cluster where k-means placed the codes. An EMA code's own share counts (1 - a_k) times from then on.
     anchor: "random", latents of the batch, none twice; "probrandom", a latent for each code by itself, drawn with
     probability proportional to exp(-|z - e_k|^2), in the units of the latents; or "closest", for each code the
-    nearest latent. The last two may give several codes one anchor, and look at all distances once more: a step takes
-    two to four times as long. memory: share of the old average kept, in [0, 1).
+    nearest latent. The last two may give several codes one anchor, and look at all distances once more. memory: share
+    of the old average kept, in [0, 1).
 
     The authors' code compares by cosine, if not told otherwise, as `CosineCodes` does (combine the two), and takes
     "probrandom", then with exp(cos) where that gives exp(2 cos). Its "random" draws with repetition, and from a pool
@@ -173,12 +172,12 @@ class OnlineClustering(_Replacing):
 
     excludes = {RandomRestart: ONE_RULE, LeastRecentlyUsed: ONE_RULE}
 
-    def __init__(self, codebook_size: int, dim: int, *, anchor: str = "random", memory: float = 0.99, **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, *size: int, anchor: str = "random", memory: float = 0.99, **options):
+        super().__init__(*size, **options)
         if anchor not in ("random", "probrandom", "closest"):
             raise ValueError(f"anchor must be 'random', 'probrandom' or 'closest', got {anchor!r}")
         self.anchor, self.memory = anchor, check_share("memory", memory)
-        self.register_buffer("use", torch.zeros(codebook_size))
+        self.register_buffer("use", torch.zeros(self.codebook_size))
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -202,7 +201,7 @@ class OnlineClustering(_Replacing):
         if self.anchor == "closest":
             return F.embedding(nearest_code(self.codes(), latents), latents)
         self.draws.add_(1)
-        return F.embedding(near_at_random(self.codes(), latents, uniform(self.draws, self.codebook_size)), latents)
+        return F.embedding(near_at_random(latents, self.codes(), uniform(self.draws, self.codebook_size)), latents)
 
 
 class CodeSplitting(_Replacing):
@@ -221,21 +220,19 @@ class CodeSplitting(_Replacing):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
-        *,
+        *size: int,
         interval: int = 100,
         threshold: float = 0.01,
         noise: float = 0.01,
         **options,
     ):
-        super().__init__(codebook_size, dim, **options)
+        super().__init__(*size, **options)
         if interval < 1:
             raise ValueError(f"interval must be at least 1 step, got {interval}")
         self.interval, self.threshold = interval, check_share("threshold", threshold)
         self.noise = check_not_negative("noise", noise)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # since codes were last replaced
-        self.register_buffer("chosen_in", torch.zeros(codebook_size, dtype=torch.int64))  # so many of them
+        self.register_buffer("chosen_in", torch.zeros(self.codebook_size, dtype=torch.int64))  # so many of them
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -255,7 +252,7 @@ class CodeSplitting(_Replacing):
         self.chosen_in.mul_(~due)
 
 
-def near_at_random(codes: Tensor, latents: Tensor, numbers: Tensor, at_once: int = 2**22) -> Tensor:
+def near_at_random(latents: Tensor, codes: Tensor, numbers: Tensor, at_once: int = 2**22) -> Tensor:
     """For each code (K, D) the place of one of the latents (N, D), with probability softmax over n of -|z_n - e_k|^2.
 
     numbers: (K,), uniform in (0, 1), each decides for one code. at_once: at most so many distances are held a run.

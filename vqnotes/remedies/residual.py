@@ -1,4 +1,4 @@
-"""Residual quantisers: codes that are sums, one of each stage."""
+"""All stages in a row: codes that are sums, one of each quantiser, which codes what the one before it left."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vqnotes.quantizers import Quantized, VectorQuantizer, rows
+
+__all__ = ["ResidualVQ"]
 
 SUMS_LISTED = 2**20  # at most, of a residual quantiser
 
@@ -28,17 +30,16 @@ class ResidualVQ(nn.Module):
         self, codebook_size: int, dim: int, *, stages: Sequence[int], kind: type = VectorQuantizer, **options
     ):
         super().__init__()
+        if kind.prepare is not VectorQuantizer.prepare:
+            raise ValueError(
+                f"stages must be able to code what is left, got kind={kind.__name__}, which bounds latents, or has "
+                "codes of a fixed size"
+            )
         stages = [int(size) for size in stages]
         if not stages or math.prod(stages) != codebook_size:
             raise ValueError(f"stages {stages} make {math.prod(stages)} codes, not {codebook_size}")
         self.codebook_size, self.dim = codebook_size, dim
         self.stages = nn.ModuleList(kind(size, dim, **options) for size in stages)
-        made = type(self.stages[0])
-        if made.prepare is not VectorQuantizer.prepare:
-            raise ValueError(
-                f"stages must be able to code what is left, got kind={made.__name__}, which bounds latents, or has "
-                "codes of a fixed size"
-            )
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (..., S), loss)."""
@@ -55,16 +56,16 @@ class ResidualVQ(nn.Module):
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
 
-    def lookup(self, index: Tensor) -> Tensor:
+    def decode(self, index: Tensor) -> Tensor:
         """The sums of codes (..., D) of an index (..., S), as the decoder gets them."""
-        return sum(stage.lookup(own) for stage, own in zip(self.stages, index.unbind(-1), strict=True))
+        return sum(stage.decode(own) for stage, own in zip(self.stages, index.unbind(-1), strict=True))
 
     def codes(self) -> Tensor:
         """All sums (K_1 * K_2 * ..., D), in the order of `joint_index`; ValueError if there are more than 2^20."""
         if self.codebook_size > SUMS_LISTED:
             raise ValueError(
                 f"{self.codebook_size:,} sums of codes are too many to list (at most {SUMS_LISTED:,}): "
-                "ask each of the stages for its codes(), or look up an index"
+                "ask each of the stages for its codes(), or decode an index"
             )
         sums = torch.zeros(1, self.dim, device=self.stages[0].codes().device)
         for stage in self.stages:

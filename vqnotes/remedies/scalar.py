@@ -1,4 +1,4 @@
-"""Quantisers whose codebook has a structure: a fixed grid without search (FSQ, LFQ), or codes that are sums."""
+"""assign() without search: codes are a fixed grid, and each number of a latent is rounded by itself."""
 
 import math
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from vqnotes.remedies.gradients import DiVeQ
 from vqnotes.remedies.losses import EntropyLoss, OrthogonalCodes, SpreadLatents, entropy_gap
 from vqnotes.remedies.replacement import _Replacing
 
+__all__ = ["FSQ", "LFQ"]
+
 
 class _FixedCodes(VectorQuantizer):
     """A codebook that never moves: a grid. `init_codes` leaves it as it is. beta: 0 unless given.
@@ -26,8 +28,8 @@ class _FixedCodes(VectorQuantizer):
         "the codes are a fixed grid, which cannot be moved or given another shape",
     )
 
-    def __init__(self, codebook_size: int, dim: int, *, beta: float = 0.0, **options):
-        super().__init__(codebook_size, dim, beta=beta, **options)
+    def __init__(self, *size: int, beta: float = 0.0, **options):
+        super().__init__(*size, beta=beta, **options)
         need_gradient(self)
         self.codebook_loss = False
 
@@ -51,49 +53,43 @@ class FSQ(_FixedCodes):
     floor(L_i / 2), so codes are a grid in [-1, 1]^D. Gradients pass the rounding straight through. There is no
     loss, unless a beta is given for the commitment, and nothing to search: index = sum_i digit_i * L_1 ... L_(i-1).
 
-    levels: L_1 .. L_D, each at least 3; their product is codebook_size, their number dim.
+    levels: L_1 .. L_D, each at least 3. They say the size: K is their product, D their number.
     bound: with b = (L_i - 1) / 2 and o = 1/2 where L_i is even, 0 where it is odd, "atanh" bounds z_i to
     1.001 b tanh(z_i + atanh(o / 1.001 b)) - o, so that 0 stays 0, as vector-quantize-pytorch does; "tan" to
     0.999 b tanh(z_i + tan(o / 0.999 b)) - o, as the paper's appendix and its authors' notebook do. They differ by
     little: 0 moves by less than a thousandth of a level, and the range is 0.2 % less.
-    Raises ValueError for levels below 3 or of another product or number, or another bound.
+    Raises ValueError for levels below 3, or another bound.
     """
 
     excludes = {
         SpreadLatents: "FSQ bounds latents to (-1, 1): to vary by 1 there, all must be at the outermost levels"
     }
 
-    def __init__(self, codebook_size: int, dim: int, *, levels: Sequence[int], bound: str = "atanh", **options):
-        super().__init__(codebook_size, dim, **options)
+    def __init__(self, levels: Sequence[int], *, bound: str = "atanh", **options):
         levels = [int(level) for level in levels]
         if not levels or min(levels) < 3:
             raise ValueError(f"FSQ needs levels of at least 3, got {levels}")
-        if math.prod(levels) != codebook_size or len(levels) != dim:
-            raise ValueError(
-                f"levels {levels} make {math.prod(levels)} codes of {len(levels)} dimensions, "
-                f"not {codebook_size} of {dim}"
-            )
         if bound not in ("atanh", "tan"):
             raise ValueError(f"bound must be 'atanh' or 'tan', got {bound!r}")
-        self.bound = bound
-        basis = [math.prod(levels[:i]) for i in range(dim)]
-        digits = torch.stack([torch.arange(codebook_size) // b % level for b, level in zip(basis, levels)], dim=1)
-        half = torch.tensor(levels) // 2
-        self.fix((digits - half) / half)
-        self.register_buffer("levels", torch.tensor(levels))
-        self.register_buffer("basis", torch.tensor(basis))
+        super().__init__(math.prod(levels), len(levels), **options)
+        self.levels, self.bound = levels, bound
+        sizes, basis = torch.tensor(levels), torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+        digits = torch.arange(self.codebook_size)[:, None] // basis % sizes
+        self.fix((digits - sizes // 2) / (sizes // 2))
+        self.register_buffer("sizes", sizes)
+        self.register_buffer("basis", basis)
 
     def prepare(self, latents: Tensor) -> Tensor:
         latents = super().prepare(latents)
         stretch, inverse = (1 + 1e-3, torch.atanh) if self.bound == "atanh" else (1 - 1e-3, torch.tan)
-        reach = ((self.levels - 1) * stretch / 2).to(latents.dtype)
-        offset = (self.levels % 2 == 0).to(latents.dtype) / 2
+        reach = ((self.sizes - 1) * stretch / 2).to(latents.dtype)
+        offset = (self.sizes % 2 == 0).to(latents.dtype) / 2
         bounded = torch.tanh(latents + inverse(offset / reach)) * reach - offset
-        return bounded / (self.levels // 2)
+        return bounded / (self.sizes // 2)
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
-        half = self.levels // 2
-        digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.levels - 1)
+        half = self.sizes // 2
+        digits = ((latents * half).round().long() + half).clamp_min(0).minimum(self.sizes - 1)
         return digits.mul(self.basis).sum(-1)  # in whole numbers: exact in bf16 too
 
 
@@ -103,34 +99,35 @@ class LFQ(_FixedCodes):
     loss = entropy_weight * (mean of H(p(.|z)) - H(mean of p(.|z))) + beta * commitment, in nats, with
     p(k|z) proportional to exp(2 * inverse_temperature * z.e_k) (eq. 5). index: bit i is whether z_i > 0, the first
     direction the highest bit. Since p is a product over directions, the entropies are taken of halves of the bits,
-    which costs N x 2^(D/2) instead of N x 2^D: a step with 1,024 codes takes a seventeenth of the time.
+    which costs N x 2^(D/2) instead of N x 2^D.
 
-    Raises ValueError unless codebook_size = 2^dim, or for negative weights or an inverse temperature not above 0.
+    bits: D, at least 1. They say the size: K is 2^D.
+    Raises ValueError for no bits, negative weights, or an inverse temperature not above 0.
     """
 
     excludes = {FSQ: "FSQ and LFQ are two grids: take one of them", EntropyLoss: "LFQ has an entropy loss of its own"}
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        bits: int,
         *,
         entropy_weight: float = 0.1,
         inverse_temperature: float = 100.0,
         beta: float = 0.25,
         **options,
     ):
-        super().__init__(codebook_size, dim, beta=beta, **options)
-        if codebook_size != 2**dim:
-            raise ValueError(f"LFQ of {dim} dimensions has 2^{dim} codes, not {codebook_size}")
+        if bits < 1:
+            raise ValueError(f"LFQ needs at least 1 bit, got {bits}")
+        super().__init__(2**bits, bits, beta=beta, **options)
+        self.bits = bits
         self.entropy_weight = check_not_negative("entropy_weight", entropy_weight)
         self.inverse_temperature = check_positive("inverse_temperature", inverse_temperature)
-        bits = 2 ** torch.arange(dim - 1, -1, -1)
-        self.fix((torch.arange(codebook_size)[:, None] // bits % 2 * 2 - 1).float())
-        self.register_buffer("bits", bits)
+        basis = 2 ** torch.arange(bits - 1, -1, -1)
+        self.fix((torch.arange(self.codebook_size)[:, None] // basis % 2 * 2 - 1).float())
+        self.register_buffer("basis", basis)
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:
-        return ((latents > 0) * self.bits).sum(-1)
+        return ((latents > 0) * self.basis).sum(-1)
 
     def loss(self, latents: Tensor, chosen: Tensor) -> Tensor:
         codes, flat = self.codebook.to(latents.dtype), latents.reshape(-1, self.dim)

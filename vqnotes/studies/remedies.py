@@ -32,11 +32,11 @@ LONG = Path(__file__).with_name("remedies.csv")
 
 @dataclass(frozen=True)
 class Remedy:
-    """What is changed against the plain quantiser: its class and options, the start, the share of warm-up steps."""
+    """What is changed against the plain quantiser: its class, options and size, the start, the share of warm-up."""
 
     kind: Callable = VectorQuantizer
     options: dict = field(default_factory=dict)
-    dim: int = 8
+    size: tuple[int, ...] = (CODES, 8)
     init: str | None = "uniform"
     warmup: float = 0.0
     wider: int = 1  # times as many hidden units in the encoder
@@ -54,7 +54,7 @@ REMEDIES = {
     "k-means start": Remedy(init="kmeans"),
     "warm-up, k-means": Remedy(init="kmeans", warmup=0.5),
     "larger encoder": Remedy(wider=4),
-    "cosine, 4 dimensions": Remedy(CosineCodes, dim=4),
+    "cosine, 4 dimensions": Remedy(CosineCodes, size=(CODES, 4)),
     "SimVQ": Remedy(SimVQ, init=None),
     "affine": Remedy(AffineCodes),
     "rotation trick": Remedy(RotationTrick),
@@ -66,8 +66,8 @@ REMEDIES = {
     "expiry": Remedy(CodeExpiry, QUICK),
     "LRU": Remedy(LeastRecentlyUsed),
     "CVQ": Remedy(OnlineClustering, QUICK),
-    "FSQ": Remedy(FSQ, {"levels": (4, 4, 4)}, dim=3),
-    "LFQ": Remedy(LFQ, dim=6),
+    "FSQ": Remedy(FSQ, {"levels": (4, 4, 4)}, size=()),
+    "LFQ": Remedy(LFQ, size=(6,)),
     "residual": Remedy(ResidualVQ, {"stages": (8, 8)}),
     "expiry + rotation": Remedy(ExpiryRotation, QUICK),
     "warm-up + expiry": Remedy(CodeExpiry, QUICK, init="kmeans", warmup=0.5),
@@ -96,7 +96,7 @@ def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options) 
     sets = [make(seed) for seed in seeds]
 
     def build(seed: int) -> models.VQAutoencoder:
-        quantizer = chosen.kind(CODES, chosen.dim, **chosen.options)
+        quantizer = chosen.kind(*chosen.size, **chosen.options)
         return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=width * chosen.wider)
 
     plan = {"init": chosen.init, "warmup": int(chosen.warmup * steps), "lr": LR, "batch_size": BATCH}

@@ -24,7 +24,8 @@ from vqnotes import data, models, training
 from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.diagnosis import rules
-from vqnotes.diagnosis.measures import Figures, figures_of
+from vqnotes.diagnosis.measures import Measures, measure
+from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.kmeans import kmeans
 from vqnotes.metrics import reconstruction_error
@@ -42,7 +43,7 @@ SEEDS = {"set": range(3), "judged": range(4000, 4003)}  # thresholds are set on 
 VECTORS, PICTURES = ("modes", "rings", "digits"), ("photographs", "wide view")
 FIRST_GUESS = {"gap": 1.5, "excess": 0.03, "loss": 1.3, "dimensions": 0.4, "rate": 0.25}
 STEPS, DECODER_STEPS, MOST_POINTS = 300, 150, 8192
-FIGURES = [one.name for one in fields(Figures) if one.name not in ("counts", "codebooks")]
+MEASURES = [one.name for one in fields(Measures) if one.name not in ("counts", "codebooks")]
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,9 @@ def examine(seeds: Iterable[int], half: str, family: str, case: str, codes: int,
     control, new = (decoders_trained_on(entered, family, init, more) for init in (None, "kmeans"))
     for (one, model), kept, renewed in zip(entered, control, new):
         latents = model.quantizer.prepare(model.encode(one.x).detach())
-        f = figures_of(latents, model.quantizer.codes(), labels=one.y, inputs=one.x, channel_axis=-1)
+        f = measure(observe(latents, model.quantizer.codes(), labels=one.y, inputs=one.x, channel_axis=-1))
         outcome = {"same codes": kept, "new codes": renewed, "floor": floor(one.x, codes)}
-        rows.append({"label": CASES[case].label} | outcome | {name: getattr(f, name) for name in FIGURES})
+        rows.append({"label": CASES[case].label} | outcome | {name: getattr(f, name) for name in MEASURES})
     return rows
 
 
@@ -212,11 +213,11 @@ def confirmed(table: pd.DataFrame) -> pd.Series:
 
 
 def verdicts(table: pd.DataFrame, thresholds: dict = rules.THRESHOLDS, labels: bool = False) -> pd.Series:
-    """What `diagnosis.decide` says of each row, with or without the figures that need labels."""
-    known = table.reindex(columns=FIGURES)  # a table may be older than the newest figures
+    """What `rules.decide` says of each row, with or without the measures that need labels."""
+    known = table.reindex(columns=MEASURES)  # a table may be older than the newest measures
     known = known if labels else known.assign(separability=None, separability_inputs=None)
     rows = known.astype(object).where(known.notna(), None).to_dict("records")
-    return pd.Series([rules.decide(Figures(**row), thresholds)[0] for row in rows], table.index)
+    return pd.Series([rules.decide(Measures(**row), thresholds)[0] for row in rows], table.index)
 
 
 def thresholds(table: pd.DataFrame) -> dict[str, float]:
@@ -237,7 +238,7 @@ def thresholds(table: pd.DataFrame) -> dict[str, float]:
 
 
 def models_made() -> pd.DataFrame:
-    """The table that comes with the module: one row a model, its figures, and whether its label is `confirmed`."""
+    """The table that comes with the module: one row a model, its measures, and whether its label is `confirmed`."""
     table = pd.read_csv(TABLE)
     return table.assign(confirmed=confirmed(table))
 

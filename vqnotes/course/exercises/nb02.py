@@ -58,7 +58,7 @@ def check_cosine_distance(answer) -> None:
 
 
 def check_modes_covered(answer) -> None:
-    """2.2: modes_covered(codebook, latents, y), the effective number of modes that the codes sit in."""
+    """2.2: modes_covered(latents, codebook, y), the effective number of modes that the codes sit in."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
         return [_crowded(generator, modes) for modes in (6, 7, 8, 9)]
@@ -67,19 +67,19 @@ def check_modes_covered(answer) -> None:
         number = given(answer(*case))
         return "not a number" if torch.as_tensor(number).isnan().any() else number
 
-    def labels(codebook, latents, y):
+    def labels(latents, codebook, y):
         return y[nearest_code(codebook, latents)]
 
-    def weighted_by_use(codebook, latents, y):
-        return perplexity(labels(codebook, latents, y)[nearest_code(latents, codebook)], len(y))
+    def weighted_by_use(latents, codebook, y):
+        return perplexity(labels(latents, codebook, y)[nearest_code(latents, codebook)], len(y))
 
-    def wrong_axis(codebook, latents, y):
+    def wrong_axis(latents, codebook, y):
         return perplexity(y[nearest_code(latents, codebook)], len(y))
 
     check(
         "2.2",
         answer,
-        lambda codebook, latents, y: math.exp(mode_entropy(codebook, latents, y)),
+        lambda latents, codebook, y: math.exp(mode_entropy(latents, codebook, y)),
         cases,
         [
             (
@@ -100,12 +100,12 @@ def check_modes_covered(answer) -> None:
                 "that counts the modes with any code at all: a mode with few codes must count for less",
             ),
             (
-                lambda codebook, latents, y: perplexity(y, len(y)),
+                lambda latents, codebook, y: perplexity(y, len(y)),
                 "those are the shares of the points in each mode, and the shares of the codes are asked for",
             ),
             (
-                lambda codebook, latents, y: math.exp(
-                    mode_entropy(codebook[nearest_code(latents, codebook).unique()], latents, y)
+                lambda latents, codebook, y: math.exp(
+                    mode_entropy(latents, codebook[nearest_code(latents, codebook).unique()], y)
                 ),
                 "dead codes are left out: all codes count here, for the question is where the codebook sits",
             ),
@@ -120,7 +120,7 @@ def check_modes_covered(answer) -> None:
 
 
 def _crowded(generator: torch.Generator, modes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, latents in separate modes on a circle, and their labels: mode 0 has no code, mode 1 a dead knot.
+    """Latents in separate modes on a circle, codes, and the latents' labels: mode 0 has no code, mode 1 a dead knot.
 
     In double precision, so that no nearest code depends on how the distances are rounded.
     """
@@ -136,7 +136,7 @@ def _crowded(generator: torch.Generator, modes: int) -> tuple[torch.Tensor, torc
     ]
     knot = centers[1] * torch.linspace(1.3, 1.5, whole(generator, 25, 40))[:, None]  # beyond the latents of mode 1
     codebook = torch.cat([*codes, knot])
-    return codebook[torch.randperm(len(codebook), generator=generator)], latents, y
+    return latents, codebook[torch.randperm(len(codebook), generator=generator)], y
 
 
 def check_left_behind(answer) -> None:

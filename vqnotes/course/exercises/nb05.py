@@ -9,9 +9,9 @@ from vqnotes.course.exercises import check, given, replaced, whole
 from vqnotes.quantizers import straight_through
 
 
-def _outcome(answer, codebook: Tensor, uses: Tensor, latents: Tensor, threshold: float) -> str:
+def _outcome(answer, latents: Tensor, codebook: Tensor, uses: Tensor, threshold: float) -> str:
     """What became of the codes, in words: which latents are drawn is left to the answer."""
-    found = torch.as_tensor(given(answer(codebook, uses, latents, threshold)))
+    found = torch.as_tensor(given(answer(latents, codebook, uses, threshold)))
     if found.shape != codebook.shape:
         raise ValueError(f"the new codebook has shape {tuple(found.shape)}, not {tuple(codebook.shape)}")
     stale = uses < threshold * uses.sum() / len(codebook)
@@ -30,7 +30,7 @@ def _words(mask: Tensor) -> str:
 
 
 def check_restart(answer) -> None:
-    """5.1: restart(codebook, uses, latents, threshold): codes below threshold * N/K become different latents."""
+    """5.1: restart(latents, codebook, uses, threshold): codes below threshold * N/K become different latents."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
         drawn = []
@@ -39,42 +39,42 @@ def check_restart(answer) -> None:
             often = torch.randint(4, 7, (96,), generator=generator).float()
             uses = torch.cat([rare, often])[torch.randperm(256, generator=generator)]
             latents = torch.randn(int(uses.sum()), 3, generator=generator)
-            drawn.append((torch.randn(256, 3, generator=generator), uses, latents, threshold))
+            drawn.append((latents, torch.randn(256, 3, generator=generator), uses, threshold))
         return drawn
 
     stale = lambda uses, threshold: uses < threshold * uses.mean()  # noqa: E731
     check(
         "5.1",
         answer,
-        lambda codes, uses, latents, threshold: replaced(codes, stale(uses, threshold), latents),
+        lambda latents, codes, uses, threshold: replaced(codes, stale(uses, threshold), latents),
         cases,
         [
             (
-                lambda codes, uses, latents, threshold: replaced(codes, ~stale(uses, threshold), latents),
+                lambda latents, codes, uses, threshold: replaced(codes, ~stale(uses, threshold), latents),
                 "the comparison is the wrong way round: codes in use were replaced, and the rare ones kept",
             ),
             (
-                lambda codes, uses, latents, threshold: replaced(codes, uses < threshold, latents),
+                lambda latents, codes, uses, threshold: replaced(codes, uses < threshold, latents),
                 "codes with a single use were kept: the limit is a share of the mean N/K, not a number of latents",
             ),
             (
-                lambda codes, uses, latents, threshold: latents[: len(codes)],
+                lambda latents, codes, uses, threshold: latents[: len(codes)],
                 "every code moved: those that are used enough must stay where they are",
             ),
             (
-                lambda codes, uses, latents, threshold: replaced(
+                lambda latents, codes, uses, threshold: replaced(
                     codes, stale(uses, threshold), latents[:1].expand_as(latents)
                 ),
                 "all of them became one latent: codes in one place are clones, so give each a latent of its own",
             ),
             (
-                lambda codes, uses, latents, threshold: replaced(
+                lambda latents, codes, uses, threshold: replaced(
                     codes, stale(uses, threshold), latents.repeat_interleave(2, dim=0)
                 ),
                 "some latents were given to several codes: draw them without putting any back",
             ),
             (
-                lambda codes, uses, latents, threshold: replaced(codes, stale(uses, threshold), latents + 1),
+                lambda latents, codes, uses, threshold: replaced(codes, stale(uses, threshold), latents + 1),
                 "the new codes are not latents: codes from elsewhere die again, so place them on the batch itself",
             ),
         ],

@@ -1,4 +1,4 @@
-"""Exercises of notebook 09: from figures to a verdict, a gap between two bounds, and what to do first."""
+"""Exercises of notebook 09: from measures to a verdict, a gap between two bounds, and what to do first."""
 
 import itertools
 
@@ -7,20 +7,20 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vqnotes.course.exercises import check
-from vqnotes.diagnosis.measures import Figures
+from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.rules import decide
 from vqnotes.metrics import quantization_error
 from vqnotes.nearest import nearest_code
 
 
 def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, paid: float) -> str:
-    """The verdict of `diagnosis.decide`, where neither `before` nor `effect` plays a part."""
+    """The verdict of `rules.decide`, where neither `before` nor `effect` plays a part."""
     codes = 1024
     usual = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
     at_codes = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
     at_encoder = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
     dimensions = {"dimensions": filled, "paid": paid}
-    return decide(Figures(ceiling=1.0, perplexity=codes, **usual, **at_codes, **at_encoder, **dimensions))[0]
+    return decide(Measures(ceiling=1.0, perplexity=codes, **usual, **at_codes, **at_encoder, **dimensions))[0]
 
 
 def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, order: str = "BETDR") -> str:

@@ -8,16 +8,23 @@ from torch import Tensor, nn
 from vqnotes.diagnosis.listening import ours, vector_quantize_pytorch
 from vqnotes.diagnosis.listening.calls import Ear, first_argument
 
+__all__ = ["KNOWN", "LIBRARIES", "Listener", "quantisers"]
+
 LIBRARIES = (ours, vector_quantize_pytorch)
 KNOWN = ", and ".join(library.KNOWN for library in LIBRARIES)
 
 
 def quantisers(model: nn.Module) -> dict[str, type[Ear]]:
     """The names of the model's quantisers, each with the kind of ear that hears it; ValueError if there is none."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     kinds = {name: [library.ear_of(module) for library in LIBRARIES] for name, module in model.named_modules()}
     found = {name: next(filter(None, kind)) for name, kind in kinds.items() if any(kind)}
     if not found:
-        raise ValueError(f"no quantiser found in {type(model).__name__}; known are {KNOWN}")
+        raise ValueError(
+            f"no quantiser found in {type(model).__name__}; known are {KNOWN}. Of any other, take latents and "
+            f"codes as they are compared, and diagnose by hand: diagnose(latents, codebook, inputs=...)"
+        )
     return found
 
 

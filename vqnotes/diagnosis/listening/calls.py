@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+__all__ = ["Call", "Ear", "by_example", "first_argument"]
+
 
 @dataclass
 class Call:

@@ -5,6 +5,8 @@ from torch import nn
 from vqnotes.diagnosis.listening.calls import Ear, first_argument
 from vqnotes.quantizers import VectorQuantizer
 
+__all__ = ["KNOWN", "OwnEar", "ear_of"]
+
 KNOWN = "vqnotes' quantisers"
 
 

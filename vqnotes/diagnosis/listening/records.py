@@ -12,9 +12,21 @@ from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example
 from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, read_places, rebuilt
 from vqnotes.diagnosis.listening.units import Unit, units
-from vqnotes.diagnosis.measures import AT_LEAST, AT_MOST, PER_CODE
-from vqnotes.diagnosis.observed import Inputs, Observed, UnpairedInputs, observe_stack
-from vqnotes.diagnosis.report import Diagnosis, diagnose_observed, diagnose_observed_stack
+from vqnotes.diagnosis.measures import measure
+from vqnotes.diagnosis.observed import (
+    AT_LEAST,
+    AT_MOST,
+    PER_CODE,
+    Inputs,
+    Observed,
+    UnpairedInputs,
+    as_tensor,
+    observe,
+    observe_stack,
+)
+from vqnotes.diagnosis.report import Diagnosis, report, report_stack
+
+__all__ = ["Heard", "Record", "Sample"]
 
 MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
 
@@ -57,8 +69,9 @@ class Heard:
             elif not record.rows:
                 record.read_places(self.call, self.listener, x, calls, self.places)
         paired = [record for record in self.records if record.axes is not None]
-        if self.places is not None and not paired:
-            raise ValueError(f"places={self.places}: {'; '.join(sum((one.notes for one in self.records), []))}")
+        if self.places is not None and not any(record.axes for record in paired):
+            why = sum((one.notes for one in self.records), []) or ["each of the inputs has one latent"]
+            raise ValueError(f"places={self.places}: {'; '.join(why)}")
         # With other ways for the inputs to its output, the model's error tells nothing of this encoder.
         self.by_codes = len(made) == 1 and depends_on_codes_alone(self.listener, self.call, x)
         numbers = x[0].numel() * (2 if self.by_codes else 1)
@@ -77,7 +90,7 @@ class Heard:
     def labels_of(self, given) -> Tensor | None:
         """One for each input that was heard: those given, or those that the batches brought."""
         if given is not None:
-            given = torch.as_tensor(given)
+            given = as_tensor(given, "labels").cpu()
             if given.ndim != 1 or len(given) < self.count:
                 raise ValueError(f"need a label for each of {self.count} inputs, got {tuple(given.shape)}")
             return given[: self.count]
@@ -224,11 +237,12 @@ class Record:
     def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
         """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
         try:
-            seen = self.observed(inputs, labels)
-            if len(self.codes) == 1:
-                found = {self.unit.name: diagnose_observed(seen, seed)}
+            observed = self.observed(inputs, labels, seed)
+            measures = measure(observed)
+            if not observed.stacked:
+                found = {self.unit.name: report(observed, measures)}
             else:
-                whole, parts = diagnose_observed_stack(seen, seed)
+                whole, parts = report_stack(observed, measures)
                 found = {self.unit.name: whole}
                 for level, one in zip(self.unit.levels, (one for part in parts for one in part)):
                     found.setdefault(level.name, one)  # heads of one codebook have one name, that of the whole
@@ -237,7 +251,7 @@ class Record:
         whole = found[self.unit.name]
         return found | {self.unit.name: replace(whole, notes=[*whole.notes, *self.notes])}
 
-    def observed(self, inputs: Sample, labels: Tensor | None) -> Observed:
+    def observed(self, inputs: Sample, labels: Tensor | None, seed: int) -> Observed:
         """The sample as the diagnosis takes it."""
         kept, order = self.sample, slice(None)
         if self.axes is not None:  # first those whose inputs are kept, in the order of these
@@ -251,18 +265,28 @@ class Record:
                 return tensor
             return tensor.flatten(0, -2) if name.startswith("latents") else tensor.flatten()  # one for each input
 
-        levels = iter([of(f"latents {i}"), codes, of(f"index {i}")] for i, codes in enumerate(self.codes))
-        parts = [[next(levels)]] if self.unit.loose else [[next(levels) for _ in part] for part in self.unit.parts]
-        labels = None if labels is None or self.rows else labels[of("number")]
         counts = of("counts 0")
-        seen = observe_stack(parts, mask=None if counts.all() else counts, labels=labels)
-        uses = iter(self.uses)
-        seen = replace(seen, parts=[[replace(level, uses=next(uses)) for level in part] for part in seen.parts])
+        beside = {
+            "labels": None if labels is None or self.rows else labels[of("number")],
+            "inputs": self.paired(inputs, counts),
+            "mask": None if counts.all() else counts,
+            "seed": seed,
+        }
+        levels = [(of(f"latents {i}"), codes, of(f"index {i}")) for i, codes in enumerate(self.codes)]
+        if len(levels) == 1:
+            ((latents, codes, index),) = levels
+            return observe(latents, codes, index=index, channel_axis=-1, uses=self.uses[0], **beside)
+        one = iter(levels)
+        return observe_stack([[next(one) for _ in part] for part in self.unit.parts], uses=self.uses, **beside)
+
+    def paired(self, inputs: Sample, counts: Tensor) -> Inputs | None:
+        """The inputs that are kept, beside the first of the latents; None, and a note, if they do not belong."""
         if self.axes is None:
-            return seen
+            return None
         x, back = inputs.of("x"), inputs.of("rebuilt") if "rebuilt" in inputs.tensors else None
+        grid = (len(x), *counts.shape[1:])
         try:
-            return replace(seen, inputs=Inputs(x, (len(x), *seen.grid[1:]), self.axes or None, back))
+            return Inputs(x, grid, self.axes or None, back, counts[: len(x)].flatten())
         except UnpairedInputs as error:
             self.notes.append(f"the inputs were not used: {error}")
-            return seen
+            return None

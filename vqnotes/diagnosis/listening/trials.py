@@ -13,6 +13,16 @@ from vqnotes.diagnosis.listening.calls import first_argument
 from vqnotes.diagnosis.listening.units import Unit
 from vqnotes.diagnosis.observed import cuts
 
+__all__ = [
+    "depends_on_codes_alone",
+    "fed_by",
+    "read_places",
+    "readings",
+    "rebuilt",
+    "tensors",
+    "without_gradient",
+]
+
 PLACES_TRIED, EXAMPLES_TRIED = 8, 32
 LOCAL, CLEARLY = 0.2, 1.5  # share of the movement at the place, above chance; and beside that of any other reading
 GRADIENT_EXAMPLES = 8
@@ -101,7 +111,7 @@ def _locality(hear: Callable, x: Tensor, axes: tuple, pieces: tuple) -> tuple[fl
         after, _ = hear(put)
         if after.shape != before.shape:
             return None
-        moved = (after - before).double().norm(dim=-1) * counts
+        moved = (after - before).double().norm(dim=-1).where(counts > 0, 0)  # padding may be NaN
         if (total := moved.sum().item()) > 0:
             near = torch.tensor([max(abs(a - b) for a, b in zip(one, places[number])) <= 1 for one in places])
             at, around = moved[changed, number].sum().item() / total, moved[changed][:, near].sum().item() / total

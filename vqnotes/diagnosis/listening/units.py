@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening.calls import Call
 
+__all__ = ["Level", "Unit", "units"]
+
 
 @dataclass(frozen=True)
 class Level:
@@ -97,9 +99,13 @@ def _left(call: Call, later: Call) -> bool:
     alike = [(len(one.latents), one.entered.shape, one.entered.dtype, one.entered.device) for one in (call, later)]
     if alike[0] != alike[1] or call.returned.shape != x.shape:
         return False
-    rounding = 64 * torch.finfo(x.dtype).eps * x.abs().max().item()
-    off_by = [(y - expected).abs().max().item() for expected in (x - call.returned, x)]
-    return off_by[0] <= rounding < off_by[1]
+    rounding = 64 * torch.finfo(x.dtype).eps * _largest(x)
+    return _largest(y - (x - call.returned)) <= rounding < _largest(y - x)
+
+
+def _largest(x: Tensor) -> float:
+    """The largest absolute value; padding may be NaN."""
+    return x.abs().nan_to_num().max().item()
 
 
 def _side_by_side(calls: list[Call], stacks: list[list[int]], entered: dict[str, Tensor]) -> list[list[list[int]]]:

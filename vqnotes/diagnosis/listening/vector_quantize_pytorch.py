@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening.calls import Ear, first_argument
 
+__all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
+
 KNOWN = "VectorQuantize, SimVQ, ResidualVQ, GroupedResidualVQ, HierarchicalVQ of vector-quantize-pytorch"
 
 
