@@ -38,29 +38,6 @@ def press():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-class Moments:
-    """Counts the calls and returns of functions between those of two of them, and presses Ctrl-C at some."""
-
-    def __init__(self, first, last, presses=()):
-        self.first, self.last, self.presses = first.__code__, last.__code__, set(presses)
-        self.now, self.counting = 0, False
-
-    def __call__(self, frame, event, argument):
-        self.counting |= event == "call" and frame.f_code is self.first
-        if self.counting:
-            self.now += 1
-            self.counting = not (event == "return" and frame.f_code is self.last)
-            if self.now in self.presses:
-                press()
-
-    def __enter__(self):
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *_):
-        sys.setprofile(None)
-
-
 def printed(source: str) -> str:
     """What a cell prints, run by itself in an empty namespace."""
     heard = io.StringIO()

@@ -6,17 +6,16 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import nbformat
 import notebook_tools
-import numpy as np
 import pytest
-from helpers import Moments
+from helpers import press
 from notebook_tools import HOURS, NOTEBOOKS, ROOT, repository
-from served import PLAIN, X, check_fashion, cut, elsewhere, in_cache, printed
+from served import PLAIN, X, cut, elsewhere, printed
 
-from vqnotes import _downloads, _files, data
+from vqnotes import _files
 from vqnotes.studies import remedies as league
 from vqnotes.studies import sweeps, verdicts
 
@@ -67,44 +66,16 @@ def test_what_cannot_be_replaced_is_kept(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_an_interrupt_at_any_moment_leaves_the_old_file_or_the_new(tmp_path):
+def test_an_interrupt_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     path = tmp_path / "table.csv"
     write(path, "old")
-    with Moments(write, write) as moments:
-        write(path, "old")
-    left = set()
-    for moment in range(1, moments.now):
-        write(path, "old")
-        with suppress(KeyboardInterrupt), Moments(write, write, [moment]):
-            write(path, "new")
-        assert list(tmp_path.iterdir()) == [path]
-        left.add(path.read_text())
-    assert left == {"old", "new"}
+    with pytest.raises(KeyboardInterrupt), _files.replaced(path) as beside:
+        beside.write_text("half")
+        press()
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
 
 
 # ---------------------------------------------------------------- downloads
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some moments are in a destructor
-def test_a_download_interrupted_at_any_moment_leaves_nothing(server):
-    file, fetch = data.FASHION_MNIST["train", "x"], _downloads.download
-    content = (server.folder / X).read_bytes()
-    fetch(file)
-    (server.cache / X).unlink()
-    with Moments(fetch, fetch) as moments:
-        fetch(file)
-    interrupted = 0
-    for moment in np.random.default_rng(0).integers(1, moments.now, 40).tolist():
-        (server.cache / X).unlink(missing_ok=True)
-        try:
-            with Moments(fetch, fetch, [moment]):
-                fetch(file)
-        except KeyboardInterrupt:
-            interrupted += 1
-        left = in_cache(server)
-        assert left == [] or (left == [X] and (server.cache / X).read_bytes() == content)
-    assert interrupted > 30
-    check_fashion()
 
 
 def test_a_kernel_interrupted_while_it_waits_for_a_download(server):

@@ -1,7 +1,8 @@
 """Many runs at once give what one run at a time gives; the models stay plain; what fails is named."""
 
 import copy
-import signal
+import dataclasses
+import inspect
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from helpers import normal
 from vqnotes import data, metrics
 from vqnotes.models import FromPatches, VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.training import fit, fit_many
+from vqnotes.training import Plan, fit, fit_many
 
 SEEDS = [3, 0, 11]
 
@@ -74,6 +75,15 @@ def test_the_other_options_mean_the_same(options):
     x, options = normal(300, 4), {"steps": 50, "progress": False} | options
     many = fit_many(small, x, seeds=SEEDS, **options)
     assert_same(many, one_by_one(small, [x] * 3, SEEDS, **options), x)
+
+
+def test_the_options_that_both_share_are_the_same():
+    """They are spelled out twice, for help() and completion."""
+    one, many = (inspect.signature(function).parameters for function in (fit, fit_many))
+    shared = [field.name for field in dataclasses.fields(Plan)]
+    assert all(one[name] == many[name] for name in shared)
+    assert set(one) - set(shared) == {"model", "x", "seed", "callback"}
+    assert set(many) - set(shared) == {"build", "x", "seeds", "callback"}
 
 
 def test_each_seed_may_have_its_own_data():
@@ -274,19 +284,6 @@ def test_a_part_that_stands_still_still_does_after_a_look_in_the_callback():
 
     fit_many(lambda seed: small(seed, update="ema"), x, seeds=SEEDS, steps=3, callback=hold, progress=False)
     assert torch.equal(codes[0], codes[-1])
-
-
-def test_an_interrupt_leaves_whole_histories_of_one_length_and_usable_models():
-    x = normal(300, 4)
-
-    def stop(step, _):
-        if step == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    results = fit_many(small, x, seeds=SEEDS, steps=100, progress=False, callback=stop)
-    for model, history in results:
-        assert history.interrupted and len(history) == len(history.quantizer) == 7
-        assert np.isfinite(history.reconstruction).all() and torch.isfinite(evaluate(model, x).reconstruction).all()
 
 
 def test_seeds_that_diverge_are_named_and_no_others():

@@ -1,33 +1,30 @@
-"""Interrupts at any moment: a run is whole, what finished is kept, the next call works. (Files: test_files.py)"""
+"""An interrupt: a run ends between two steps, what finished is kept, it is said, and the next call works."""
 
 import signal
 import threading
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import Moments, normal, press
+from helpers import normal, press
 from notebook_tools import HOURS
 
-from vqnotes import _interrupts, _loop
-from vqnotes._interrupts import cut_off
+from vqnotes._interrupts import cut_off, interruptible
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.studies import generation, sweeps
-from vqnotes.studies.generation import fit_priors
+from vqnotes.studies.generation import CodeTransformer, fit_priors
 from vqnotes.studies.sweeps import grid, sweep
 from vqnotes.training import fit, fit_many
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    """The handler of interrupts, and torch's random state; nothing is on record as cut off."""
-    _interrupts._cut_off.clear()
+    """The handler of interrupts, and torch's random state."""
     before, state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
     yield
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
@@ -48,14 +45,14 @@ def built(update):
     return build
 
 
-def trained(many, update, watch=lambda step: None, **plan):
+def trained(many, update, watch=lambda step: None, x=DATA, **plan):
     """(model, history) of each run, by one function or the other."""
     plan = {"steps": STEPS, "warmup": WARMUP, "batch_size": 64, "progress": False} | plan
     plan["callback"] = lambda step, _: watch(step)
     if many:
-        return fit_many(built(update), DATA, seeds=[3, 5], **plan)
+        return fit_many(built(update), x, seeds=[3, 5], **plan)
     model = built(update)(3)
-    return [(model, fit(model, DATA, seed=3, **plan))]
+    return [(model, fit(model, x, seed=3, **plan))]
 
 
 def stopped_before(step):
@@ -66,46 +63,45 @@ def stopped_before(step):
     return stop
 
 
-def assert_equal(runs, others):
-    for (model, history), (other, other_history) in zip(runs, others, strict=True):
-        for one, two in (history.reconstruction, other_history.reconstruction), (history.quantizer,) * 2:
-            np.testing.assert_array_equal(one, two)
-        assert len(history.reconstruction) == len(history.quantizer) and not model.training
-        expected = other.state_dict()
-        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+def pressed_before(step):
+    return lambda now: now == step and press()
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 @pytest.mark.parametrize("many", [False, True])
-def test_a_run_interrupted_at_any_moment_is_a_shorter_run(many, update):
-    replayed = [trained(many, update, stopped_before(step)) for step in range(STEPS)]
-    replayed.append(trained(many, update))
-    for steps in (WARMUP, WARMUP + 1, STEPS):
-        assert_equal(replayed[steps], trained(many, update, steps=steps))
+@pytest.mark.parametrize("length", [WARMUP, WARMUP + 1, STEPS])
+def test_a_run_that_was_interrupted_is_a_shorter_run(many, update, length):
+    runs = trained(many, update, pressed_before(length))
+    for (model, history), (other, expected) in zip(runs, trained(many, update, steps=length), strict=True):
+        assert history.interrupted and not expected.interrupted and len(history) == length and not model.training
+        np.testing.assert_array_equal(history.reconstruction, expected.reconstruction)
+        np.testing.assert_array_equal(history.quantizer, expected.quantizer)
+        state = other.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert model.quantizer.codebook.untyped_storage().nbytes() == model.quantizer.codebook.nbytes
+        assert len(fit(model, DATA, steps=1, seed=0, progress=False)) == 1
 
-    marks = []  # how many moments have passed at each call back, and at the end
-    with Moments(_loop.run_steps, _loop.run_steps) as moments:
-        trained(many, update, lambda step: marks.append(moments.now))
-    marks.append(moments.now)
-    rng = np.random.default_rng(many)
-    chosen = [int(rng.integers(start + 1, end)) for start, end in zip([0, *marks], marks) for _ in range(3)]
-    lengths = []
-    for moment in chosen:
-        called_back = []
-        try:
-            with Moments(_loop.run_steps, _loop.run_steps, [moment]):
-                runs = trained(many, update, called_back.append)
-        except KeyboardInterrupt:
-            assert not called_back  # it came before the run had begun
-            continue
-        (length,) = {len(history) for _, history in runs}
-        assert all(history.interrupted for _, history in runs) and called_back == list(range(length + 1))
-        assert_equal(runs, replayed[length])
-        lengths.append(length)
-        for model, _ in runs:
-            assert model.quantizer.codebook.untyped_storage().nbytes() == model.quantizer.codebook.nbytes
-            assert len(fit(model, DATA, steps=1, seed=0, progress=False)) == 1
-    assert set(lengths) == set(range(STEPS + 1))
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_interrupt_before_the_first_step_leaves_the_models_as_they_were(many):
+    for (model, history), seed in zip(trained(many, "gradient", pressed_before(0)), (3, 5)):
+        assert history.interrupted and history.reconstruction == history.quantizer == []
+        state = built("gradient")(seed).state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_an_interrupt_within_a_step_waits_for_its_end():
+    model, seen = built("gradient")(3), []
+
+    def second(*_):
+        seen.append(1)
+        if len(seen) == 2:
+            press()
+
+    model.decoder.register_full_backward_hook(second)
+    history = fit(model, DATA, steps=STEPS, seed=3, warmup=WARMUP, batch_size=64, progress=False)
+    ((other, _),) = trained(False, "gradient", steps=2)
+    assert len(history) == 2 and torch.equal(model.decoder[0].weight, other.decoder[0].weight)
 
 
 def test_a_callback_that_hangs_ends_at_the_second_interrupt():
@@ -172,11 +168,11 @@ def test_outside_the_main_thread_signals_are_left_alone():
 SETTINGS = grid(width=[4, 8], update=["gradient", "ema"])
 
 
-def measured(seeds, width, update):
+def measured(seeds, width, update, watch=None):
     def build(seed):
         return mlp_autoencoder(4, VectorQuantizer(6, 2, update=update), width=width)
 
-    runs = fit_many(build, DATA, seeds=seeds, steps=2, batch_size=64, progress=False)
+    runs = fit_many(build, DATA, seeds=seeds, steps=2, batch_size=64, callback=watch, progress=False)
     return [{"error": history.reconstruction[-1]} for _, history in runs]
 
 
@@ -187,33 +183,39 @@ def interrupted_itself(seeds, width, update):
     return [{"error": 0.0} for _ in seeds]
 
 
-def swept(moments, whole):
-    """How many runs a sweep has when it is interrupted; all runs are there or named, and none is another."""
-    try:
-        with warnings.catch_warnings(), moments:
-            warnings.simplefilter("ignore")
-            table = sweep(measured, SETTINGS, seeds=[0, 1], progress=False)
-    except RuntimeError as error:
-        assert str(error).count("interrupted") == len(SETTINGS)
-        return 0
-    pd.testing.assert_frame_equal(table, whole.head(len(table)), check_exact=True)
-    lost = [{**setting, "seed": seed} for setting, seeds, _ in table.attrs["failed"] for seed in seeds]
-    assert lost == whole.drop(columns="error")[len(table) :].to_dict("records")
-    assert {reason for *_, reason in table.attrs["failed"]} <= {"interrupted"}
-    return len(table)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_sweep_keeps_what_finished_and_names_the_rest(at):
+    """The interrupt comes in the third setting: in its training, before it and after the last step too."""
+    calls = []
 
+    def run(seeds, width, update):
+        calls.append(width)
+        watch = lambda step, _: len(calls) == 3 and step == at and press()  # noqa: E731
+        return measured(seeds, width, update, watch)
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some moments are in a destructor
-def test_a_sweep_interrupted_at_any_moment_keeps_what_finished():
     whole = sweep(measured, SETTINGS, seeds=[0, 1], progress=False)
-    first, last = sweeps._one_setting, sweeps._table
-    moments = Moments(first, last)
-    assert swept(moments, whole) == 8
-    rng, kept = np.random.default_rng(0), set()
-    for moment in range(moments.now // 16, moments.now, moments.now // 8):  # two for each setting
-        kept |= {swept(Moments(first, last, [moment, moment + more]), whole) for more in (0, rng.integers(1, 40))}
-    assert kept >= {0, 2, 4, 6}
-    assert swept(Moments(last, last, [5, 50]), whole) == 8  # while the table is made
+    with pytest.warns(UserWarning, match="4 runs did not finish"):
+        table = sweep(run, SETTINGS, seeds=[0, 1], progress=False)
+    pd.testing.assert_frame_equal(table, whole.head(4), check_exact=True)
+    lost = [{**setting, "seed": seed} for setting, seeds, _ in table.attrs["failed"] for seed in seeds]
+    assert lost == whole.drop(columns="error")[4:].to_dict("records")
+    assert {reason for *_, reason in table.attrs["failed"]} == {"interrupted"}
+
+
+def test_a_second_interrupt_ends_a_sweep_at_once_with_what_finished():
+    calls = []
+
+    def run(seeds, width, update):
+        calls.append(width)
+        if len(calls) == 2:
+            press()
+            press()
+            calls.append("never")
+        return [{"error": width} for _ in seeds]
+
+    with pytest.warns(UserWarning, match="3 runs did not finish"):
+        assert len(sweep(run, SETTINGS, seeds=[0], progress=False)) == 1
+    assert calls == [4, 4]
 
 
 def test_a_sweep_elsewhere_keeps_what_finished_and_can_be_run_again():
@@ -235,23 +237,20 @@ def test_a_sweep_elsewhere_keeps_what_finished_and_can_be_run_again():
     assert len(seen) == 2 + 1 + 4  # what had not begun was given up
 
 
-def test_an_interrupt_while_a_pool_starts_does_not_tear_it(monkeypatch):
+def test_an_interrupt_while_work_is_handed_out_stops_it_there(monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         submit, submitted = pool.submit, []
 
         def interrupted(*arguments):
             press()
             submitted.append(submit(*arguments))
+            submitted[-1].result()
             return submitted[-1]
 
         monkeypatch.setattr(pool, "submit", interrupted)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                assert len(sweep(measured, SETTINGS, seeds=[0], executor=pool, progress=False)) == 1
-        except RuntimeError:
-            pass  # the one that was submitted had not finished
-        assert len(submitted) == 1 and (submitted[0].cancelled() or submitted[0].result()[1] == [])
+        with pytest.warns(UserWarning, match="3 runs did not finish"):
+            assert len(sweep(measured, SETTINGS, seeds=[0], executor=pool, progress=False)) == 1
+        assert len(submitted) == 1
 
 
 def test_a_worker_that_was_interrupted_has_not_finished():
@@ -275,28 +274,42 @@ def test_a_run_that_was_cut_off_says_so_until_it_has_run_whole(many, name, capsy
     trained(many, "ema", stopped_before(3))
     (line,), record = noted(capsys)
     assert record == f"{name} was cut off after 3 of 4 steps" and record in line
-    trained(many, "ema", steps=5)  # another run
-    trained(many, "gradient")
-    assert noted(capsys) == ([], record)
+    for another in ({"steps": 5}, {"update": "gradient"}, {"x": DATA * 2}, {"optimizer": torch.optim.SGD}):
+        trained(**{"many": many, "update": "ema"} | another)
+        assert noted(capsys) == ([], record), another
     trained(many, "ema", stopped_before(1))
     assert noted(capsys)[1] == f"{name} was cut off after 1 of 4 steps"
     trained(many, "ema")
     assert noted(capsys) == ([], "")
 
 
-def test_priors_that_were_cut_off_say_so(capsys, monkeypatch):
-    descend, steps = generation.descend, []
+def test_optimizers_are_told_apart_by_their_options_and_not_by_where_they_lie(capsys):
+    slow, fast = (partial(partial, torch.optim.SGD, momentum=momentum) for momentum in (0.1, 0.9))
+    trained(False, "ema", stopped_before(3), optimizer=slow())
+    trained(False, "ema", optimizer=fast())
+    assert noted(capsys)[1]
+    trained(False, "ema", optimizer=slow())
+    assert noted(capsys) == ([], "")
 
-    def interrupted(optimizer, loss):
-        steps.append(descend(optimizer, loss))
+
+def test_priors_that_were_cut_off_say_so(capsys, monkeypatch):
+    forward, steps = CodeTransformer.forward, []
+
+    def interrupted(*arguments):
+        steps.append(1)
         if len(steps) == 3:
             press()
+        return forward(*arguments)
 
-    monkeypatch.setattr(generation, "descend", interrupted)
+    monkeypatch.setattr(CodeTransformer, "forward", interrupted)
     grids = [torch.arange(24).reshape(6, 4) % 5]
-    assert [len(curve) for _, curve in fit_priors(grids, 5, seeds=[2], steps=8, progress=False)] == [3]
+    with interruptible() as stopped:
+        assert [len(curve) for _, curve in fit_priors(grids, 5, seeds=[2], steps=8, progress=False)] == [3]
+    assert stopped()  # what is around it knows too
     (line,), record = noted(capsys)
     assert record == "fit_priors (seed 2) was cut off after 3 of 8 steps" and record in line
+    fit_priors([grids[0] % 2], 5, seeds=[2], steps=8, progress=False)
+    assert noted(capsys) == ([], record)
     fit_priors(grids, 5, seeds=[2], steps=8, progress=False)
     assert noted(capsys) == ([], "")
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqnotes import _interrupts
 from vqnotes.studies import generation
 from vqnotes.studies.generation import (
     Block,
@@ -163,18 +162,6 @@ def test_an_interrupt_ends_all_runs_after_the_same_step(monkeypatch):
     for (model, curve), (other, its_curve) in zip(stopped, whole):
         assert curve == its_curve and len(curve) == 4
         assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters()))
-
-
-def test_a_sweep_notices_the_interrupt(monkeypatch):
-    real = generation._bits
-
-    def bits(*arguments):
-        signal.raise_signal(signal.SIGINT)
-        return real(*arguments)
-
-    monkeypatch.setattr(generation, "_bits", bits)
-    with pytest.raises(KeyboardInterrupt), _interrupts.noticed():
-        fit_priors([grids()], 5, seeds=[0], steps=50, **QUIET)
 
 
 # ---------------------------------------------------------------- sampling

@@ -12,13 +12,14 @@ import torch
 from helpers import normal, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqnotes._loop import batches_of, latents_for_codes
+from vqnotes._batches import batches_of
 from vqnotes.models import (
     FromPatches,
     ToPatches,
     VQAutoencoder,
     evaluate,
     image_autoencoder,
+    latents_for_codes,
     mlp,
     mlp_autoencoder,
     sample_latents,

@@ -10,6 +10,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 SMALL = 2**29  # multiplications: below it one thread takes some tens of milliseconds
+_lock = threading.Lock()  # of _torch_threads
+_torch_threads: dict[int, int] = {}  # of each Python thread that is limited now, by its identity: what it gets back
 _blas = threading.Lock()  # held by whoever limits it: its limit is the whole process's
 
 
@@ -24,16 +26,21 @@ def is_small(multiplications: float) -> bool:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Meanwhile PyTorch computes on the calling thread alone; afterwards on as many as before.
-
-    Threads that are started later get the number that was set last in any thread: PyTorch has one for all of them.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Meanwhile PyTorch computes on the calling thread alone; afterwards on as many as before. May be nested."""
+    me = threading.get_ident()
+    if me in _torch_threads:
+        yield
+        return
+    with _lock:
+        # A Python thread gets the number that was set last in any other. If that was a limit, it is not this one's.
+        found, others = torch.get_num_threads(), _torch_threads.values()
+        _torch_threads[me] = max(others) if found == 1 and others else found
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _lock:
+            torch.set_num_threads(_torch_threads.pop(me))
 
 
 @contextmanager
@@ -41,8 +48,9 @@ def one_thread() -> Iterator[None]:
     """Meanwhile BLAS (NumPy's, SciPy's), OpenMP (scikit-learn's) and PyTorch compute on the calling thread alone.
 
     For problems that are small beside the cost of a parallel region, see `is_small`. As many threads as before are
-    allowed again at the end, also after an error. May be nested, and entered from several threads: the limits of
-    OpenMP and PyTorch hold for the calling thread; BLAS has one for the whole process; the first sets and lifts it.
+    allowed again at the end, also after an error. May be nested, and entered from several Python threads: the limits
+    of OpenMP and PyTorch hold for the calling thread; BLAS has one for the whole process, which the thread that has
+    set it lifts, since threadpoolctl lets no other do so.
     Libraries that are first loaded meanwhile keep their own number.
     """
     pools = _pools(len(sys.modules))
@@ -59,6 +67,11 @@ def one_thread() -> Iterator[None]:
 def threads_for(multiplications: float) -> AbstractContextManager:
     """`one_thread()` for work that is small, by `is_small`; as many as there are for the rest."""
     return one_thread() if is_small(multiplications) else nullcontext()
+
+
+def torch_threads_for(multiplications: float) -> AbstractContextManager:
+    """The same for work that PyTorch alone does: `one_torch_thread()`, or as many as there are."""
+    return one_torch_thread() if is_small(multiplications) else nullcontext()
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vqnotes._threads import one_torch_thread
 
+_counted = WeakKeyDictionary()  # of each model: its multiplications for one input, by the input's shape and its size
+
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module of the model is in training or evaluation mode as it was before."""
-    modes = [(module, module.training) for module in model.modules()]
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Afterwards each module of the models is in training or evaluation mode as it was before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         yield
     finally:
@@ -22,20 +25,24 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@torch.no_grad()
 def multiplications(model: Any, x: Tensor, batch_size: int) -> int:
-    """How many a model needs, about, for a batch of x (N, ...): by its matrix products, convolutions, and the search.
+    """How many a model needs, about, for a batch of x (N, ...): by matrix products, convolutions, and the search."""
+    known = _counted.setdefault(model, {})
+    layout = (x.shape[1:], codes_compared(model.quantizer), sum(one.numel() for one in model.parameters()))
+    if layout not in known:
+        known[layout] = _multiplications_of_one(model, x[:1])
+    return min(batch_size, len(x)) * known[layout]
 
-    Counted on a single input, in evaluation mode.
-    """
-    devices = [x.device] if x.is_cuda else []
-    random_state = torch.random.fork_rng(devices)  # counting draws nothing that is missed later
+
+@torch.no_grad()
+def _multiplications_of_one(model: Any, x: Tensor) -> int:
+    """Of one input (1, ...), in evaluation mode; nothing of the model or of PyTorch's random state changes."""
+    random_state = torch.random.fork_rng([x.device] if x.is_cuda else [])
     with modes_kept(model), one_torch_thread(), random_state, FlopCounterMode(display=False) as counter:
         model.eval()
-        latents = model.encode(x[:1])
+        latents = model.encode(x)
         model.decode(latents)
-    search = latents.numel() * codes_compared(model.quantizer)
-    return min(batch_size, len(x)) * (counter.get_total_flops() // 2 + search)
+    return counter.get_total_flops() // 2 + latents.numel() * codes_compared(model.quantizer)
 
 
 def codes_compared(quantizer: nn.Module) -> int:

@@ -1,20 +1,21 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqnotes._threads import is_small, one_torch_thread
-from vqnotes._workload import modes_kept, multiplications
+from vqnotes._threads import torch_threads_for
+from vqnotes._workload import codes_compared, modes_kept, multiplications
 from vqnotes.quantizers import Quantized
 
 __all__ = [
     "FromPatches", "MixNeighbours", "Outcome", "ToPatches", "VQAutoencoder", "evaluate", "image_autoencoder",
-    "mlp", "mlp_autoencoder", "sample_latents"
+    "latents_for_codes", "mlp", "mlp_autoencoder", "sample_latents"
 ]  # fmt: skip
+
+LATENTS_PER_CODE = 32
 
 
 class Outcome(NamedTuple):
@@ -149,6 +150,12 @@ def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch
     return latents[torch.randperm(len(latents), generator=generator)[:count].to(x.device)]
 
 
+def latents_for_codes(model: VQAutoencoder, x: Tensor, seed: int) -> Tensor:
+    """A sample of the latents of x (N, ...) to start the codebook from, 32 a code or all there are, (count, D)."""
+    wanted = LATENTS_PER_CODE * codes_compared(model.quantizer)
+    return sample_latents(model, x, wanted, torch.Generator().manual_seed(seed))
+
+
 @torch.no_grad()
 def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome:
     """Latents, indices and reconstructions of all of x (N, ...), in evaluation mode and without gradients.
@@ -160,7 +167,7 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
         raise ValueError(f"need inputs (N, ...) and batch_size >= 1, got {tuple(x.shape)} and {batch_size}")
     with modes_kept(model):
         model.eval()
-        with one_torch_thread() if is_small(multiplications(model, x, batch_size)) else nullcontext():
+        with torch_threads_for(multiplications(model, x, batch_size)):
             parts = []
             for batch in x.split(batch_size):
                 latents = model.encode(batch)

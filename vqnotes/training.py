@@ -1,13 +1,97 @@
 """Training: one run from start to end, or many at once; with progress, interruptible, the same for the same seed."""
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
+from tqdm.auto import tqdm
 
-from vqnotes._loop import History, Objective, Plan, descend, run_steps
-from vqnotes.models import VQAutoencoder
+from vqnotes._batches import batches_of
+from vqnotes._interrupts import interruptible, note_end
+from vqnotes._stacked import Stacked, check_alike
+from vqnotes._threads import threads_for, torch_threads_for
+from vqnotes._workload import codes_compared, modes_kept, multiplications
+from vqnotes.models import VQAutoencoder, latents_for_codes
+from vqnotes.quantizers import BLIND_INITS
+
+__all__ = ["History", "Plan", "fit", "fit_many"]
+
+
+@dataclass
+class History:
+    """What happened, one entry a finished step: reconstruction error on the batch, and the quantiser's loss.
+
+    The error is the mean square over the variance of the data: 0 is perfect, 1 is what a constant picture gives.
+    The quantiser's loss is NaN during warm-up. interrupted: whether the run was stopped before its last step.
+    """
+
+    reconstruction: list[float] = field(default_factory=list)
+    quantizer: list[float] = field(default_factory=list)
+    interrupted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.reconstruction)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options that `fit` explains and `fit_many` shares. Raises ValueError for those that make no run.
+
+    Plans are compared without the optimiser, which says what it is once it is made, and without the progress bar.
+    """
+
+    steps: int
+    warmup: int
+    init: str | None
+    batch_size: int
+    shuffle: bool
+    lr: float
+    codebook_lr: float | None
+    optimizer: Callable[..., torch.optim.Optimizer] = field(compare=False)
+    progress: bool = field(compare=False)
+
+    def __post_init__(self):
+        rates = all(0 < lr < float("inf") for lr in (self.lr, self.codebook_lr) if lr is not None)
+        if self.steps < 1 or self.batch_size < 1 or not rates or not 0 <= self.warmup <= self.steps:
+            raise ValueError(
+                f"need steps >= 1, 0 <= warmup <= steps, batch_size >= 1 and learning rates > 0; got "
+                f"steps={self.steps}, warmup={self.warmup}, batch_size={self.batch_size}, lr={self.lr}, "
+                f"codebook_lr={self.codebook_lr}"
+            )
+        _check_closure(getattr(self.optimizer, "func", self.optimizer))  # of a functools.partial
+
+    def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+        """The optimiser, in its fused form (one kernel for all tensors) if it has one."""
+        codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
+        by_rate = {self.lr: [], codebook_lr: []}
+        for name, parameter in named_parameters:
+            by_rate[codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
+        groups = [{"params": group, "lr": lr} for lr, group in by_rate.items() if group]
+        own = getattr(self.optimizer, "keywords", {})  # of a functools.partial
+        if "lr" in own:
+            raise ValueError(f"the learning rate is fit's own: give lr={own['lr']} to fit, not to the optimiser")
+        try:
+            optimizer = self.optimizer(groups) if "fused" in own else self.optimizer(groups, fused=True)
+        except (TypeError, RuntimeError):  # it does not know the word; it cannot be fused here, or with its options
+            optimizer = self.optimizer(groups)
+        _check_closure(optimizer)
+        return optimizer
+
+
+def _check_closure(optimizer: object) -> None:
+    """ValueError if its steps must be given a closure, to measure the loss several times, as LBFGS does."""
+    step = getattr(optimizer, "step", None)
+    closure = step and inspect.signature(step).parameters.get("closure")
+    if closure and closure.default is inspect.Parameter.empty:
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise ValueError(f"{name} needs a closure that measures the loss again: take one that steps by a gradient")
+
+
+# ---------------------------------------------------------------- one run, many runs
 
 
 def fit(
@@ -40,27 +124,22 @@ def fit(
     options of its own, as in functools.partial(torch.optim.SGD, momentum=0.9). Its fused form is used if it has one.
     callback: called as callback(step, model) before each step and once after the last. It may change the model:
     parameters whose requires_grad it sets to False stand still, and so do EMA codes of a quantiser in eval mode.
-    An interrupt (Ctrl-C, the stop button) ends the run before the next step, a second one at once: the history so far
-    is returned, the model is as after that many steps, and a line says after how many.
+    An interrupt (Ctrl-C, the stop button) ends the run before the next step: the history so far is returned, the
+    model is as after that many steps, and a line says after how many. A second one ends it at once, within a step.
     Threads: where a step is small (`_threads.is_small`: fewer than 2^29 multiplications in the forward pass), PyTorch
     computes it on one, so that busy neighbours cost little; a larger step, and any callback, has as many as before.
     Raises ValueError for x that is not floating point or does not vary, steps < 1, batch_size < 1, a learning rate
     not above 0, warmup outside 0 .. steps, or an optimiser that needs a closure (LBFGS).
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
-    objective = Objective(model, x)
-    optimizer = plan.optimizer_of(objective.named_parameters())
+    run = Run(model, x, seed)
+    optimizer = plan.optimizer_of(run.named_parameters())
 
-    def update(index: Tensor, quantize: bool) -> Tensor:
-        error, quantizer_loss = objective(x[index[0]], quantize)
-        descend(optimizer, error + quantizer_loss if quantize else error)
-        return torch.stack([error, quantizer_loss]).detach()[:, None]
+    def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
+        return run(x[index[0]], quantize)
 
-    def watch(step: int) -> None:
-        if callback is not None:
-            callback(step, model)
-
-    return run_steps("fit", plan, [model], [x], [seed], update, watch)[0]
+    (history,) = _train("fit", plan, [run], optimizer, measure, callback, shown=model)
+    return history
 
 
 def fit_many(
@@ -104,46 +183,26 @@ def fit_many(
     models = [_built(build, seed) for seed in seeds]
     if len(set(map(id, models))) < len(models):
         raise ValueError("build must make a new model for each seed, it returned the same one twice")
-    objectives = [Objective(model, one) for model, one in zip(models, xs)]
-    _check_alike(objectives, seeds)
+    runs = [Run(model, one, seed) for model, one, seed in zip(models, xs, seeds)]
+    check_alike(runs, seeds)
 
-    # Everything gets a leading axis R; the tensors of each model become views of its row, so it is always up to date.
-    parameters, buffers = stack_module_state(objectives)
-    own = [dict(objective.named_parameters()) | dict(objective.named_buffers()) for objective in objectives]
-    for run, tensors in enumerate(own):
-        for name, tensor in tensors.items():
-            tensor.data = (parameters | buffers)[name].data[run]
     inputs = x if isinstance(x, Tensor) else torch.cat(xs)
     first = torch.arange(len(seeds), device=inputs.device)[:, None] * (0 if isinstance(x, Tensor) else len(xs[0]))
-    optimizer = plan.optimizer_of(parameters.items())
+    stacked = Stacked(runs)
 
-    def objective(parameters: dict, buffers: dict, batch: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
-        return functional_call(objectives[0], (parameters, buffers), (batch, quantize))
-
-    objective_of_each = torch.vmap(objective, in_dims=(0, 0, 0, None), randomness="different")
-
-    def update(index: Tensor, quantize: bool) -> Tensor:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(own[0][name].requires_grad)
-        errors, quantizer_losses = objective_of_each(parameters, buffers, inputs[first + index], quantize)
-        descend(optimizer, (errors + quantizer_losses if quantize else errors).sum())
-        return torch.stack([errors, quantizer_losses]).detach()
-
-    def watch(step: int) -> None:
-        if callback is not None:
-            callback(step, models)
-
-    def unstack() -> None:
-        for tensor in (tensor for tensors in own for tensor in tensors.values()):
-            tensor.data = tensor.data.clone()
+    def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
+        return stacked(inputs[first + index], quantize)
 
     try:
-        histories = run_steps("fit_many", plan, models, xs, seeds, update, watch, unstack)
+        optimizer = plan.optimizer_of(stacked.parameters.items())
+        histories = _train("fit_many", plan, runs, optimizer, measure, callback, shown=models)
     except ValueError as error:
-        lost = [seed for seed, tensors in zip(seeds, own) if not all(t.isfinite().all() for t in tensors.values())]
+        lost = [seed for seed, finite in zip(seeds, stacked.finite()) if not finite]
         if not lost:
             raise
         raise ValueError(f"{error} (seeds that diverged: {lost})") from error
+    finally:
+        stacked.unstack()
     return list(zip(models, histories))
 
 
@@ -153,13 +212,99 @@ def _built(build: Callable[[int], VQAutoencoder], seed: int) -> VQAutoencoder:
         return build(seed)
 
 
-def _check_alike(modules: list[nn.Module], seeds: list[int]) -> None:
-    """ValueError unless the state of all modules has the same names, shapes and types."""
-    layouts = [{name: (tuple(t.shape), t.dtype) for name, t in module.state_dict().items()} for module in modules]
-    for seed, layout in zip(seeds, layouts):
-        if layout != layouts[0]:
-            differs = sorted(dict(layout.items() ^ layouts[0].items()))[0]
-            raise ValueError(
-                f"build must return models of the same shapes: {differs.removeprefix('model.')} is "
-                f"{layouts[0].get(differs)} for seed {seeds[0]} and {layout.get(differs)} for seed {seed}"
-            )
+# ---------------------------------------------------------------- the loop over steps
+
+
+class Run(nn.Module):
+    """A model, its data, its seed; a batch gives reconstruction error / variance of x, and the quantiser's loss."""
+
+    def __init__(self, model: VQAutoencoder, x: Tensor, seed: int):
+        super().__init__()
+        variance = x.var(correction=0) if x.numel() and x.is_floating_point() else torch.tensor(0.0)  # of all entries
+        if not (torch.isfinite(variance) and variance > 0):
+            shown = f"{x.dtype} {tuple(x.shape)}, variance {variance.item()}"
+            raise ValueError(f"x must be floating point, finite, and vary: got {shown}")
+        self.model, self.x, self.seed = model, x, seed
+        self.register_buffer("variance", variance)
+
+    def forward(self, batch: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
+        if quantize:
+            reconstruction, (_, _, quantizer_loss) = self.model(batch)
+        else:
+            reconstruction = self.model.decode(self.model.encode(batch))
+            quantizer_loss = torch.full_like(self.variance, torch.nan)
+        return F.mse_loss(reconstruction, batch) / self.variance, quantizer_loss
+
+
+def _train(
+    name: str,
+    plan: Plan,
+    runs: list[Run],
+    optimizer: torch.optim.Optimizer,
+    measure: Callable[[Tensor, bool], tuple[Tensor, Tensor]],
+    callback: Callable | None,
+    shown: VQAutoencoder | list[VQAutoencoder],
+) -> list[History]:
+    """The loop of `fit` and `fit_many` over the steps of R runs, R = 1 for `fit`.
+
+    measure: from the batches' places in x (R, B), and whether the quantiser takes part, to the errors and the
+    quantiser's losses of all runs. shown: what the callback gets beside the step.
+    """
+    models, seeds, x = [run.model for run in runs], [run.seed for run in runs], runs[0].x
+    batches = batches_of(len(x), plan.batch_size, seeds, x.device, plan.shuffle)
+    work = multiplications(models[0], x, plan.batch_size) * len(models)
+    callback = callback or (lambda step, shown: None)
+    curves = []  # what each step measured; it stays on the device, so that no step waits for it
+
+    with interruptible() as stopped, _training_mode(models, seeds[0], x.device):
+        for step in tqdm(range(plan.steps), desc="training", leave=False, disable=not plan.progress):
+            if step == plan.warmup:
+                _start_codes(runs, plan.init)
+            callback(step, shown)
+            if stopped():
+                break
+
+            batch, quantize = next(batches), step >= plan.warmup
+            with torch_threads_for(work):
+                errors, quantizer_losses = measure(batch, quantize)
+                loss = (errors + quantizer_losses if quantize else errors).sum()
+                optimizer.zero_grad()
+                if loss.requires_grad:  # False if the callback lets all parameters stand still
+                    loss.backward()
+                    optimizer.step()
+            curves.append(torch.stack([errors, quantizer_losses]).detach().view(2, -1))
+        else:  # no break: all steps are done
+            if plan.warmup == plan.steps:
+                _start_codes(runs, plan.init)
+            callback(plan.steps, shown)
+
+    title = f"{name} (seed {', '.join(map(str, seeds))})"
+    note_end((name, plan, _key(runs, optimizer)), title, len(curves), plan.steps, "steps", cut=stopped())
+    curves = torch.stack(curves, dim=2) if curves else torch.empty(2, len(models), 0)
+    return [History(errors, losses, stopped()) for errors, losses in zip(*curves.tolist())]
+
+
+@contextmanager
+def _training_mode(models: list[VQAutoencoder], seed: int, device: torch.device) -> Iterator[None]:
+    """Layers in training mode, gradients on, PyTorch's random numbers from the seed; afterwards all is as before."""
+    random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with modes_kept(*models), random_state, torch.enable_grad():
+        for model in models:
+            model.train()
+        torch.manual_seed(seed)  # for layers and quantisers that draw
+        yield
+
+
+def _start_codes(runs: list[Run], init: str | None) -> None:
+    """Starts each codebook anew, from latents of x where it needs any; none if init is None."""
+    for run in runs if init is not None else ():
+        quantizer = run.model.quantizer
+        latents = None if init in BLIND_INITS else latents_for_codes(run.model, run.x, run.seed)
+        with threads_for(0 if latents is None else latents.numel() * codes_compared(quantizer)):
+            quantizer.init_codes(init, latents, run.seed)
+
+
+def _key(runs: list[Run], optimizer: torch.optim.Optimizer) -> str:
+    """By what runs are the same when they are run again, beside their plan: all but the weights they start from."""
+    data = [(run.seed, tuple(run.x.shape), run.variance.item()) for run in runs]
+    return repr((data, runs[0], [tuple(parameter.shape) for parameter in runs[0].parameters()], optimizer))

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 
 from vqnotes import data, metrics, models, training
 from vqnotes._files import replaced
-from vqnotes._interrupts import noticed
-from vqnotes._loop import latents_for_codes
+from vqnotes._interrupts import interruptible
 from vqnotes.kmeans import kmeans
+from vqnotes.models import latents_for_codes
 from vqnotes.quantizers import VectorQuantizer
 
 __all__ = [
@@ -250,8 +250,10 @@ def run_sweep(
             if scale.minutes is not None and time.perf_counter() - began > 60 * scale.minutes:
                 break
             try:
-                with noticed():  # an interrupt ends the sweep and not only this run, of which nothing is saved
+                with interruptible() as stopped:
                     saved[path] = train_part(scale, *part, train, test)
+                if stopped():  # `fit_many` has ended early: nothing of it is saved, and nothing more is trained
+                    raise KeyboardInterrupt
                 with replaced(path) as beside:
                     beside.write_text(json.dumps({"settings": settings, **saved[path]}), encoding="utf-8")
                 trained += 1

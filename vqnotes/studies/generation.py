@@ -11,7 +11,6 @@ N * (N + M). These functions raise ValueError for empty, NaN, infinite or mismat
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -21,10 +20,10 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from vqnotes._batches import batches_of
 from vqnotes._checks import check_index, check_latents
-from vqnotes._interrupts import held, note_cut, note_whole
-from vqnotes._loop import batches_of, descend
-from vqnotes._threads import is_small, one_torch_thread
+from vqnotes._interrupts import interruptible, note_end
+from vqnotes._threads import torch_threads_for
 
 __all__ = [
     "Block",
@@ -143,20 +142,22 @@ def fit_priors(
         return _bits(functional_call(priors[0], weights, batch[:, :-1]), batch).mean()
 
     bits_of_each = torch.vmap(bits)
-    alone = one_torch_thread if is_small(batch_size * rows.shape[2] * _parameters(weights)) else nullcontext
+    work = batch_size * rows.shape[2] * _parameters(weights)
     losses_of_steps: list[Tensor] = []
-    same_run = ("fit_priors", tuple(rows.shape), codes, tuple(seeds), steps, batch_size, lr, repr(options))
-    try:
-        with held() as let_interrupt_in, torch.enable_grad():
-            for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
-                let_interrupt_in()
-                with alone():
-                    losses = bits_of_each(weights, rows[which, next(batches)])
-                    descend(optimizer, losses.sum())
-                losses_of_steps.append(losses.detach())
-            note_whole(same_run)
-    except KeyboardInterrupt:
-        note_cut(same_run, f"fit_priors (seed {', '.join(map(str, seeds))})", len(losses_of_steps), steps, "steps")
+    with interruptible() as stopped, torch.enable_grad():
+        for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
+            if stopped():
+                break
+            with torch_threads_for(work):
+                losses = bits_of_each(weights, rows[which, next(batches)])
+                optimizer.zero_grad()
+                losses.sum().backward()
+                optimizer.step()
+            losses_of_steps.append(losses.detach())
+    data = (tuple(rows.shape), codes, rows.double().var(dim=(1, 2)).tolist())
+    same_run = ("fit_priors", repr(data), tuple(seeds), steps, batch_size, lr, repr(options))
+    title = f"fit_priors (seed {', '.join(map(str, seeds))})"
+    note_end(same_run, title, len(losses_of_steps), steps, "steps", cut=stopped())
     for run, prior in enumerate(priors):
         prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
     curves = torch.stack(losses_of_steps, dim=1).tolist() if losses_of_steps else [[] for _ in priors]
@@ -198,9 +199,9 @@ def sample(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     next_of_each = torch.vmap(lambda weights, before: functional_call(priors[0], weights, before)[:, -1])
     rows = torch.empty(len(priors), count, 0, dtype=torch.int64, device=priors[0].place.device)
-    alone = one_torch_thread if is_small(count * priors[0].positions * _parameters(weights)) else nullcontext
+    work = count * priors[0].positions * _parameters(weights)
     for _ in range(priors[0].positions):
-        with alone():
+        with torch_threads_for(work):
             logits = torch.cat([next_of_each(weights, part) for part in rows.split(SAMPLED_AT_ONCE, dim=1)], dim=1)
             shares = (logits / temperature).softmax(dim=-1)
         waits = [torch.empty(shares.shape[1:]).exponential_(generator=own) for own in generators]

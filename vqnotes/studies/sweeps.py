@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from vqnotes._checks import check_columns
-from vqnotes._interrupts import handled, note_cut, note_whole, noticed
+from vqnotes._interrupts import interruptible, note_end
 from vqnotes.metrics import summary
 
 __all__ = ["Setting", "differences", "eta_squared", "grid", "sweep"]
@@ -57,43 +57,33 @@ def sweep(
     if not settings or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"need settings, and seeds that differ, got {len(settings)} settings and seeds {seeds}")
     outcomes: dict[int, Outcome] = {place: ([], seeds, "interrupted") for place in range(len(settings))}
-    stopped = False
-
-    def stop(
-        *_: object,
-    ) -> None:  # looked at between two settings: nothing that has finished is lost, no pool is torn
-        nonlocal stopped
-        stopped = True
-
-    with handled(stop), tqdm(total=len(settings), desc="settings", leave=False, disable=not progress) as bar:
+    futures: list[Future] = []
+    with (
+        interruptible() as stopped,
+        tqdm(total=len(settings), desc="settings", leave=False, disable=not progress) as bar,
+    ):
         if executor is None:
-            try:
-                for place, setting in enumerate(settings):
-                    if stopped:
-                        break
-                    outcomes[place] = _one_setting(run, setting, seeds)
-                    bar.update()
-            except KeyboardInterrupt:
-                pass
+            for place, setting in enumerate(settings):
+                outcome = _one_setting(run, setting, seeds)
+                if stopped():
+                    break
+                outcomes[place] = outcome
+                bar.update()
         else:
-            futures = []
             for setting in settings:
-                if stopped:
+                if stopped():
                     break
                 futures.append(_submitted(run, setting, seeds, executor))
             waiting = set(futures)
-            while waiting and not stopped:
+            while waiting and not stopped():
                 ready, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 bar.update(len(ready))
-            outcomes |= {place: _outcome(future, seeds) for place, future in enumerate(futures)}
-        done = sum(reason != "interrupted" for *_, reason in outcomes.values())
-        name = getattr(run, "__name__", type(run).__name__)
-        same_run = (name, repr(settings), tuple(seeds))
-        if done < len(settings):
-            note_cut(same_run, f"sweep of {name}", done, len(settings), "settings")
-        else:
-            note_whole(same_run)
-        return _table(settings, outcomes)
+    outcomes |= {place: _outcome(future, seeds) for place, future in enumerate(futures)}
+    finished = sum(reason != "interrupted" for *_, reason in outcomes.values())
+    name = getattr(run, "__name__", type(run).__name__)
+    same_run, cut = (name, repr(settings), tuple(seeds)), finished < len(settings)
+    note_end(same_run, f"sweep of {name}", finished, len(settings), "settings", cut=cut)
+    return _table(settings, outcomes)
 
 
 def _table(settings: list[Setting], outcomes: dict[int, Outcome]) -> pd.DataFrame:
@@ -110,16 +100,20 @@ def _table(settings: list[Setting], outcomes: dict[int, Outcome]) -> pd.DataFram
 
 
 def _one_setting(run: Callable, setting: Setting, seeds: list[int]) -> Outcome:
-    """Runs one setting. An interrupt that a run took as its own end, as `fit` does, is one here too."""
-    try:
-        with noticed():
-            measured = list(run(seeds, **setting))
-        if len(measured) != len(seeds):
-            raise ValueError(f"run returned {len(measured)} results for {len(seeds)} seeds")
+    """Runs one setting. After an interrupt nothing of it counts: a run may have ended early, as `fit` does."""
+    with interruptible() as stopped:
+        try:
+            measured, reason = list(run(seeds, **setting)), ""
+            if len(measured) != len(seeds):
+                raise ValueError(f"run returned {len(measured)} results for {len(seeds)} seeds")
+        except Exception as error:
+            reason = repr(error)
+    if stopped():
+        return [], seeds, "interrupted"
+    if not reason:
         return [{"seed": seed, **row} for seed, row in zip(seeds, measured)], [], ""
-    except Exception as error:
-        if len(seeds) == 1:
-            return [], seeds, repr(error)
+    if len(seeds) == 1:
+        return [], seeds, reason
     alone = [_one_setting(run, setting, [seed]) for seed in seeds]
     rows, lost = [row for some, _, _ in alone for row in some], [seed for _, some, _ in alone for seed in some]
     return rows, lost, next((reason for *_, reason in alone if reason), "")
