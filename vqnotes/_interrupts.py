@@ -15,7 +15,7 @@ class _Flag:
 
     up = False
 
-    def __call__(self, *_) -> None:
+    def __call__(self, *_: object) -> None:
         if self.up:
             raise KeyboardInterrupt
         self.up = True

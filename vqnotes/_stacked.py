@@ -1,5 +1,8 @@
 """Many modules as one, so that one large operation does the work of many small ones."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn, vmap
 from torch.func import functional_call, stack_module_state
 
@@ -12,19 +15,19 @@ class Stacked:
     parameters: by name, for an optimiser. Which of them stand still is read at each call from the first module.
     """
 
-    def __init__(self, modules: list[nn.Module]):
-        self.parameters, buffers = stack_module_state(modules)
+    def __init__(self, modules: Sequence[nn.Module]):
+        self.parameters, buffers = stack_module_state(list(modules))
         self._own = [dict(one.named_parameters()) | dict(one.named_buffers()) for one in modules]
         for row, tensors in enumerate(self._own):
             for name, tensor in tensors.items():
                 tensor.data = (self.parameters | buffers)[name].data[row]
 
-        def call(parameters: dict, buffers: dict, batch: Tensor, option: object):
+        def call(parameters: dict, buffers: dict, batch: Tensor, option: object) -> Any:
             return functional_call(modules[0], (parameters, buffers), (batch, option))
 
         self._buffers, self._call = buffers, vmap(call, in_dims=(0, 0, 0, None), randomness="different")
 
-    def __call__(self, batches: Tensor, option: object):
+    def __call__(self, batches: Tensor, option: object) -> Any:
         """Module r of batches[r], for all r: batches (R, B, ...); each result of `forward` gets a leading axis R."""
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(self._own[0][name].requires_grad)
@@ -41,7 +44,7 @@ class Stacked:
                 tensor.data = tensor.data.clone()
 
 
-def check_alike(modules: list[nn.Module], seeds: list[int]) -> None:
+def check_alike(modules: Sequence[nn.Module], seeds: list[int]) -> None:
     """ValueError unless the state of all modules has the same names, shapes and types."""
     layouts = [{name: (tuple(t.shape), t.dtype) for name, t in module.state_dict().items()} for module in modules]
     for seed, layout in zip(seeds, layouts):

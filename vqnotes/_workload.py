@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vqnotes._threads import one_torch_thread
 
-_counted = WeakKeyDictionary()  # of each model: its multiplications for one input, by the input's shape and its size
+_counted: WeakKeyDictionary[nn.Module, dict] = (
+    WeakKeyDictionary()
+)  # of each model: its multiplications for one input, by the input's shape and its size
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Plan:
     optimizer: Callable[..., torch.optim.Optimizer] = field(compare=False)
     progress: bool = field(compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rates = all(0 < lr < float("inf") for lr in (self.lr, self.codebook_lr) if lr is not None)
         if self.steps < 1 or self.batch_size < 1 or not rates or not 0 <= self.warmup <= self.steps:
             raise ValueError(
@@ -67,7 +67,7 @@ class Plan:
     def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
         """The optimiser, in its fused form (one kernel for all tensors) if it has one."""
         codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
-        by_rate = {self.lr: [], codebook_lr: []}
+        by_rate: dict[float, list[Tensor]] = {self.lr: [], codebook_lr: []}
         for name, parameter in named_parameters:
             by_rate[codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
         groups = [{"params": group, "lr": lr} for lr, group in by_rate.items() if group]
@@ -133,12 +133,12 @@ def fit(
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
     run = Run(model, x, seed)
-    optimizer = plan.optimizer_of(run.named_parameters())
+    updates = plan.optimizer_of(run.named_parameters())
 
     def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
         return run(x[index[0]], quantize)
 
-    (history,) = _train("fit", plan, [run], optimizer, measure, callback, shown=model)
+    (history,) = _train("fit", plan, [run], updates, measure, callback, shown=model)
     return history
 
 
@@ -194,8 +194,8 @@ def fit_many(
         return stacked(inputs[first + index], quantize)
 
     try:
-        optimizer = plan.optimizer_of(stacked.parameters.items())
-        histories = _train("fit_many", plan, runs, optimizer, measure, callback, shown=models)
+        updates = plan.optimizer_of(stacked.parameters.items())
+        histories = _train("fit_many", plan, runs, updates, measure, callback, shown=models)
     except ValueError as error:
         lost = [seed for seed, finite in zip(seeds, stacked.finite()) if not finite]
         if not lost:
@@ -217,6 +217,8 @@ def _built(build: Callable[[int], VQAutoencoder], seed: int) -> VQAutoencoder:
 
 class Run(nn.Module):
     """A model, its data, its seed; a batch gives reconstruction error / variance of x, and the quantiser's loss."""
+
+    variance: Tensor
 
     def __init__(self, model: VQAutoencoder, x: Tensor, seed: int):
         super().__init__()
@@ -280,8 +282,8 @@ def _train(
 
     title = f"{name} (seed {', '.join(map(str, seeds))})"
     note_end((name, plan, _key(runs, optimizer)), title, len(curves), plan.steps, "steps", cut=stopped())
-    curves = torch.stack(curves, dim=2) if curves else torch.empty(2, len(models), 0)
-    return [History(errors, losses, stopped()) for errors, losses in zip(*curves.tolist())]
+    table = torch.stack(curves, dim=2) if curves else torch.empty(2, len(models), 0)
+    return [History(errors, losses, stopped()) for errors, losses in zip(*table.tolist())]
 
 
 @contextmanager
