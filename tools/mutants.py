@@ -71,7 +71,8 @@ def commands(path: Path) -> list[str]:
     if path.suffix == ".ipynb":
         return [*NBVAL, f"notebooks/{path.name}"]
     files = [file for file in sorted(ROOT.glob("tests/test_*.py")) if file.stem not in NOT_OF_THE_MODULE]
-    files.sort(key=lambda file: (file.stem != f"test_{path.stem}", path.stem not in file.read_text(encoding="utf-8")))
+    name = path.stem if path.stem != "__init__" else path.parent.name
+    files.sort(key=lambda file: (file.stem != f"test_{name}", name not in file.read_text(encoding="utf-8")))
     return [f"tests/{file.name}" for file in files]
 
 
