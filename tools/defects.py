@@ -213,7 +213,7 @@ DEFECTS = [
     ("_batches", "used + len(parts[-1]), missing", "used + len(parts[-1]) // 2, missing", "batches overlap"),
     ("training", "torch.manual_seed(seed)\n        return build(seed)", "return build(seed)",
      "fit_many: weights not by the seed"),
-    ("loop", "optimizer.zero_grad()", "optimizer.zero_grad(set_to_none=False)",
+    ("training", "optimizer.zero_grad()", "optimizer.zero_grad(set_to_none=False)",
      "what is frozen midway still moves, by Adam's momentum"),
     ("training", "if not seeds or len(set(seeds)) < len(seeds):", "if not seeds:", "a seed given twice is accepted"),
     ("_stacked", "parameter.requires_grad_(self._own[0][name].requires_grad)", "parameter.requires_grad_()",
