@@ -1,7 +1,6 @@
 """An interrupt: a run ends between two steps, what finished is kept, it is said, and the next call works."""
 
 import signal
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -12,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from helpers import normal, press
-from notebook_tools import HOURS
 
 from vqnotes._interrupts import cut_off, interruptible
 from vqnotes.models import mlp_autoencoder
@@ -29,6 +27,11 @@ def as_it_was():
     yield
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def noted(capsys):
+    """What is said of runs that were cut off: the lines printed since, and the record for `claim`."""
+    return [line for line in capsys.readouterr().out.splitlines() if line], cut_off()
 
 
 # ---------------------------------------------------------------- fit and fit_many
@@ -165,7 +168,7 @@ def interrupted_itself(seeds, width, update):
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_sweep_keeps_what_finished_and_names_the_rest(at):
+def test_a_sweep_keeps_what_finished_and_names_the_rest(at, capsys):
     """The interrupt comes in the third setting: in its training, before it and after the last step too."""
     calls = []
 
@@ -181,6 +184,11 @@ def test_a_sweep_keeps_what_finished_and_names_the_rest(at):
     lost = [{**setting, "seed": seed} for setting, seeds, _ in table.attrs["failed"] for seed in seeds]
     assert lost == whole.drop(columns="error")[4:].to_dict("records")
     assert {reason for *_, reason in table.attrs["failed"]} == {"interrupted"}
+    assert noted(capsys)[1] == (
+        f"fit_many (seed 0, 1) was cut off after {at} of 2 steps; sweep of run was cut off after 2 of 4 settings"
+    )
+    sweep(run, SETTINGS, seeds=[0, 1], progress=False)
+    assert noted(capsys) == ([], "")
 
 
 def test_a_second_interrupt_ends_a_sweep_at_once_with_what_finished():
@@ -199,41 +207,6 @@ def test_a_second_interrupt_ends_a_sweep_at_once_with_what_finished():
     assert calls == [4, 4]
 
 
-def test_a_sweep_elsewhere_keeps_what_finished_and_can_be_run_again():
-    go_on, seen = threading.Event(), []
-
-    def run(seeds, width, update):
-        if len(seen) == 2 and not go_on.is_set():
-            press()  # the main thread waits
-            go_on.wait(HOURS)
-        seen.append((width, update))
-        return [{"error": width} for _ in seeds]
-
-    with ThreadPoolExecutor(1) as pool:
-        with pytest.warns(UserWarning, match="2 runs did not finish"):
-            table = sweep(run, SETTINGS, seeds=[0], executor=pool, progress=False)
-        go_on.set()
-        assert len(table) == 2 and [reason for *_, reason in table.attrs["failed"]] == ["interrupted"] * 2
-        assert len(sweep(run, SETTINGS, seeds=[0], executor=pool, progress=False)) == 4
-    assert len(seen) == 2 + 1 + 4  # what had not begun was given up
-
-
-def test_an_interrupt_while_work_is_handed_out_stops_it_there(monkeypatch):
-    with ThreadPoolExecutor(1) as pool:
-        submit, submitted = pool.submit, []
-
-        def interrupted(*arguments):
-            press()
-            submitted.append(submit(*arguments))
-            submitted[-1].result()
-            return submitted[-1]
-
-        monkeypatch.setattr(pool, "submit", interrupted)
-        with pytest.warns(UserWarning, match="3 runs did not finish"):
-            assert len(sweep(measured, SETTINGS, seeds=[0], executor=pool, progress=False)) == 1
-        assert len(submitted) == 1
-
-
 def test_a_worker_that_was_interrupted_has_not_finished():
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with pytest.warns(UserWarning, match="1 runs did not finish"):
@@ -243,11 +216,6 @@ def test_a_worker_that_was_interrupted_has_not_finished():
 
 
 # ---------------------------------------------------------------- what was cut off is said
-
-
-def noted(capsys):
-    """What is said of runs that were cut off: the lines printed since, and the record for `claim`."""
-    return [line for line in capsys.readouterr().out.splitlines() if line], cut_off()
 
 
 @pytest.mark.parametrize("many, name", [(False, "fit (seed 3)"), (True, "fit_many (seed 3, 5)")])
@@ -302,27 +270,10 @@ def test_a_sweep_that_was_cut_off_says_after_how_many_settings(threads, capsys):
         executor = pool if threads else None
         with pytest.warns(UserWarning, match="runs did not finish"):
             sweep(run, SETTINGS, seeds=[0, 1], executor=executor, progress=False)
+        assert len(calls) == 3  # what had not begun was given up
         (line,), record = noted(capsys)
         assert record == "sweep of run was cut off after 2 of 4 settings" and record in line
         sweep(run, SETTINGS[:2], seeds=[0, 1], executor=executor, progress=False)
         assert noted(capsys) == ([], record)
         sweep(run, SETTINGS, seeds=[0, 1], executor=executor, progress=False)
         assert noted(capsys) == ([], "")
-
-
-def test_the_training_inside_a_sweep_that_was_stopped_counts_as_the_sweeps(capsys):
-    calls = []
-
-    def run(seeds, width, update):
-        calls.append(width)
-        watch = lambda step, _: len(calls) == 2 and step == 1 and press()  # noqa: E731
-        runs = fit_many(built(update), DATA, seeds=seeds, steps=3, callback=watch, progress=False)
-        return [{"error": history.reconstruction[-1]} for _, history in runs]
-
-    with pytest.warns(UserWarning, match="6 runs did not finish"):
-        sweep(run, SETTINGS, seeds=[0, 1], progress=False)
-    assert noted(capsys)[1] == (
-        "fit_many (seed 0, 1) was cut off after 1 of 3 steps; sweep of run was cut off after 1 of 4 settings"
-    )
-    sweep(run, SETTINGS, seeds=[0, 1], progress=False)
-    assert noted(capsys) == ([], "")
