@@ -1,5 +1,6 @@
 # make lab    opens the course in JupyterLab          make test   tests the module and runs every notebook
 # make test-busy   the same beside as many busy processes as there are cores (twice as long)
+# make lint   style (ruff), types (mypy) and the citation (cffconvert)
 # make run    runs notebooks and stores their outputs  make stamp  REPO=owner/name sets the public address
 # make browser-test  opens every notebook in JupyterLab in a real browser, moves its controls and follows its links
 #                    (needs Chromium)
@@ -20,7 +21,7 @@ ARGS ?=
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
-.PHONY: lab test test-busy run browser-test book slides student grade claims colab-test versions-test mutants \
+.PHONY: lab test test-busy lint run browser-test book slides student grade claims colab-test versions-test mutants \
 	random-mutants bench league validation stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
@@ -34,6 +35,12 @@ test: $(ready)
 
 test-busy: $(ready)
 	.venv/bin/python tools/busy.py .venv/bin/python -m pytest $(ARGS)
+
+lint: $(ready) .venv-citation/ready
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv-citation/bin/cffconvert --validate
 
 run: $(ready)
 	.venv/bin/python tools/notebook_tools.py run $(NOTEBOOKS)
@@ -71,10 +78,10 @@ bench: $(ready)
 	.venv/bin/python tools/bench.py $(ARGS)
 
 league: $(ready)
-	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.remedies $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.remedies --out vqnotes/studies/remedies.csv $(ARGS)
 
 validation: $(ready)
-	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.verdicts $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.verdicts --out vqnotes/studies/verdicts.csv $(ARGS)
 
 stamp: $(ready)
 	.venv/bin/python tools/notebook_tools.py stamp $(REPO)
@@ -83,8 +90,15 @@ stamp: $(ready)
 $(ready): pyproject.toml constraints.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test,book,browser]"
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[course,lab,test,lint,book,browser]"
+	touch $@
+
+# By itself: cffconvert asks for jsonschema below 4, Jupyter for one above.
+.venv-citation/ready: Makefile
+	rm -rf .venv-citation
+	$(PYTHON) -m venv .venv-citation
+	.venv-citation/bin/python -m pip install --quiet cffconvert==2.0.0
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache
+	rm -rf .venv .venv-citation .mypy_cache .ruff_cache build dist *.egg-info .pytest_cache

@@ -105,7 +105,7 @@ def test_a_kernel_interrupted_while_it_waits_for_a_download(server):
 def copy(tmp_path, monkeypatch):
     """A copy of what the commands change, and the module of the hand-outs."""
     (tmp_path / "notebooks").mkdir()
-    for name in ("pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)):
+    for name in (*notebook_tools.ADDRESSED, *(f"notebooks/{path.name}" for path in NOTEBOOKS)):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(notebook_tools, "ROOT", tmp_path)
     monkeypatch.setattr(notebook_tools, "NOTEBOOKS", sorted((tmp_path / "notebooks").glob("*.ipynb"))[:1])

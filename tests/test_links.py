@@ -17,7 +17,7 @@ from notebook_tools import HOURS, NOTEBOOKS, ROOT
 
 LINK = re.compile(r'\]\(\s*([^)\s]+)|^\[[^\]^]+\]:\s+(\S+)|\b(?:href|src)="([^"]*)"', re.M)
 BLOCK, CODE = re.compile(r"^( *)(`{3,}).*?^\1\2", re.M | re.S), re.compile("`[^`\n]+`")
-TEXTS = [*NOTEBOOKS, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*NOTEBOOKS, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def prose(path):

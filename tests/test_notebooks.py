@@ -11,6 +11,7 @@ import pytest
 import torch
 from nbval.plugin import get_sanitize_patterns
 from notebook_tools import (
+    ADDRESSED,
     NOTEBOOKS,
     PICTURES,
     ROOT,
@@ -109,11 +110,9 @@ def test_the_file_is_clean_and_small(path):
 
 
 @each_notebook
-def test_cells_and_texts_have_a_readable_length(path):
+def test_sections_and_cells_are_as_readers_need_them(path):
     lesson = prose(path).split("\n## Exercises\n")
-    assert len(lesson) == 2
-    end = lesson[1][lesson[1].index("\n## What we saw\n") :]
-    assert 1200 <= len(f"{lesson[0]} {end}".split()) <= 2500
+    assert len(lesson) == 2 and "\n## What we saw\n" in lesson[1]
     for cell in code_cells(path):
         assert len(cell.source.splitlines()) <= 30, cell.source
         if cell.source != setup_cell():  # JupyterLab shows about 95 characters on a screen 1280 pixels wide
@@ -246,13 +245,13 @@ def test_the_cheat_sheet_in_docs_is_the_one_of_09():
     rows = [line for line in sheet.splitlines() if line.startswith("|")]
     (nine,) = [path for path in NOTEBOOKS if path.name.startswith("09")]
     assert "\n".join(rows) in prose(nine) and len(rows) >= 10
-    assert "(decision_tree.png)" in sheet and len(sheet.splitlines()) < 60
+    assert "(decision_tree.png)" in sheet
     for link in re.findall(r"\]\(([^)]+)\)", sheet):
         assert (ROOT / "docs" / link).exists(), link
 
 
 def test_stamp_changes_the_address_everywhere(tmp_path):
-    names = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
+    names = [*ADDRESSED, *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
     (tmp_path / "notebooks").mkdir()
     for name in names:
         shutil.copy(ROOT / name, tmp_path / name)

@@ -1,14 +1,22 @@
-"""The lists of dependencies agree, the module stays small, and importing it stays cheap."""
+"""The lists of dependencies agree, imports go one way, and importing stays cheap."""
 
+import ast
+import importlib
 import importlib.metadata
 import re
 import sys
+import textwrap
 
+import pytest
+import torch
 import yaml
 from helpers import run_python
-from notebook_tools import NOTEBOOKS, ROOT
+from notebook_tools import NOTEBOOKS, ROOT, project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import vqnotes
+from vqnotes import _checks
 
 EXERCISES = sorted((ROOT / "vqnotes" / "course" / "exercises").glob("nb*.py"))
 
@@ -24,6 +32,47 @@ def pinned(file="constraints.txt"):
     return {canonicalize_name(pin.name): pin for pin in pins}
 
 
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = re.findall(r"^## \[([\d.]+)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert vqnotes.__version__ == project("version") == changes[0][0]
+    assert (citation["version"], citation["date-released"]) == changes[0]
+
+
+def test_the_citation_says_what_the_project_says():
+    """That it is in the format is for cffconvert to say, in `make lint`: it cannot be installed beside Jupyter."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= citation.keys()
+    assert citation["repository-code"] == project("Repository") and citation["license"] == project("license")
+    assert project("description").lower() in citation["title"].lower()
+    (paper,) = citation["references"]
+    bibtex = re.search(r"title   = {(.*)}", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert paper["title"] == bibtex[1] and paper["doi"].endswith(paper["url"].removeprefix("https://arxiv.org/abs/"))
+
+
+def test_hooks_and_lint_have_the_pinned_versions():
+    pins, makefile = pinned(), (ROOT / "Makefile").read_text(encoding="utf-8")
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    for hook in repo["hooks"]:
+        for name, version in (one.split("==") for one in hook.get("additional_dependencies", [])):
+            pinned_here = f"{name}=={version}" in makefile
+            assert pinned_here or pins[name].specifier.contains(version), name
+        command = hook["entry"].removesuffix(" --force-exclude").removeprefix(".venv/bin/")
+        assert f"bin/{command}\n" in makefile, command
+
+
+def test_the_examples_of_how_to_contribute_run():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    remedy, metric = (textwrap.dedent(one) for one in re.findall(r"```python\n(.*?) *```", text, re.S))
+    names = {"VectorQuantizer": vqnotes.VectorQuantizer} | vars(_checks)
+    exec(remedy + metric, names)
+    assert names["Louder"](8, 2, gain=0.5, update="ema").beta == 0.75
+    assert names["shortest_code"]([[3.0, 4.0], [0.0, 2.0]]) == 2
+    for call in (lambda: names["Louder"](8, 2, gain=-1), lambda: names["shortest_code"](torch.ones(2))):
+        with pytest.raises(ValueError):
+            call()
+
+
 def test_requirements_have_a_lower_bound_and_no_cap():
     for requirement in requirements():
         assert re.fullmatch(r">=[\d.]+", str(requirement.specifier)), str(requirement)
@@ -37,10 +86,11 @@ def test_constraints_pin_every_requirement_within_its_bounds():
 
 
 def test_colab_has_what_the_module_needs():
-    """The set-up cell installs the module alone."""
+    """The set-up cell installs the module alone: what the extra brings elsewhere is there too."""
     pins = pinned("tools/colab.txt")
     for requirement in requirements():
-        if requirement.marker is None and requirement.name != "torch":
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": "course"})
+        if needed and requirement.name != "torch":
             (pin,) = pins[canonicalize_name(requirement.name)].specifier
             assert requirement.specifier.contains(pin.version), str(requirement)
 
@@ -67,47 +117,137 @@ def test_environment_takes_python_from_conda_and_the_project_by_pip():
     python, pip, by_pip = environment["dependencies"]
     declared = re.search(r'requires-python = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     assert python == f"python{declared}" and pip == "pip"
-    assert by_pip == {"pip": ["-c constraints.txt", "-e .[lab,test]"]}
-    assert {"lab", "test"} <= set(importlib.metadata.metadata("vqnotes").get_all("Provides-Extra"))
+    assert by_pip == {"pip": ["-c constraints.txt", "-e .[course,lab,test]"]}
+    assert {"course", "lab", "test"} <= set(importlib.metadata.metadata("vqnotes").get_all("Provides-Extra"))
 
 
-def test_import_loads_nothing_heavy_but_torch():
+HEAVY = {"torch", "numpy", "sklearn", "matplotlib", "seaborn", "pandas", "pooch", "scipy"}
+
+
+def test_a_bare_import_loads_nothing_and_its_names_load_when_used():
+    code = (
+        f"import sys, vqnotes; print(sorted({HEAVY} & sys.modules.keys()))\n"
+        "print(vqnotes.diagnosis.diagnose is vqnotes.diagnose, vqnotes.metrics.UsageMeter is vqnotes.UsageMeter)"
+    )
+    assert run_python(code).stdout.splitlines() == ["[]", "True True"]
+
+
+def test_the_core_loads_nothing_heavy_but_torch():
     notebooks = ", ".join(f"vqnotes.course.exercises.{path.stem}" for path in EXERCISES)
     code = (
         f"import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.course.claims, {notebooks}\n"
-        "heavy = {'sklearn', 'matplotlib', 'seaborn', 'pandas', 'pooch', 'scipy'}\n"
-        "print(sorted(heavy & sys.modules.keys()))"
+        f"print(sorted({HEAVY - {'torch', 'numpy'}} & sys.modules.keys()))"
     )
-    run = run_python(code)
-    assert run.stdout.strip() == "[]"
+    assert run_python(code).stdout.strip() == "[]"
+
+
+def test_the_public_names_are_there():
+    assert {*vqnotes.__all__, *vqnotes._MODULES} <= {*dir(vqnotes)}
+    for name in [*vqnotes.__all__, *vqnotes._MODULES]:
+        assert getattr(vqnotes, name) is not None
+    with pytest.raises(AttributeError, match="'vqnotes' has no attribute 'diagnos'"):
+        vqnotes.diagnos  # noqa: B018
+
+
+def test_every_module_says_what_it_offers():
+    modules = {name: importlib.import_module(f"vqnotes.{name}") for name in ORDER if name[0] != "_"}
+    for name, module in modules.items():
+        assert len(set(module.__all__)) == len(module.__all__) > 0, name
+        assert not [one for one in module.__all__ if not hasattr(module, one)], name
+
+
+WITHOUT_THE_EXTRA = (
+    "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'seaborn', 'PIL', 'pooch', 'requests', 'ipywidgets'])\n"
+)
+
+
+def test_a_diagnosis_needs_no_package_of_the_extra():
+    code = (
+        "import torch, vqnotes; torch.manual_seed(0); x = torch.randn(2000, 4)\n"
+        "print(vqnotes.diagnose(x, x[:16] / 99, inputs=x).verdict)\n"
+        "model = vqnotes.models.mlp_autoencoder(4, vqnotes.VectorQuantizer(16, 2))\n"
+        "vqnotes.fit(model, x, seed=0, steps=2, progress=False)\n"
+        "print(len(vqnotes.diagnose_model(model, x)), vqnotes.UsageMeter(16).update(torch.arange(8)).usage())"
+    )
+    assert run_python(WITHOUT_THE_EXTRA + code).stdout.splitlines() == ["token collapse", "1 0.5"]
+
+
+@pytest.mark.parametrize(
+    "use, package",
+    [
+        ("import vqnotes.plots", "matplotlib"),
+        ("import vqnotes.course.explorers", "matplotlib"),
+        ("import vqnotes; vqnotes.data.photographs()", "PIL"),
+        ("from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)", "pooch"),
+    ],
+)
+def test_what_needs_the_extra_says_how_to_install_it(use, package):
+    code = f"try:\n    {use}\nexcept ImportError as error: print(error)"
+    said = run_python(WITHOUT_THE_EXTRA + code).stdout
+    assert f"needs {package}" in said and "pip install 'vqnotes[course]'" in said
+
+
+# A module imports only from those before it: the core, then the wings. A package stands behind its modules.
+ORDER = (
+    "_files _printing _interrupts _threads _workload _checks _extras nearest kmeans _combining quantizers models "
+    "_loop training metrics _downloads data plots "
+    "remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
+    "remedies "
+    "diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
+    "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
+    "diagnosis.listening diagnosis.listening.units diagnosis.listening.trials diagnosis.listening.records "
+    "diagnosis.model diagnosis.watch diagnosis "
+    "studies.sweeps studies.remedies studies.verdicts studies.codebook_size studies.generation studies "
+    "course.margins course.claims course.explorers course.exercises course"
+).split()
+
+
+def name_of(path):
+    """Of a module's file, as it stands in ORDER; "" for the top of the package."""
+    parts = path.relative_to(ROOT / "vqnotes").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in (ROOT / "vqnotes").rglob("*.py") if path not in EXERCISES}
+
+
+def imports(tree):
+    """The modules of vqnotes that a program imports when it runs, in functions too: not those of `TYPE_CHECKING`."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        return
+    if isinstance(tree, ast.ImportFrom):
+        for one in [f"{tree.module}.{alias.name}" for alias in tree.names]:
+            _, _, name = one.partition("vqnotes.")
+            if one.startswith("vqnotes."):
+                yield name if name in FILES else name.rpartition(".")[0]
+    elif isinstance(tree, ast.Import):
+        yield from (alias.name[8:] for alias in tree.names if alias.name.startswith("vqnotes."))
+    for child in ast.iter_child_nodes(tree):
+        yield from imports(child)
+
+
+def test_imports_are_found():
+    source = (
+        "from vqnotes import kmeans, metrics as m\nfrom vqnotes.data import digits\nimport vqnotes.plots as p, os\n"
+        "if TYPE_CHECKING:\n    from vqnotes.diagnosis import Diagnosis\n"
+        "def f():\n    from vqnotes.studies import sweeps\n    from vqnotes import diagnose"
+    )
+    assert list(imports(ast.parse(source))) == ["kmeans", "metrics", "data", "plots", "studies.sweeps", ""]
 
 
 def test_modules_import_only_from_those_before_them():
-    order = ["printing", "files", "interrupts", "threads", "downloads", "data"]
-    order += [
-        "search",
-        "kmeans",
-        "quantizers",
-        "remedies",
-        "replacement",
-        "structured",
-        "models",
-        "loop",
-        "training",
-        "metrics",
-    ]
-    order += ["priors", "samples", "experiments", "league", "scale"]
-    order += ["pairing", "readers", "figures", "verdicts", "diagnosis", "listening", "trials", "records", "probing"]
-    order += ["validation", "plots", "widgets", "margins", "checks"]
-    assert sorted(order) == sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
-    for name in order:
-        source = (ROOT / "vqnotes" / f"{name}.py").read_text(encoding="utf-8")
-        for imported in re.findall(r"^\s*from vqnotes\.(\w+)[\w.]* import", source, re.M):
-            assert order.index(imported) < order.index(name), f"{name} imports {imported}"
+    assert sorted(["", *ORDER]) == sorted(FILES)
+    for place, name in enumerate(ORDER):
+        tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+        later = set(imports(tree)) - set(ORDER[:place])
+        assert not later, f"{name} imports {sorted(later)}"
 
 
-def test_every_notebook_has_its_exercises_and_they_stand_alone():
-    assert [path.stem for path in EXERCISES] == [f"nb{path.name[:2]}" for path in NOTEBOOKS]
+def test_exercises_import_no_other_exercises():
     for path in EXERCISES:
-        imported = re.findall(r"^\s*from vqnotes\.exercises\.(\w+) import", path.read_text(encoding="utf-8"), re.M)
-        assert not imported, f"{path.stem} imports {imported}"
+        found = set(imports(ast.parse(path.read_text(encoding="utf-8"))))
+        assert found <= set(ORDER) - {"course"}, path.stem
+
+
+def test_every_notebook_has_its_exercises():
+    assert [path.stem for path in EXERCISES] == [f"nb{path.name[:2]}" for path in NOTEBOOKS]

@@ -74,7 +74,13 @@ def colab() -> list[str]:
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", BUILD, ROOT], check=True)
     (wheel,) = BUILD.glob("vqnotes-*.whl")
     base = environment(
-        "colab", pins(ROOT / "tools" / "colab.txt"), wheel, "ipykernel", "nbclient", "einops", "frozendict"
+        "colab",
+        pins(ROOT / "tools" / "colab.txt"),
+        f"{wheel}[course]",
+        "ipykernel",
+        "nbclient",
+        "einops",
+        "frozendict",
     )
     subprocess.run([base / "bin" / "python", "-m", "pip", "uninstall", "-q", "-y", "vqnotes"], check=True)
     (packages,) = base.glob("lib/python*/site-packages")
@@ -152,7 +158,7 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 def unit_tests(name: str, constraints: list[str], *options: str) -> list[str]:
     """Installs the project, what tests and the website need, and runs all but the notebooks."""
-    python = environment(name, constraints, "--editable", f"{ROOT}[lab,test,book]") / "bin" / "python"
+    python = environment(name, constraints, "--editable", f"{ROOT}[course,lab,test,book]") / "bin" / "python"
     subprocess.run([python, "-m", "pip", "freeze", "--exclude-editable"], check=True)
     tests = subprocess.run([python, "-m", "pytest", "tests", *options], cwd=ROOT)
     return [f"the unit tests fail with the {name} versions"] if tests.returncode else []

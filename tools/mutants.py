@@ -35,7 +35,8 @@ PARTS = [
     "environment.yml",
     "README.md",
 ]
-PARTS += ["Makefile", ".ci", "conftest.py", "LICENSE"]
+PARTS += ["Makefile", ".ci", ".pre-commit-config.yaml", "conftest.py", "LICENSE"]
+PARTS += ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"]
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=900", "--nbval-sanitize-with=tests/sanitize.cfg"]
 NOT_OF_THE_MODULE = ["test_book", "test_handouts", "test_notebooks", "test_project"]
 

@@ -1,7 +1,7 @@
 """What is done to notebooks by script, and what the tests know about them.
 
 python tools/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
-python tools/notebook_tools.py stamp OWNER/NAME     writes the public address into badges and set-up cells
+python tools/notebook_tools.py stamp OWNER/NAME     writes the public address into badges, set-up cells and texts
 """
 
 import base64
@@ -19,6 +19,7 @@ from vqnotes._files import replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ADDRESSED = ("README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml")  # they name the public address
 PICTURES = {"image/png", "image/jpeg"}
 SHOWN = {  # figures that stand in docs/ too: notebook, file, and how the alternative text starts
     "00_start_here": {"collapse.jpg": "Top: the temple photograph"},
@@ -107,7 +108,7 @@ def minutes_to_run(seconds: float) -> str:
 
 def minutes_to_read(notebook: nbformat.NotebookNode) -> int:
     """Of what stands outside exercises: 200 words, 40 lines of code or 3 figures a minute, to the next 5."""
-    practice = re.compile(rf"</details>|vqnotes\.exercises|{HEADING.pattern}", re.M)
+    practice = re.compile(rf"</details>|vqnotes\.course\.exercises|{HEADING.pattern}", re.M)
     cells = [cell for cell in notebook.cells if not practice.search(cell.source)]
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     lines = sum(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
@@ -185,14 +186,14 @@ def run(path: Path) -> None:
 
 
 def stamp(repo: str, root: Path = ROOT) -> None:
-    """Writes the public address of the repository into the notebooks, the README and pyproject.toml under `root`.
+    """Writes the public address of the repository into the notebooks and the texts beside them under `root`.
 
     pyproject.toml comes last: it says what the old address is, if this is interrupted and run again.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise SystemExit(f"REPO must be owner/name, got {repo!r}")
     old = re.compile(rf"(github(?:\.com)?/){re.escape(repository())}(?![\w.-]*\w)")
-    for path in [*sorted((root / "notebooks").glob("*.ipynb")), root / "README.md", root / "pyproject.toml"]:
+    for path in [*sorted((root / "notebooks").glob("*.ipynb")), *(root / name for name in ADDRESSED)]:
         with replaced(path) as beside:
             beside.write_text(old.sub(rf"\g<1>{repo}", path.read_text(encoding="utf-8")), encoding="utf-8")
 

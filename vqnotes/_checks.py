@@ -1,10 +1,14 @@
 """Checks of what a function is given: each raises ValueError with what is wrong, or returns it, arrays as tensors."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Array = Tensor | np.ndarray  # or what NumPy makes one of: a list of lists, a column of a table
 LARGEST = 1e150  # in size: squares of more overflow even in float64
@@ -103,7 +107,7 @@ def check_positive(name: str, value: float) -> float:
     return value
 
 
-def check_columns(runs, *names: str) -> None:
+def check_columns(runs: "DataFrame", *names: str) -> None:
     """ValueError unless a table has rows, and these columns."""
     missing = [name for name in names if name not in runs]
     if missing or len(runs) == 0:

@@ -7,11 +7,10 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from tqdm import tqdm
-
+from vqnotes._extras import course_extra
 from vqnotes._files import replaced
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -77,10 +76,13 @@ def unpacked(file: RemoteFile) -> bytes:
 
     Raises ValueError for a wrong or unreadable file in $VQNOTES_DATA; OSError if it cannot be had.
     """
-    own, checked = os.environ.get("VQNOTES_DATA"), (file.unpacked_sha256, file.unpacked_size + 1)
-    for name, opened in ((file.name, gzip.open), (file.name.removesuffix(".gz"), open)) if own else ():
-        if content := _local(Path(own) / name, opened, *checked):
-            return content
+    if file.unpacked_sha256 is None or file.unpacked_size is None:
+        raise ValueError(f"need the checksum and the size of the unpacked file, got {file}")
+    checked = (file.unpacked_sha256, file.unpacked_size + 1)
+    if own := os.environ.get("VQNOTES_DATA"):
+        for name, opened in ((file.name, gzip.open), (file.name.removesuffix(".gz"), open)):
+            if content := _local(Path(own) / name, opened, *checked):
+                return content
     try:
         content = _local(DEBIAN_FASHION_MNIST / file.name, gzip.open, *checked)
     except ValueError:
@@ -121,17 +123,22 @@ def download(file: RemoteFile) -> Path:
 
     Raises ValueError for a file without a plain name, an https address or a SHA-256; OSError if it cannot be had.
     """
-    import pooch
+    with course_extra("a download"):
+        import pooch
 
     plain = Path(file.name).name == file.name not in ("", "..")
     if not (plain and file.url.startswith("https://") and re.fullmatch("[0-9a-f]{64}", file.sha256 or "")):
         raise ValueError(f"a download needs a plain name, an https address and a SHA-256 in 64 digits, got {file}")
     path = _cache() / file.name
+    # Not `pooch.retrieve`: what it caches is for its owner alone, and on Windows not replaced in one step.
+    options = {"timeout": TIMEOUT, "hooks": {"response": _check_hop}}
+    fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, **options)
     try:
         if not (path.exists() and pooch.file_hash(path) == file.sha256):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replaced(path) as beside:
-                if _fetch(file.url, beside) != file.sha256:
+                fetch(file.url, str(beside), None)
+                if pooch.file_hash(beside) != file.sha256:
                     raise ValueError("what came has another checksum than the published one")
     except (OSError, ValueError) as error:
         raise OSError(
@@ -148,23 +155,7 @@ def _cache() -> Path:
     return Path(pooch.os_cache("vqnotes"))
 
 
-def _fetch(url: str, path: Path) -> str:
-    """Downloads into the path, with a progress bar. Returns the SHA-256 of what came."""
-    import requests
-
-    checksum, options = hashlib.sha256(), {"stream": True, "timeout": TIMEOUT, "hooks": {"response": _check_hop}}
-    with path.open("wb") as stream, requests.get(url, **options) as answer:
-        answer.raise_for_status()
-        total = int(answer.headers.get("Content-Length", 0)) or None
-        with tqdm(total=total, unit="B", unit_scale=True) as bar:
-            for chunk in answer.iter_content(2**16):
-                stream.write(chunk)
-                checksum.update(chunk)
-                bar.update(len(chunk))
-    return checksum.hexdigest()
-
-
-def _check_hop(response, **_) -> None:
+def _check_hop(response: Any, **_: object) -> None:
     """ValueError unless an answer came over https and, if it leads on to another address, to one of https."""
     for address in (response.url, urljoin(response.url, response.headers.get("location", ""))):
         if urlsplit(address).scheme != "https":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,5 +54,6 @@ def codes_compared(quantizer: nn.Module) -> int:
 def _size(quantizer: nn.Module) -> int:
     """K, or 0 for a quantiser of someone else's that has no list of codes."""
     if hasattr(quantizer, "codebook_size"):
-        return quantizer.codebook_size
-    return len(quantizer.codes()) if hasattr(quantizer, "codes") else 0
+        return cast(int, quantizer.codebook_size)
+    codes = getattr(quantizer, "codes", None)
+    return len(codes()) if callable(codes) else 0

@@ -11,6 +11,19 @@ import torch
 from torch import Tensor
 
 from vqnotes._downloads import CIFAR10, FASHION_MNIST, published, unpacked
+from vqnotes._extras import course_extra
+
+__all__ = [
+    "LabelledData",
+    "cifar10",
+    "digit_vectors",
+    "digits",
+    "fashion_mnist",
+    "gaussian_modes",
+    "photographs",
+    "random_crops",
+    "rings",
+]
 
 __all__ = [
     "LabelledData", "cifar10", "digit_vectors", "digits", "fashion_mnist", "gaussian_modes", "photographs",
@@ -97,6 +110,8 @@ def _standardised(x: np.ndarray, y: np.ndarray, centers: np.ndarray) -> Labelled
 
 def photographs() -> Tensor:
     """Two colour photographs, a temple roof and a flower: float32 (2, 3, 427, 640) in [0, 1]."""
+    with course_extra("vqnotes.data.photographs"):
+        import PIL  # noqa: F401  # by which scikit-learn reads them
     from sklearn.datasets import load_sample_images
 
     images = torch.from_numpy(np.stack(load_sample_images().images))
@@ -194,9 +209,10 @@ def _cifar_records(packed: bytes, names: list[str]) -> np.ndarray:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
             for name in names:
                 member = archive.getmember(f"cifar-10-batches-bin/{name}")
-                if not member.isreg() or member.size != size:
+                content = archive.extractfile(member) if member.isreg() and member.size == size else None
+                if content is None:
                     raise ValueError(f"in {CIFAR10.name}, {member.name} is not a plain file of {size} bytes")
-                parts.append(archive.extractfile(member).read())
+                parts.append(content.read())
     except (KeyError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise ValueError(f"{CIFAR10.name} is not the archive of the data set: {error}") from error
     return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)

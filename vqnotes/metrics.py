@@ -4,10 +4,11 @@ Latents are (..., D), a codebook is (K, D), an index holds int64 values in 0 .. 
 All functions raise ValueError for empty, NaN, infinite or mismatched input, and show its shape.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vqnotes._checks import (
@@ -132,7 +133,7 @@ def pairwise_distance(codebook: Array, metric: str = "cosine") -> float:
         return min(max(0.0, 1 - (total - len(codes)) / pairs), 2.0)
     if metric == "euclidean":
         codes = codes - codes.mean(dim=0)  # far from the origin cdist would lose digits
-        return sum(torch.cdist(part, codes).sum().item() for part in codes.split(1024)) / pairs
+        return sum(float(torch.cdist(part, codes).sum()) for part in codes.split(1024)) / pairs
     raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
 
 
@@ -192,7 +193,7 @@ class WaterFilling(NamedTuple):
     bits: np.ndarray
 
 
-def water_filling(variances, bits: float) -> WaterFilling:
+def water_filling(variances: ArrayLike, bits: float) -> WaterFilling:
     """Reverse water-filling: the least squared error of independent Gaussians at `bits` bits in all.
 
     The water level t solves sum_i max(0, log2(variance_i / t) / 2) = bits; the distortion is
@@ -283,7 +284,7 @@ def reconstruction_error(reconstruction: Array, x: Array) -> float:
     return error / variance
 
 
-def separability(latents: Array, labels: Array, reader=None) -> float:
+def separability(latents: Array, labels: Array, reader: Any = None) -> float:
     """How well the label can be read off a latent: 5-fold cross-validated accuracy, in [0, 1].
 
     reader: a scikit-learn classifier; by default the vote of the 5 nearest neighbours. Compare it with the same
@@ -306,7 +307,7 @@ def separability(latents: Array, labels: Array, reader=None) -> float:
 # ---------------------------------------------------------------- how sure we are
 
 
-def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def confidence_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Bootstrap percentile interval of the mean of independent runs (scipy.stats.bootstrap, 2,000 resamples)."""
     from scipy.stats import bootstrap
 
@@ -317,7 +318,7 @@ def confidence_interval(values, level: float = 0.95, seed: int = 0) -> tuple[flo
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def entropy(weights) -> float:
+def entropy(weights: ArrayLike) -> float:
     """Entropy in nats of not negative weights, normalised to sum 1. Raises ValueError if one is, or all are 0."""
     from scipy import stats
 

@@ -1,6 +1,6 @@
 """Autoencoders with one capacity knob, `width`, and the model that puts a quantiser between the two halves."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,16 @@ class Outcome(NamedTuple):
     """A model's answer on a whole data set: latents (N, ..., D), index (N, ...), reconstruction like the input."""
 
     latents: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     reconstruction: Tensor
 
 
 class VQAutoencoder(nn.Module):
     """Encoder, quantiser, decoder. The encoder gives latents (..., D), channels last; the decoder takes them."""
+
+    encoder: nn.Module
+    quantizer: Any  # a module with the stages of `VectorQuantizer`, or its call alone
+    decoder: nn.Module
 
     def __init__(self, encoder: nn.Module, quantizer: nn.Module, decoder: nn.Module):
         super().__init__()
@@ -59,7 +63,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 def mlp_autoencoder(dim: int, quantizer: nn.Module, *, width: int = 64, decoder_width: int = 64) -> VQAutoencoder:
     """Autoencoder for vectors (N, dim): one latent each. width: hidden units of the encoder, its capacity."""
-    latent_dim = quantizer.dim
+    latent_dim = _dim(quantizer)
     return VQAutoencoder(
         mlp(dim, width, width, latent_dim), quantizer, mlp(latent_dim, decoder_width, decoder_width, dim)
     )
@@ -111,15 +115,19 @@ def image_autoencoder(
     """
     if min(patch, decoder_width) < 1:
         raise ValueError(f"patch and decoder_width must be positive, got {patch} and {decoder_width}")
-    pixels = channels * patch**2
-    encoder = nn.Sequential(ToPatches(patch), mlp(pixels, width, width, quantizer.dim))
+    pixels, latent_dim = channels * patch**2, _dim(quantizer)
+    encoder = nn.Sequential(ToPatches(patch), mlp(pixels, width, width, latent_dim))
     decoder = nn.Sequential(
-        MixNeighbours(quantizer.dim, decoder_width),
+        MixNeighbours(latent_dim, decoder_width),
         nn.LeakyReLU(0.1),
         nn.Linear(decoder_width, pixels),
         FromPatches(patch),
     )
     return VQAutoencoder(encoder, quantizer, decoder)
+
+
+def _dim(quantizer: nn.Module) -> int:
+    return cast(int, quantizer.dim)  # a type checker takes what it does not find in nn.Module for a tensor or module
 
 
 # ---------------------------------------------------------------- a model's latents and answers

@@ -6,23 +6,25 @@ Where they show latents and codes: data grey, latents blue, live codes orange, d
 import base64
 import io
 import itertools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from vqnotes._checks import Array, as_tensor, check_codebook, check_index, check_labelled, check_latents
+from vqnotes._extras import course_extra
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
 from vqnotes.nearest import nearest_code
+
+with course_extra("vqnotes.plots"):
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image
 
 if TYPE_CHECKING:
     from vqnotes.diagnosis import Diagnosis
@@ -257,7 +259,7 @@ def index_map(ax: Axes, index: Array, title: str = "") -> pd.DataFrame:
     return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})
 
 
-def diagnosis(axes: Sequence[Axes], found: "Diagnosis") -> pd.DataFrame:
+def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
     """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.

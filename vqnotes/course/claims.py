@@ -15,16 +15,29 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vqnotes import _interrupts
 from vqnotes._files import replaced
 from vqnotes._printing import say
 
+__all__ = [
+    "Run",
+    "base_seed",
+    "claim",
+    "claims_table",
+    "key_of",
+    "minutes_of",
+    "run_all",
+    "run_notebook",
+    "seeds",
+    "stored",
+]
+
 TICK, CROSS = "✓", "✗"
 
 
-def claim(statement: str, holds, **figures) -> None:
+def claim(statement: str, holds: Any, **figures: object) -> None:
     """Prints the statement with a tick if it holds; otherwise raises AssertionError with the figures behind it.
 
     holds: a truth value; arrays and tensors of one element count, larger ones must be reduced first. NaN is none.
@@ -92,11 +105,9 @@ def run_notebook(path: Path, seed: int, running: list | None = None) -> Run:
     listens = "from vqnotes.course import margins\n\nmargins.listen()"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(listens))
     limits = dict.fromkeys(("timeout", "startup_timeout", "iopub_timeout"), 3600 * HOURS)
-    options = {**limits, "kernel_name": "python3", "allow_errors": True}
+    options: dict[str, Any] = {**limits, "kernel_name": "python3", "allow_errors": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options)
-    module = os.pathsep.join(
-        filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
-    )
+    module = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {"VQNOTES_SCALE": "small", **os.environ, **CARRIED, "PYTHONPATH": module, "VQNOTES_SEED": str(seed)}
     environment.pop("VQNOTES_RESULTS", None)  # what another seed has left there
     running = [] if running is None else running
@@ -172,8 +183,8 @@ def run_all(paths: list[Path], base: Iterable[int], folder: Path, workers: int, 
         try:
             for count, future in enumerate(as_completed(waiting), 1):
                 path, seed = waiting[future]
-                done[path, seed] = future.result()
-                wrong = [*filter(None, done[path, seed].claims.values())]
+                done[path, seed] = run = future.result()
+                wrong = [*filter(None, run.claims.values())]
                 say(f"{count} of {len(queue)}: {path.name}, seed {seed}: {len(wrong)} wrong", *wrong, flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -185,7 +196,7 @@ def run_all(paths: list[Path], base: Iterable[int], folder: Path, workers: int, 
     return {path: {seed: done[path, seed] for seed in base if done[path, seed]} for path in paths}
 
 
-def _end_kernel(client) -> None:
+def _end_kernel(client: Any) -> None:
     """Ends the kernel of a notebook that another thread runs, if it has one by now."""
     pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
     if pid:

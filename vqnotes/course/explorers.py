@@ -8,12 +8,17 @@ import html
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-import ipywidgets
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from PIL import Image
-
+from vqnotes._extras import course_extra
 from vqnotes.plots import encoded, kind_of
+
+with course_extra("vqnotes.course.explorers"):
+    import ipywidgets
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+__all__ = ["explore", "explorer"]
 
 MARGINS = ("left", "right", "bottom", "top", "wspace", "hspace")
 MOST = 120  # settings of one explorer: more would make the notebook's reader wait
@@ -52,7 +57,8 @@ def explorer(
         raise ValueError(f"an explorer has 1 .. {MOST} settings, got {len(settings) if controls else 0}")
     if play is not None and play not in controls:
         raise ValueError(f"play must be one of {list(controls)}, got {play!r}")
-    pages, margins = {}, {}
+    pages: dict[tuple, str] = {}
+    margins: dict[str, float] = {}
     for setting in settings:
         figure, words = draw(*setting)
         if not margins:  # those of the first suit all, so that nothing jumps
@@ -64,7 +70,7 @@ def explorer(
     picture = ipywidgets.HTML(pages[settings[0]])
     picture.add_class("vqnotes-figure")
 
-    def turn(_) -> None:
+    def turn(_: object) -> None:
         picture.value = pages[tuple(control.value for control in moved)]
 
     rows = list(moved)
@@ -100,8 +106,9 @@ def _player(control: ipywidgets.Widget) -> ipywidgets.Play:
 def _page(figure: Figure, words: str) -> str:
     if not words.strip():
         raise ValueError("each setting needs a sentence that says what its figure shows")
-    figure.canvas.draw()
-    image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
     kind = kind_of(figure)
     plt.close(figure)
     source, text = encoded(image, kind), html.escape(words)

@@ -8,8 +8,14 @@ import ast
 import operator
 from collections.abc import Callable
 from copy import deepcopy
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["Listener", "compared", "evidence", "listen", "margin", "report", "rooms", "under", "witness"]
 
 MIME = "application/vnd.vqnotes.comparison+json"
 ENOUGH = 3.0  # standard deviations: for normal figures one seed in 740 falls
@@ -68,8 +74,8 @@ def _heard(
             node.args = [_heard(one, turned=turned)]
         case ast.Call(func=ast.Name(id="all" | "any" as name), args=[one]) if not isinstance(one, ast.BoolOp):
             node.args = [_heard(one, part, name == "any", turned)]
-        case ast.Call(func=ast.Attribute(value=one, attr="all" | "any" as name), args=[]):
-            node.func.value = _heard(one, part, name == "any", turned)
+        case ast.Call(func=ast.Attribute(value=one, attr="all" | "any" as name) as method, args=[]):
+            method.value = _heard(one, part, name == "any", turned)
         case ast.Subscript(value=one, slice=which):
             node.value = _heard(
                 one, lambda whole: part(ast.Subscript(whole, deepcopy(which), ast.Load())), most, turned
@@ -83,12 +89,17 @@ def _heard(
         case ast.Compare(ops=ops) if {type(one) for one in ops} <= SYMBOLS.keys():
             symbols = [SYMBOLS[type(one)] for one in ops]
             sides = [node.left, *node.comparators]
-            texts = ast.Constant(tuple(map(ast.unparse, sides)))
+            texts = ast.Constant(cast(Any, tuple(map(ast.unparse, sides))))
             arguments = ast.arguments([], [ast.arg("whole")], None, [], [], None, [])
             chosen = ast.Lambda(arguments, part(ast.Name("whole", ast.Load())))
             options = [ast.Constant(most), ast.Constant(turned)]
             return _call(
-                "compared", texts, ast.Constant(tuple(symbols)), ast.Tuple(sides, ast.Load()), chosen, *options
+                "compared",
+                texts,
+                ast.Constant(cast(Any, tuple(symbols))),
+                ast.Tuple(sides, ast.Load()),
+                chosen,
+                *options,
             )
     return node
 
@@ -153,7 +164,7 @@ def _numbers(side: object) -> np.ndarray:
 
 
 def margin(
-    left, symbol: str, right, outcome, part: Callable, most: bool = False, turned: bool = False
+    left: object, symbol: str, right: object, outcome: Any, part: Callable, most: bool = False, turned: bool = False
 ) -> dict | None:
     """How far a comparison is from its bound, negative where it does not hold, and both sides at that place.
 
@@ -189,7 +200,7 @@ def margin(
 COLUMNS = ["statement", "comparison", "room", "nearest", "seed", "left", "symbol", "right", "scale", "seeds", "falls"]
 
 
-def rooms(claims: dict[int, dict[str, str]], heard: dict[int, list[dict]]) -> "pandas.DataFrame":  # noqa: F821
+def rooms(claims: dict[int, dict[str, str]], heard: dict[int, list[dict]]) -> "DataFrame":
     """One row a claim and comparison, the least room first: how far its figure stays from its bound over base seeds.
 
     claims: by seed, each statement met with "" or what was wrong. heard: by seed, what the kernel heard.
@@ -248,7 +259,7 @@ def _room(records: dict[int, list[dict]]) -> dict:
     return {"room": distances.mean() / deviation, "nearest": distances.min() / deviation, **sides}
 
 
-def evidence(heard: dict[int, list[dict]]) -> "pandas.DataFrame":  # noqa: F821
+def evidence(heard: dict[int, list[dict]]) -> "DataFrame":
     """What the verdicts in claims rest on: each figure over its reference, the least, middle and most over seeds."""
     import pandas as pd
 

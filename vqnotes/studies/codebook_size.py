@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,22 @@ from vqnotes._interrupts import interruptible
 from vqnotes.kmeans import kmeans
 from vqnotes.models import latents_for_codes
 from vqnotes.quantizers import VectorQuantizer
+
+__all__ = [
+    "ARMS",
+    "FULL",
+    "SMALL",
+    "Images",
+    "Results",
+    "Scale",
+    "chosen",
+    "gap",
+    "images",
+    "measure_model",
+    "results_folder",
+    "run_sweep",
+    "train_part",
+]
 
 ARMS = {"untrained start": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
 LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps: when a run is measured
@@ -56,7 +72,7 @@ class Scale:
     decay: float
 
 
-MODEL = {"patch": 4, "dim": 8, "decay": 0.99}
+MODEL: dict[str, Any] = {"patch": 4, "dim": 8, "decay": 0.99}
 SMALL = Scale(
     "small", ("digits",), (4, 16, 64, 256), seeds=8, together=8, minutes=None,
     steps=512, batch_size=32, lr=3e-3, width=64, **MODEL,
@@ -166,7 +182,9 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
     k-means places the codes before the first step that uses them, in the arm "untrained start" at step 0.
     """
     warmup, looks = int(ARMS[arm] * scale.steps), [int(share * scale.steps) for share in LOOKS]
-    start, rows, shown = time.perf_counter(), [], {}
+    start = time.perf_counter()
+    rows: list[dict] = []
+    shown: dict[str, list] = {}
 
     def build(seed: int) -> models.VQAutoencoder:
         quantizer = VectorQuantizer(size, scale.dim, update="ema", decay=scale.decay)
@@ -187,7 +205,12 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
                 rebuilt = (255 * outcome.reconstruction[:SHOWN].clamp(0, 1)).round().int()
                 shown.update(counts=counts.tolist(), pictures=rebuilt.tolist())
 
-    options = {"steps": scale.steps, "batch_size": scale.batch_size, "lr": scale.lr, "progress": False}
+    options: dict[str, Any] = {
+        "steps": scale.steps,
+        "batch_size": scale.batch_size,
+        "lr": scale.lr,
+        "progress": False,
+    }
     training.fit_many(build, train, seeds=seeds, warmup=warmup, init=None, callback=watch, **options)
     device = torch.cuda.get_device_name(train.device) if train.device.type == "cuda" else "CPU"
     seconds = round((time.perf_counter() - start) / len(seeds), 2)
@@ -242,9 +265,10 @@ def run_sweep(
     found = {path: saved[path] for path in paths if path in saved}  # in the order of the parts
     if not found:
         raise RuntimeError(f"nothing has finished, and {folder} is empty")
-    runs, shown = pd.DataFrame([row for part in found.values() for row in part["rows"]]), {}
-    for path, part in found.items():
-        counts, pictures = torch.tensor(part["shown"]["counts"]), torch.tensor(part["shown"]["pictures"])
+    runs = pd.DataFrame([row for result in found.values() for row in result["rows"]])
+    shown: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    for path, result in found.items():
+        counts, pictures = torch.tensor(result["shown"]["counts"]), torch.tensor(result["shown"]["pictures"])
         shown.setdefault(paths[path][:2], (counts, pictures.byte()))
     return Results(runs, shown, trained, len(paths) - len(found))
 

@@ -17,12 +17,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from vqnotes._batches import batches_of
 from vqnotes._checks import check_index, check_latents
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes._threads import torch_threads_for
+
+__all__ = [
+    "Block",
+    "CodeTransformer",
+    "as_rows",
+    "coverage",
+    "density",
+    "expected_coverage",
+    "fit_priors",
+    "histograms",
+    "negative_log_likelihood",
+    "sample",
+    "shuffle_positions",
+    "spread",
+]
 
 SAMPLED_AT_ONCE = 128  # rows: the attention of all at once took hundreds of megabytes
 
@@ -76,10 +92,9 @@ class Block(nn.Module):
         rows, length, width = x.shape
         split = self.to_qkv(x).reshape(rows, length, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (N, heads, t, width / heads)
-        scores = query @ key.mT / math.sqrt(width // self.heads)
-        later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
-        return self.from_heads((weights @ value).transpose(1, 2).reshape(rows, length, width))
+        with sdpa_kernel(SDPBackend.MATH):  # the others are not made for `torch.vmap`, which warns of it
+            heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.from_heads(heads.transpose(1, 2).reshape(rows, length, width))
 
 
 def fit_priors(
@@ -91,7 +106,7 @@ def fit_priors(
     batch_size: int = 32,
     lr: float = 5e-3,
     progress: bool = True,
-    **options,
+    **options: int,
 ) -> list[tuple[CodeTransformer, list[float]]]:
     """Trains one prior a seed, all at once, by Adam on the negative log-likelihood of batches, in shuffled epochs.
 
@@ -127,7 +142,8 @@ def fit_priors(
         return _bits(functional_call(priors[0], weights, batch[:, :-1]), batch).mean()
 
     bits_of_each = torch.vmap(bits)
-    work, curves = batch_size * rows.shape[2] * _parameters(weights), []
+    work = batch_size * rows.shape[2] * _parameters(weights)
+    losses_of_steps: list[Tensor] = []
     with interruptible() as stopped, torch.enable_grad():
         for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
             if stopped():
@@ -137,14 +153,14 @@ def fit_priors(
                 optimizer.zero_grad()
                 losses.sum().backward()
                 optimizer.step()
-            curves.append(losses.detach())
+            losses_of_steps.append(losses.detach())
     data = (tuple(rows.shape), codes, rows.double().var(dim=(1, 2)).tolist())
     same_run = ("fit_priors", repr(data), tuple(seeds), steps, batch_size, lr, repr(options))
     title = f"fit_priors (seed {', '.join(map(str, seeds))})"
-    note_end(same_run, title, len(curves), steps, "steps", cut=stopped())
+    note_end(same_run, title, len(losses_of_steps), steps, "steps", cut=stopped())
     for run, prior in enumerate(priors):
         prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
-    curves = torch.stack(curves, dim=1).tolist() if curves else [[] for _ in priors]
+    curves = torch.stack(losses_of_steps, dim=1).tolist() if losses_of_steps else [[] for _ in priors]
     return list(zip(priors, curves))
 
 

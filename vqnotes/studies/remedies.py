@@ -1,6 +1,7 @@
 """The league of remedies: every one at the same budget of steps, on the same seeds, on three test beds.
 
-python -m vqnotes.studies.remedies --seeds 32 --steps 600   writes the long table that `long_table` reads
+python -m vqnotes.studies.remedies --seeds 32 --steps 600   writes the long table into the folder you are in
+make league                                                   puts it where `long_table` reads it
 """
 
 import argparse
@@ -10,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,6 +27,21 @@ from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed, OnlineCl
 from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies import sweeps
+
+__all__ = [
+    "BEDS",
+    "CODES",
+    "RANKED",
+    "REMEDIES",
+    "ExpiryRotation",
+    "Remedy",
+    "compete",
+    "long_table",
+    "measures",
+    "modes",
+    "table",
+    "trained",
+]
 
 CODES, LR, BATCH = 64, 5e-3, 128
 LONG = Path(__file__).with_name("remedies.csv")
@@ -86,7 +103,7 @@ BEDS = {  # data, width of the encoder
 }
 
 
-def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options) -> list[tuple]:
+def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options: Any) -> list[tuple]:
     """One model a seed, with its data: [(data, model)]. options: of `fit_many`, in place of the league's.
 
     Raises KeyError for an unknown remedy or bed.
@@ -99,7 +116,7 @@ def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options) 
         quantizer = chosen.kind(*chosen.size, **chosen.options)
         return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=width * chosen.wider)
 
-    plan = {"init": chosen.init, "warmup": int(chosen.warmup * steps), "lr": LR, "batch_size": BATCH}
+    plan: dict[str, Any] = {"init": chosen.init, "warmup": int(chosen.warmup * steps), "lr": LR, "batch_size": BATCH}
     plan |= {"steps": steps, "seeds": seeds, "progress": False}
     runs = training.fit_many(build, [one.x for one in sets], **(plan | options))
     return [(one, model) for one, (model, _) in zip(sets, runs)]
@@ -150,7 +167,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=LONG)
+    parser.add_argument("--out", type=Path, default=LONG.name, help="the table (default: %(default)s, here)")
     options = parser.parse_args()
     settings = sweeps.grid(bed=RANKED, remedy=REMEDIES)
     run, seeds = partial(compete, steps=options.steps), range(10_000, 10_000 + options.seeds)

@@ -13,6 +13,8 @@ from vqnotes._checks import check_columns
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes.metrics import summary
 
+__all__ = ["Setting", "differences", "eta_squared", "grid", "sweep"]
+
 Setting = Mapping[str, object]
 Outcome = tuple[list[dict], list[int], str]  # of one setting: its rows, the seeds that failed, and why
 
@@ -54,8 +56,8 @@ def sweep(
     settings, seeds = [dict(setting) for setting in settings], [int(seed) for seed in seeds]
     if not settings or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"need settings, and seeds that differ, got {len(settings)} settings and seeds {seeds}")
-    outcomes = {place: ([], seeds, "interrupted") for place in range(len(settings))}
-    futures = []
+    outcomes: dict[int, Outcome] = {place: ([], seeds, "interrupted") for place in range(len(settings))}
+    futures: list[Future] = []
     with (
         interruptible() as stopped,
         tqdm(total=len(settings), desc="settings", leave=False, disable=not progress) as bar,
@@ -118,7 +120,7 @@ def _submitted(run: Callable, setting: Setting, seeds: list[int], executor: Exec
     try:
         return executor.submit(_one_setting, run, setting, seeds)
     except Exception as error:  # the pool has broken already
-        failed = Future()
+        failed: Future = Future()
         failed.set_exception(error)
         return failed
 

@@ -1,6 +1,7 @@
 """How often is `diagnose` right? Models made sick on purpose, each confirmed to be so, and the verdicts on them.
 
-python -m vqnotes.studies.verdicts   trains them and writes the table that `models_made` reads
+python -m vqnotes.studies.verdicts   trains them and writes the table into the folder you are in
+make validation                     does so, and puts it where `models_made` reads it
 
 What a model has follows from how it was made, and is confirmed by interventions that `diagnose` knows nothing of. Two
 copies of the model train their decoder on, with the encoder held: one keeps its codes, the other has new ones, by
@@ -36,6 +37,24 @@ from vqnotes.remedies.gradients import RotationTrick
 from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed
 from vqnotes.studies import remedies as league
 from vqnotes.studies import sweeps
+
+__all__ = [
+    "CASES",
+    "LABELS",
+    "SIZES",
+    "Case",
+    "confirmed",
+    "decoders_trained_on",
+    "examine",
+    "floor",
+    "inputs_of",
+    "made",
+    "models_made",
+    "settings",
+    "thresholds",
+    "verdicts",
+    "wide_view",
+]
 
 LABELS = VERDICTS[:-1]
 TABLE = Path(__file__).with_name("verdicts.csv")
@@ -86,7 +105,9 @@ CASES = {
     "few codes": Case("rate limit"),
     "few codes, EMA": Case("rate limit", options=EMA, halves=JUDGED),
 }
-SIZES = {  # family: half: sizes of the codebook; and the few codes of a rate limit
+SIZES: dict[
+    str, dict[str, tuple[int, ...]]
+] = {  # family: half: sizes of the codebook; and the few codes of a rate limit
     "modes": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
     "rings": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
     "digits": {"set": (64, 96), "judged": (64, 80), "few": (2, 4)},
@@ -113,7 +134,8 @@ def settings() -> list[dict]:
 def inputs_of(family: str, seed: int) -> data.LabelledData:
     """The data of a family; of photographs 300 crops of 32 x 32 pixels, without labels."""
     if family in PICTURES:
-        return data.LabelledData(data.random_crops(data.photographs(), 300, 32, seed=seed), None)
+        crops = data.random_crops(data.photographs(), 300, 32, seed=seed)
+        return data.LabelledData(crops, None)  # type: ignore[arg-type]  # all other data have labels
     if family == "digits":
         return data.digit_vectors()
     return league.modes(seed) if family == "modes" else data.rings(16, 300, 8, seed)
@@ -246,7 +268,7 @@ def models_made() -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.verdicts", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
     options = parser.parse_args()
     parts = []
     with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -6,12 +6,15 @@ A check runs the reader's answer beside a reference, on inputs drawn anew each t
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vqnotes._printing import say
+
+__all__ = ["call", "check", "given", "replaced", "whole"]
 
 NOT_YET, CORRECT, WRONG = "not attempted yet", "correct", "wrong because "
 
@@ -20,7 +23,7 @@ class _NotAttempted(Exception):
     """The stub's placeholder `...` is still there."""
 
 
-def given(result: object) -> object:
+def given(result: Any) -> Any:
     """What the reader's function returned, handed through, unless it is the placeholder or nothing at all."""
     if any(one is ... for one in (result if isinstance(result, tuple) else [result])):
         raise _NotAttempted
@@ -71,11 +74,18 @@ def check(
     say(f"Exercise {number}: {verdict}")
 
 
-def _verdict(answer, reference, cases, mistakes, measure, tolerance) -> str:
+def _verdict(
+    answer: Any,
+    reference: object,
+    cases: Callable[[torch.Generator], Sequence[tuple]] | None,
+    mistakes: Sequence[tuple[object, str]],
+    measure: Callable,
+    tolerance: float,
+) -> str:
     if answer is ...:
         return NOT_YET
     asked_for_a_value = cases is None
-    if asked_for_a_value:
+    if cases is None:
         if callable(answer):
             return f"{WRONG}a value is asked for here, and this is {type(answer).__name__}"
         cases, measure = (lambda generator: [()]), (lambda value: value)

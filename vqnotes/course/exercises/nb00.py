@@ -7,8 +7,10 @@ import torch
 from vqnotes.course.exercises import check, whole
 from vqnotes.metrics import perplexity, usage
 
+__all__ = ["check_bits_per_pixel", "check_effective_codes", "check_live_share"]
 
-def check_bits_per_pixel(answer) -> None:
+
+def check_bits_per_pixel(answer: object) -> None:
     """0.1: bits_per_pixel(codes, side), of an index for each square of side × side pixels: log2(codes) / side²."""
     check(
         "0.1",
@@ -27,7 +29,7 @@ def check_bits_per_pixel(answer) -> None:
     )
 
 
-def check_live_share(answer) -> None:
+def check_live_share(answer: object) -> None:
     """0.2: live_share(batches, size), the share of codes that occur in any of the batches of indices."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -65,7 +67,7 @@ def check_live_share(answer) -> None:
     )
 
 
-def check_effective_codes(answer) -> None:
+def check_effective_codes(answer: object) -> None:
     """0.3: the perplexity of four codes that get 1/2, 1/4, 1/8 and 1/8 of the latents, by heart or by hand."""
     right = perplexity(torch.tensor([0, 0, 0, 0, 1, 1, 2, 3]), 4)
     check(

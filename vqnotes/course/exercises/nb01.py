@@ -7,8 +7,10 @@ from vqnotes.course.exercises import check, whole
 from vqnotes.metrics import quantization_error
 from vqnotes.quantizers import straight_through
 
+__all__ = ["check_codes_needed", "check_gradients", "check_relative_error"]
 
-def check_relative_error(answer) -> None:
+
+def check_relative_error(answer: object) -> None:
     """1.1: relative_error(latents, codebook), the distortion over the total variance of the latents."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -63,7 +65,7 @@ def check_relative_error(answer) -> None:
     )
 
 
-def check_codes_needed(answer) -> None:
+def check_codes_needed(answer: object) -> None:
     """1.2: how many codes 16 equal Gaussian dimensions need at least for an error of a quarter of the variance."""
     dim, error, bits = 16, 1 / 4, 0
     while 2 ** (-2 * bits / dim) > error:
@@ -85,7 +87,7 @@ def check_codes_needed(answer) -> None:
     )
 
 
-def check_gradients(answer) -> None:
+def check_gradients(answer: object) -> None:
     """1.3: gradients(z, e, slope, target, beta), of the VQ-VAE loss with respect to the latent z and its code e."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

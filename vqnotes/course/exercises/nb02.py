@@ -8,8 +8,10 @@ from vqnotes.course.exercises import check, given, whole
 from vqnotes.metrics import entropy, mode_entropy, pairwise_distance, perplexity
 from vqnotes.nearest import nearest_code
 
+__all__ = ["check_cosine_distance", "check_left_behind", "check_modes_covered"]
 
-def check_cosine_distance(answer) -> None:
+
+def check_cosine_distance(answer: object) -> None:
     """2.1: cosine_distance(codebook), the mean of 1 - cos over all pairs of different codes."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -57,7 +59,7 @@ def check_cosine_distance(answer) -> None:
     )
 
 
-def check_modes_covered(answer) -> None:
+def check_modes_covered(answer: object) -> None:
     """2.2: modes_covered(latents, codebook, y), the effective number of modes that the codes sit in."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -139,7 +141,7 @@ def _crowded(generator: torch.Generator, modes: int) -> tuple[torch.Tensor, torc
     return latents, codebook[torch.randperm(len(codebook), generator=generator)], y
 
 
-def check_left_behind(answer) -> None:
+def check_left_behind(answer: object) -> None:
     """2.3: the perplexity of 100 codes in a row, one unit apart, once their latents spread from 100 to 300 units."""
     weights = [1] * 98 + [101] * 2
     right = math.exp(entropy(weights))

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, whole
 
+__all__ = ["check_psnr_of_batches", "check_relative_separability", "check_treat_first"]
+
 
 def _errors(batches) -> Tensor:
     """Mean squared error of each batch."""
@@ -17,7 +19,7 @@ def _decibels(error) -> Tensor:
     return -10 * error.log10()
 
 
-def check_psnr_of_batches(answer) -> None:
+def check_psnr_of_batches(answer: object) -> None:
     """3.1: psnr_of_batches(batches), of pairs (rebuilt, images) in [0, 1], from the squared error over all values."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -77,7 +79,7 @@ def _leave_one_out(points: Tensor, y: Tensor) -> float:
     return (y[nearest_two[:, 1]] == y).double().mean().item()
 
 
-def check_relative_separability(answer) -> None:
+def check_relative_separability(answer: object) -> None:
     """3.2: relative_separability(latents, pixels, y), the quotient of two leave-one-out accuracies.
 
     Each point gets the label of its nearest other point. Points are in double precision, so that two ways to
@@ -132,7 +134,7 @@ _WHY = {
 }
 
 
-def check_treat_first(answer) -> None:
+def check_treat_first(answer: object) -> None:
     """3.3: what to treat first in models A, B, C and D, a tuple of "codebook", "encoder" or "neither"."""
     right = ("codebook", "encoder", "neither", "encoder")
     wrong = [words for words in itertools.product(("codebook", "encoder", "neither"), repeat=4) if words != right]

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, whole
 
+__all__ = ["check_interaction", "check_new_share", "check_share_of_start"]
+
 
 def _table(generator: torch.Generator, starts: int, widths: int, seeds: int) -> Tensor:
     """A measure of (starts, widths, seeds), in points: two causes, their interaction, equal seeds, and noise."""
@@ -17,7 +19,7 @@ def _spread(values: Tensor) -> Tensor:
     return values.var(correction=0)
 
 
-def check_share_of_start(answer) -> None:
+def check_share_of_start(answer: object) -> None:
     """4.1: share_of_start(table), eta squared of the first axis of (starts, widths, seeds)."""
     check(
         "4.1",
@@ -61,7 +63,7 @@ def check_share_of_start(answer) -> None:
     )
 
 
-def check_new_share(answer) -> None:
+def check_new_share(answer: object) -> None:
     """4.2: eta squared of a start that adds 30 points, beside a width that adds 40 instead of 10."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     start, width = 30 * ends[:, None], 40 * ends
@@ -82,7 +84,7 @@ def check_new_share(answer) -> None:
     )
 
 
-def check_interaction(answer) -> None:
+def check_interaction(answer: object) -> None:
     """4.3: interaction(table), of (2 starts, 2 widths, seeds): a difference of differences, and its standard error.
 
     The pair is compared. Of some mistakes the mean is right and the error is not.

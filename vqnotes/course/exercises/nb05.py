@@ -8,6 +8,8 @@ from torch import Tensor
 from vqnotes.course.exercises import check, given, replaced, whole
 from vqnotes.quantizers import straight_through
 
+__all__ = ["check_fsq", "check_replaced_share", "check_restart"]
+
 
 def _outcome(answer, latents: Tensor, codebook: Tensor, uses: Tensor, threshold: float) -> str:
     """What became of the codes, in words: which latents are drawn is left to the answer."""
@@ -29,7 +31,7 @@ def _words(mask: Tensor) -> str:
     return "all" if mask.all() else "some" if mask.any() else "none"
 
 
-def check_restart(answer) -> None:
+def check_restart(answer: object) -> None:
     """5.1: restart(latents, codebook, uses, threshold): codes below threshold * N/K become different latents."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -82,7 +84,7 @@ def check_restart(answer) -> None:
     )
 
 
-def check_replaced_share(answer) -> None:
+def check_replaced_share(answer: object) -> None:
     """5.2: the share of 1,024 equally likely codes that fewer than 2 of 2,048 latents choose."""
 
     def exactly(uses: int) -> float:
@@ -119,7 +121,7 @@ def _rounded(bounded: Tensor, half: float) -> Tensor:
     return straight_through(bounded.round(), bounded) / half
 
 
-def check_fsq(answer) -> None:
+def check_fsq(answer: object) -> None:
     """5.3: fsq(latents, levels), tanh rounded to an odd number of levels, with a gradient as without rounding."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

@@ -8,8 +8,10 @@ from torch import Tensor
 from vqnotes.course.exercises import check, whole
 from vqnotes.metrics import effective_dimension, water_filling
 
+__all__ = ["check_code_dimension", "check_error_by_hand", "check_wait"]
 
-def check_error_by_hand(answer) -> None:
+
+def check_error_by_hand(answer: object) -> None:
     """6.1: the least squared error of variances 32, 8 and 1 with 3 bits in all."""
     check(
         "6.1",
@@ -39,7 +41,7 @@ def _held(rows: Tensor, power: int = 2, center: bool = True) -> int:
     return int((spread.cumsum(0) / spread.sum() < 0.99).sum()) + 1
 
 
-def check_code_dimension(answer) -> None:
+def check_code_dimension(answer: object) -> None:
     """6.2: code_dimension(codebook, index): principal components that hold 99 % of the codes in use."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -88,7 +90,7 @@ def check_code_dimension(answer) -> None:
     )
 
 
-def check_wait(answer) -> None:
+def check_wait(answer: object) -> None:
     """6.3: wait(variances, bits, c, s0): steps until all directions that the bits pay for are half learnt."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

@@ -8,13 +8,15 @@ from torch import Tensor
 from vqnotes.course.exercises import check, whole
 from vqnotes.studies.generation import coverage, density
 
+__all__ = ["check_bits", "check_coverage", "check_shrunk"]
+
 
 def _radii(points: Tensor, k: int) -> Tensor:
     """Distance of each point to its k-th neighbour; as the 0th it counts itself."""
     return torch.cdist(points, points).sort(dim=1).values[:, k]
 
 
-def check_coverage(answer) -> None:
+def check_coverage(answer: object) -> None:
     """7.1: share_covered(real, generated, k): of real points that have a sample within their k-th real neighbour."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -57,7 +59,7 @@ def check_coverage(answer) -> None:
     )
 
 
-def check_shrunk(answer) -> None:
+def check_shrunk(answer: object) -> None:
     """7.2: what an error of 0.19 of the variance leaves of the root mean square distance."""
     left = 1 - 0.19
     check(
@@ -82,7 +84,7 @@ def _likelihoods(logits: Tensor, index: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1).gather(-1, index[..., None])[..., 0]
 
 
-def check_bits(answer) -> None:
+def check_bits(answer: object) -> None:
     """7.3: bits(logits, index), the mean negative log-likelihood of a grid, in bits."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, given, replaced
 
+__all__ = ["check_reports", "check_revive", "check_weights_in_effect"]
+
 _REPORTS = "ead"
 _HINTS = (  # by report: for any wrong letter, and for the most tempting ones
     {
@@ -37,7 +39,7 @@ def _first_slip(letters: tuple[str, ...]) -> str:
     return _HINTS[place].get(letters[place], _HINTS[place][""])
 
 
-def check_reports(answer) -> None:
+def check_reports(answer: object) -> None:
     """8.1: three letters, what each of three reports is about."""
     if isinstance(answer, str | tuple | list):
         answer = "".join(letter for letter in "".join(map(str, answer)).lower() if letter.isalpha())
@@ -59,7 +61,7 @@ def _counted(counts: Tensor, dead: Tensor, as_many: float) -> Tensor:
     return torch.where(dead, as_many, counts)
 
 
-def check_revive(answer) -> None:
+def check_revive(answer: object) -> None:
     """8.2: revive(codebook, sums, counts, dead, fresh): new places that the next step of averages does not undo."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -145,7 +147,7 @@ class _Loss:
         return self.commitment * to_codes + self.codebook * to_latents
 
 
-def check_weights_in_effect(answer) -> None:
+def check_weights_in_effect(answer: object) -> None:
     """8.3: weights_in_effect(loss, latents, chosen), of commitment and codebook loss, by their gradients."""
 
     def cases(generator: torch.Generator) -> list[tuple]:

@@ -1,6 +1,8 @@
 """Exercises of notebook 09: from measures to a verdict, a gap between two bounds, and what to do first."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +14,16 @@ from vqnotes.diagnosis.rules import decide
 from vqnotes.metrics import quantization_error
 from vqnotes.nearest import nearest_code
 
+__all__ = ["check_first_step", "check_gap_bounds", "check_verdict"]
+
 
 def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, paid: float) -> str:
     """The verdict of `rules.decide`, where neither `before` nor `effect` plays a part."""
     codes = 1024
-    usual = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
-    at_codes = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
-    at_encoder = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
-    dimensions = {"dimensions": filled, "paid": paid}
+    usual: Any = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
+    at_codes: Any = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
+    at_encoder: Any = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
+    dimensions: Any = {"dimensions": filled, "paid": paid}
     return decide(Measures(ceiling=1.0, perplexity=codes, **usual, **at_codes, **at_encoder, **dimensions))[0]
 
 
@@ -32,17 +36,17 @@ def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, orde
         "D": (dimensional, "dimensional collapse"),
         "R": (rate, "rate limit"),
     }
-    return next((name for fault, name in map(holds.get, order) if fault), "healthy")
+    return next((name for fault, name in (holds[one] for one in order) if fault), "healthy")
 
 
-def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR"):
+def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR") -> Callable:
     """An answer to 9.1 with its own idea of a codebook at fault, or its own order."""
     return lambda error, best, encoder, inputs, filled, paid: _verdict(
         at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.39 * paid, best > 0.24, order
     )
 
 
-def check_verdict(answer) -> None:
+def check_verdict(answer: object) -> None:
     """9.1: verdict(error, best, encoder, inputs, filled, paid), by the tree of the notebook."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -58,8 +62,8 @@ def check_verdict(answer) -> None:
             ((0.25, 0.35), (1.5, 2)),  # at fault, and the rate as well
         ]
         drawn = []
-        for (best, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.5, 1), (0.1, 0.3)]):
-            best, inputs, paid = between(*best), between(0.05, 0.15), between(4, 9)
+        for (bests, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.5, 1), (0.1, 0.3)]):
+            best, inputs, paid = between(*bests), between(0.05, 0.15), between(4, 9)
             encoder, filled = inputs * between(*loss), paid * between(*share)
             drawn.append((best * between(*gap), best, encoder, inputs, filled, paid))
         return drawn
@@ -94,7 +98,7 @@ def check_verdict(answer) -> None:
     )
 
 
-def check_gap_bounds(answer) -> None:
+def check_gap_bounds(answer: object) -> None:
     """9.2: gap_bounds(codebook, centroids, fitted, new): the gap on new latents and on those k-means has seen."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -159,7 +163,7 @@ def check_gap_bounds(answer) -> None:
     )
 
 
-def check_first_step(answer) -> None:
+def check_first_step(answer: object) -> None:
     """9.3: what to do first about a thin thread of latents from an encoder that loses much: a letter."""
     answer = answer.lower() if isinstance(answer, str) else answer
     check(

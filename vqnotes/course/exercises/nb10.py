@@ -7,8 +7,10 @@ from torch import Tensor
 
 from vqnotes.course.exercises import check, given
 
+__all__ = ["check_crossing", "check_gigabytes", "check_resume"]
 
-def check_gigabytes(answer) -> None:
+
+def check_gigabytes(answer: object) -> None:
     """10.1: the gigabytes of all distances between 2^19 latents and 2^14 codes in float32."""
     distances = 2**19 * 2**14 / 1e9
     check(
@@ -39,7 +41,7 @@ def _between(sizes: Tensor, gap: Tensor, share=None) -> Tensor:
     return torch.lerp(sizes[after - 1], sizes[after], torch.as_tensor(share, dtype=sizes.dtype))
 
 
-def check_crossing(answer) -> None:
+def check_crossing(answer: object) -> None:
     """10.2: crossing(sizes, untrained, warm_up), the K at which two curves cross on logarithmic axes."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -118,7 +120,7 @@ def _story(answer, parts: list[str], worth: dict[str, float], before: list[str],
     return f"first {first}; kept {kept}; then {' '.join(trained)}", list(returned), sorted(saved.items())
 
 
-def check_resume(answer) -> None:
+def check_resume(answer: object) -> None:
     """10.3: resume(parts, saved, train): trains what is not saved, saves at once, returns all in order."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
@@ -160,11 +162,13 @@ def check_resume(answer) -> None:
                 "results are saved at the end only: when the connection breaks, all of them are lost",
             ),
             (
-                lambda *three: resumed(*three, missing=lambda part, saved: True),
+                lambda parts, saved, train: resumed(parts, saved, train, missing=lambda part, saved: True),
                 "what is saved already is trained again",
             ),
             (
-                lambda *three: resumed(*three, missing=lambda part, saved: not saved.get(part)),
+                lambda parts, saved, train: resumed(
+                    parts, saved, train, missing=lambda part, saved: not saved.get(part)
+                ),
                 "a result that is 0 is taken for none and trained again: ask whether the part is in `saved`",
             ),
             (
@@ -173,7 +177,7 @@ def check_resume(answer) -> None:
             ),
             (only_new, "only the new results are returned: those saved by an earlier call are missing"),
             (
-                lambda *three: resumed(*three, result=lambda saved: list(saved.values())),
+                lambda parts, saved, train: resumed(parts, saved, train, result=lambda saved: list(saved.values())),
                 "the results come in the order in which they were saved, not in that of `parts`",
             ),
         ],
