@@ -189,8 +189,8 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
-    "_files _printing _interrupts _threads _workload _checks _extras nearest kmeans _combining quantizers models "
-    "_loop training metrics _downloads data plots "
+    "_files _printing _interrupts _threads _workload _batches _stacked _checks _extras nearest kmeans _combining "
+    "quantizers models training metrics _downloads data plots "
     "remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
     "diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
