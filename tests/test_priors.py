@@ -1,12 +1,12 @@
 """The causal transformer over codes: what it may see, what it learns, and that many at once are as each alone."""
 
 import math
-import signal
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import press
 from torch import nn
 
 from vqnotes.studies import generation
@@ -146,15 +146,15 @@ def test_seeds_decide_and_the_global_random_state_stays():
 
 def test_an_interrupt_ends_all_runs_after_the_same_step(monkeypatch):
     """It comes in the middle of the fourth step, and waits for its end."""
-    real, calls = generation._bits, []
+    forward, calls = generation.CodeTransformer.forward, []
 
-    def bits(*arguments):
+    def pressed(*arguments):
         calls.append(1)
         if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
-        return real(*arguments)
+            press()
+        return forward(*arguments)
 
-    monkeypatch.setattr(generation, "_bits", bits)
+    monkeypatch.setattr(generation.CodeTransformer, "forward", pressed)
     rows = [grids(), grids(seed=1)]
     stopped = fit_priors(rows, 5, seeds=[0, 1], steps=50, **QUIET)
     monkeypatch.undo()

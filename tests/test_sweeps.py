@@ -1,7 +1,6 @@
 """A sweep keeps what finished and names what failed; tables of runs say what analysis of variance says."""
 
 import os
-import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -127,24 +126,6 @@ def test_a_dask_worker_that_dies_does_not_take_finished_runs_with_it(tmp_path):
     ):
         table = sweep(partial(deadly, done=tmp_path), SETTINGS, seeds=[0, 1], executor=executor, progress=False)
     assert len(table) == 6 and "KilledWorker" in table.attrs["failed"][0][2]
-
-
-@pytest.mark.parametrize("swallowed", [False, True])
-def test_an_interrupt_keeps_what_finished(swallowed):
-    def stopped(seeds, width, start):
-        if (width, start) == (8, "a"):
-            try:
-                signal.raise_signal(signal.SIGINT)
-            except KeyboardInterrupt:  # as `fit` does, which ends its run and returns
-                if not swallowed:
-                    raise
-        return measure(seeds, width, start)
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.warns(UserWarning, match="2 runs did not finish"):
-        table = sweep(stopped, SETTINGS, seeds=[0], progress=False)
-    assert len(table) == 2 and [reason for *_, reason in table.attrs["failed"]] == ["interrupted"] * 2
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_result_of_the_wrong_length_is_a_failure():

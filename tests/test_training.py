@@ -1,8 +1,6 @@
-"""Models have the shapes they promise; a run is repeatable, and survives an interrupt."""
+"""Models have the shapes they promise; a run is repeatable."""
 
 import copy
-import signal
-import threading
 from functools import partial
 from itertools import islice
 
@@ -394,33 +392,6 @@ def test_evaluate_is_whole_and_changes_nothing():
     assert outcome.reconstruction.shape == x.shape
     assert not outcome.reconstruction.requires_grad and model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_an_interrupt_returns_the_history_so_far_and_a_usable_model():
-    model, x = small_model(update="ema").eval(), normal(300, 4)
-
-    def stop(step, _):
-        if step == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    history = fit(model, x, steps=100, seed=0, progress=False, callback=stop)
-    assert history.interrupted and len(history) == len(history.quantizer) == 7 and not model.training
-    assert torch.isfinite(evaluate(model, x).reconstruction).all()
-    assert len(fit(model, x, steps=5, seed=0, progress=False)) == 5
-
-
-def test_an_interrupt_at_any_moment_leaves_a_whole_history():
-    model, x = small_model(), normal(300, 4)
-    for delay in (0.01, 0.03, 0.06, 0.1):
-        timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
-
-        def start(step, _, timer=timer):
-            if step == 1:
-                timer.start()
-
-        history = fit(model, x, steps=1_000_000, seed=0, progress=False, callback=start)
-        timer.join()
-        assert history.interrupted and 0 < len(history.quantizer) == len(history.reconstruction) < 1_000_000
 
 
 def test_progress_is_shown_on_a_terminal_and_leaves_nothing_on_stdout():

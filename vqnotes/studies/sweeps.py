@@ -70,10 +70,7 @@ def sweep(
                 outcomes[place] = outcome
                 bar.update()
         else:
-            for setting in settings:
-                if stopped():
-                    break
-                futures.append(_submitted(run, setting, seeds, executor))
+            futures = [_submitted(run, setting, seeds, executor) for setting in settings]
             waiting = set(futures)
             while waiting and not stopped():
                 ready, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
