@@ -88,15 +88,15 @@ def test_other_splits_and_limits_are_refused(load):
 
 def test_an_idx_file_of_another_kind_or_size_is_refused():
     whole = idx(LABELS)
-    assert data._parse_idx(whole, dims=1).tolist() == LABELS.tolist()
+    assert _downloads.parse_idx(whole, dims=1).tolist() == LABELS.tolist()
     with pytest.raises(ValueError, match="3 axes"):
-        data._parse_idx(whole, dims=3)
+        _downloads.parse_idx(whole, dims=3)
     for cut in (b"", whole[:3], whole[:6]):
         with pytest.raises(ValueError, match=f"in {len(cut)} bytes"):
-            data._parse_idx(cut, dims=1)
+            _downloads.parse_idx(cut, dims=1)
     for wrong in (whole[:-1], whole + b"1", whole[:4] + b"\xff" * 4 + whole[8:]):
         with pytest.raises(ValueError, match="broken IDX file"):
-            data._parse_idx(wrong, dims=1)
+            _downloads.parse_idx(wrong, dims=1)
 
 
 @pytest.mark.skipif(not _downloads.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")

@@ -151,7 +151,7 @@ def test_a_redirect_to_https_is_followed_and_still_checked(server, tmp_path):
 
 # ---------------------------------------------------------------- archives
 
-BATCHES = [f"cifar-10-batches-bin/{name}" for names in data.CIFAR10_MEMBERS.values() for name in names]
+BATCHES = [f"cifar-10-batches-bin/{name}" for names in _downloads.CIFAR10_MEMBERS.values() for name in names]
 WHOLE = [member(name) for name in BATCHES]
 LINKS = {"type": tarfile.SYMTYPE, "size": 0}
 

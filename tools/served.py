@@ -54,7 +54,7 @@ def archive(*members: tuple) -> bytes:
 
 
 def cifar_archive() -> bytes:
-    names = [name for split in data.CIFAR10_MEMBERS.values() for name in split]
+    names = [name for split in _downloads.CIFAR10_MEMBERS.values() for name in split]
     return archive(*(member(f"cifar-10-batches-bin/{name}") for name in names))
 
 
@@ -117,7 +117,7 @@ def serving(tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespace]:
         for module, name, value in [
             (data, "FASHION_MNIST", table),
             (data, "CIFAR10", cifar),
-            (data, "CIFAR10_PICTURES", 2),
+            (_downloads, "CIFAR10_PICTURES", 2),
             (_downloads, "DEBIAN_FASHION_MNIST", tmp_path / "no-such-folder"),
             (_downloads, "_cache", lambda: cache),
             (_downloads, "TIMEOUT", HOURS),

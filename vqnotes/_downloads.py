@@ -2,13 +2,18 @@
 
 import gzip
 import hashlib
+import io
+import math
 import os
 import re
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
+
+import numpy as np
 
 from vqnotes._extras import course_extra
 from vqnotes._files import replaced
@@ -160,3 +165,40 @@ def _check_hop(response: Any, **_: object) -> None:
     for address in (response.url, urljoin(response.url, response.headers.get("location", ""))):
         if urlsplit(address).scheme != "https":
             raise ValueError(f"it leads to {address}, which is not https")
+
+
+# ---------------------------------------------------------------- what is in them
+
+CIFAR10_MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+CIFAR10_PICTURES = 10_000  # in each of these files
+
+
+def parse_idx(raw: bytes, dims: int) -> np.ndarray:
+    """The array in an IDX file of unsigned bytes: 2 zero bytes, type 8, number of axes, then sizes, then data."""
+    start = 4 + 4 * dims
+    if raw[:4] != bytes([0, 0, 8, dims]) or len(raw) < start:
+        raise ValueError(f"not an IDX file of {dims} axes of bytes: it starts with {raw[:4]!r}, in {len(raw)} bytes")
+    shape = np.frombuffer(raw, dtype=">i4", count=dims, offset=4).tolist()
+    if min(shape) < 0 or len(raw) - start != math.prod(shape):
+        raise ValueError(f"a broken IDX file: {len(raw) - start} bytes for an array of the shape {shape}")
+    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def cifar_records(packed: bytes, names: list[str]) -> np.ndarray:
+    """What the archive's files of those names hold, one picture a row: its label, then its pixels.
+
+    They are read where they are: nothing is extracted, and links are not followed.
+    Raises ValueError unless each is there, a plain file of the known size.
+    """
+    size, parts = CIFAR10_PICTURES * (1 + 3 * 32 * 32), []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+            for name in names:
+                member = archive.getmember(f"cifar-10-batches-bin/{name}")
+                content = archive.extractfile(member) if member.isreg() and member.size == size else None
+                if content is None:
+                    raise ValueError(f"in {CIFAR10.name}, {member.name} is not a plain file of {size} bytes")
+                parts.append(content.read())
+    except (KeyError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise ValueError(f"{CIFAR10.name} is not the archive of the data set: {error}") from error
+    return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)

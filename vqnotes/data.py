@@ -1,37 +1,18 @@
 """Data: synthetic families, and real images that need no download unless you ask for the larger sets."""
 
-import io
-import math
-import tarfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes._downloads import CIFAR10, FASHION_MNIST, published, unpacked
+from vqnotes._downloads import CIFAR10, CIFAR10_MEMBERS, FASHION_MNIST, cifar_records, parse_idx, published, unpacked
 from vqnotes._extras import course_extra
-
-__all__ = [
-    "LabelledData",
-    "cifar10",
-    "digit_vectors",
-    "digits",
-    "fashion_mnist",
-    "gaussian_modes",
-    "photographs",
-    "random_crops",
-    "rings",
-]
 
 __all__ = [
     "LabelledData", "cifar10", "digit_vectors", "digits", "fashion_mnist", "gaussian_modes", "photographs",
     "random_crops", "rings"
 ]  # fmt: skip
-
-CIFAR10_MEMBERS = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
-CIFAR10_PICTURES = 10_000  # in each of these files
 
 
 class LabelledData(NamedTuple):
@@ -159,8 +140,8 @@ def fashion_mnist(split: str = "train", limit: int | None = None) -> LabelledDat
     Raises ValueError for another split, limit or a wrong file in $VQNOTES_DATA; OSError if it cannot be had.
     """
     _check_split(split, limit)
-    images = _parse_idx(unpacked(FASHION_MNIST[split, "x"]), dims=3)
-    labels = _parse_idx(unpacked(FASHION_MNIST[split, "y"]), dims=1)
+    images = parse_idx(unpacked(FASHION_MNIST[split, "x"]), dims=3)
+    labels = parse_idx(unpacked(FASHION_MNIST[split, "y"]), dims=1)
     return _labelled(images[:limit, None], labels[:limit])
 
 
@@ -172,7 +153,7 @@ def cifar10(split: str = "train", limit: int | None = None) -> LabelledData:
     Raises ValueError for another split, limit or a wrong file in $VQNOTES_DATA; OSError if it cannot be had.
     """
     _check_split(split, limit)
-    records = _cifar_records(published(CIFAR10), CIFAR10_MEMBERS[split])[:limit]
+    records = cifar_records(published(CIFAR10), CIFAR10_MEMBERS[split])[:limit]
     return _labelled(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
 
 
@@ -185,34 +166,3 @@ def _check_split(split: str, limit: int | None) -> None:
 
 def _labelled(images: np.ndarray, labels: np.ndarray) -> LabelledData:
     return LabelledData(torch.from_numpy(images.astype(np.float32) / 255), torch.from_numpy(labels.astype(np.int64)))
-
-
-def _parse_idx(raw: bytes, dims: int) -> np.ndarray:
-    """The array in an IDX file of unsigned bytes: 2 zero bytes, type 8, number of axes, then sizes, then data."""
-    start = 4 + 4 * dims
-    if raw[:4] != bytes([0, 0, 8, dims]) or len(raw) < start:
-        raise ValueError(f"not an IDX file of {dims} axes of bytes: it starts with {raw[:4]!r}, in {len(raw)} bytes")
-    shape = np.frombuffer(raw, dtype=">i4", count=dims, offset=4).tolist()
-    if min(shape) < 0 or len(raw) - start != math.prod(shape):
-        raise ValueError(f"a broken IDX file: {len(raw) - start} bytes for an array of the shape {shape}")
-    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
-
-
-def _cifar_records(packed: bytes, names: list[str]) -> np.ndarray:
-    """What the archive's files of those names hold, one picture a row: its label, then its pixels.
-
-    They are read where they are: nothing is extracted, and links are not followed.
-    Raises ValueError unless each is there, a plain file of the known size.
-    """
-    size, parts = CIFAR10_PICTURES * (1 + 3 * 32 * 32), []
-    try:
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
-            for name in names:
-                member = archive.getmember(f"cifar-10-batches-bin/{name}")
-                content = archive.extractfile(member) if member.isreg() and member.size == size else None
-                if content is None:
-                    raise ValueError(f"in {CIFAR10.name}, {member.name} is not a plain file of {size} bytes")
-                parts.append(content.read())
-    except (KeyError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise ValueError(f"{CIFAR10.name} is not the archive of the data set: {error}") from error
-    return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
