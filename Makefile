@@ -64,7 +64,7 @@ mutants: $(ready)
 	.venv/bin/python tests/mutants.py $(ARGS)
 
 random-mutants: $(ready)
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt cosmic-ray
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt cosmic-ray pytest-cov
 	.venv/bin/python tests/random_mutants.py $(ARGS)
 
 bench: $(ready)

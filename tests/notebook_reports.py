@@ -165,7 +165,7 @@ def pytest_sessionfinish(session):
     stats = reporter.stats if reporter else {}  # a worker of xdist has none
     failed = [one for kind in ("failed", "error") for one in stats.get(kind, [])]
     for report in failed:
-        found = dict(report.user_properties)
+        found = dict(getattr(report, "user_properties", []))
         if "why" in found:
             shown = f"[{found['cell'] + 1}] in JupyterLab"
             reporter.write_line(f"{name_of(report)} ({shown}: {found['first line']}): {found['why']}", red=True)
