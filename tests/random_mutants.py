@@ -4,8 +4,8 @@ python tests/random_mutants.py [--sample N] [--seed S] [--workers W] [--out FOLD
 
 A place in the code is drawn, then one of the changes that are possible there (another operator, number, comparison;
 a condition always true; ...). What is no code to run, such as annotations and docstrings, is left alone. The tests
-that should notice are those that run the line, the quickest first, which one run of all with their coverage tells; for
-what is run at import, the tests named after the module and those that mention it. Needs the packages cosmic-ray and
+that should notice are those that run the statement, the quickest first, as one run of all of them tells; for what is
+run at import, the tests named after the module and those that mention it. Needs the packages cosmic-ray and
 pytest-cov. What is found is kept, a line a mutant, in FOLDER (build/mutants): the same call goes on where it stopped.
 """
 
@@ -37,7 +37,7 @@ try:
     from cosmic_ray.plugins import get_operator, operator_names
     from coverage import CoverageData
 except ImportError:
-    sys.exit("pip install cosmic-ray pytest-cov: the random mutants are made by the one, their tests found by the other")
+    sys.exit("pip install cosmic-ray pytest-cov: one makes the random mutants, the other finds their tests")
 
 
 def runs(source: str) -> str:
