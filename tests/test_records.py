@@ -80,3 +80,20 @@ def test_a_sample_keeps_each_row_beside_its_key():
     assert sorted(sample.keys) == sorted(keys)[:20]
     with pytest.raises(ValueError, match=r"of one shape but for lengths, got .*\[1, 3, 1\].* and .*\[20, 3\]"):
         sample.add(keys[:1] * 0, {"x": x[:1, :, None]})
+
+
+def test_an_input_with_a_single_place_is_one_that_has_none():
+    x = normal(400, 6)
+
+    class Linear(nn.Module):
+        def __init__(self, places):
+            super().__init__()
+            torch.manual_seed(0)
+            self.encoder, self.vq, self.places = nn.Linear(6, 4), VectorQuantizer(8, 4), places
+
+        def forward(self, x):
+            return self.vq(self.encoder(x).reshape(len(x), *self.places, 4))
+
+    (plain, *others) = (diagnose_model(Linear(places), x)["vq"] for places in ((), (1,), (1, 1)))
+    for one in others:
+        assert one.evidence == plain.evidence and one.notes == plain.notes and "lost by the encoder" in one.evidence
