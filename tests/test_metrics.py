@@ -264,5 +264,12 @@ def test_confidence_interval_covers_the_mean_as_often_as_it_says():
         low, high = metrics.confidence_interval(rng.normal(3, 1, 16), seed=trial)
         inside += low <= 3 <= high
     assert 0.87 <= inside / 200 <= 0.99  # the percentile bootstrap is a little too narrow for 16 runs
-    with pytest.raises(ValueError, match="two finite"):
-        metrics.confidence_interval([1.0])
+    for wrong in [1.0], 1.0, [[1.0, 2.0], [3.0, 4.0]], [], [1.0, np.nan], [1.0, np.inf]:
+        with pytest.raises(ValueError, match="two finite"):
+            metrics.confidence_interval(wrong)
+    for level in 0, 1, -0.5, 95:
+        with pytest.raises(ValueError, match=r"a level in \(0, 1\)"):
+            metrics.confidence_interval([1.0, 2.0], level)
+    (wide, narrow), values = ((0.99, 0.5), rng.normal(3, 1, 50))
+    (low, high), (lower, higher) = (metrics.confidence_interval(values, level) for level in (narrow, wide))
+    assert lower < low < values.mean() < high < higher

@@ -193,6 +193,19 @@ class NoGradients(Outside):
         return super().forward(x)
 
 
+class Moody(VectorQuantizer):
+    """Passes a gradient in one mode only, or fails in one."""
+
+    def __init__(self, *, passes=None, fails=None):
+        super().__init__(8, 4)
+        self.passes, self.fails = passes, fails
+
+    def estimate(self, latents, chosen):
+        if self.training == self.fails:
+            raise RuntimeError("not in this mode")
+        return straight_through(chosen, latents) if self.training == self.passes else chosen
+
+
 class LossOnly(Outside):
     def forward(self, x):
         return (super().forward(x) - x).square().mean()
@@ -213,6 +226,11 @@ CUT = {  # name: the model, whether no gradient passes
     "nothing to learn before it": (lambda: frozen(autoencoder(Bare(8, 4))), False),
     "cannot be differentiated": (NoGradients, False),
     "returns a loss": (LossOnly, False),
+    "in training only": (lambda: autoencoder(Moody(passes=True)), False),
+    "in evaluation only": (lambda: autoencoder(Moody(passes=False)), False),
+    "cannot be trained": (lambda: autoencoder(Moody(fails=True)), False),
+    "cannot be evaluated, cut": (lambda: autoencoder(Moody(fails=False)), True),
+    "cannot be evaluated": (lambda: autoencoder(Moody(fails=False, passes=True)), False),
 }
 
 
