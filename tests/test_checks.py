@@ -209,6 +209,17 @@ def test_long_notebooks_begin_first(notebook, monkeypatch):
     assert made == ["c", "d", "b", "a", "e"]
 
 
+@pytest.mark.parametrize("reached", [("A", "AB"), ("AB", "A"), ("AB", "AC"), ("", ""), ("", "A")])
+def test_a_claim_that_some_seeds_do_not_reach_is_not_held_for_every_seed(reached, notebook, monkeypatch, capsys):
+    runs = [checks.Run(dict.fromkeys(names, ""), [], True) for names in reached]
+    monkeypatch.setattr(checks, "run_notebook", lambda path, seed, *_: runs[seed])
+    path = str(notebook(*GOOD))
+    assert main(["--seeds", "2", "--workers", "1", path]) == 1
+    assert "Not every claim holds for every seed." in capsys.readouterr().out
+    runs[:] = [runs[0]] * 2
+    assert main(["--seeds", "2", "--workers", "1", "--out", "again", path]) == (0 if reached[0] else 1)
+
+
 def test_each_worker_has_one_thread_and_nobody_elses_results(notebook, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("VQNOTES_RESULTS", "elsewhere")

@@ -272,3 +272,8 @@ def test_many_latents_and_codes_in_bounded_memory():
     peak = process.memory_info().rss - before
     assert found.verdict == "cannot tell" and peak < 100_000 * 2500  # a quarter of the distances in float32
     assert any("40,000 of 100,000" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("count, at_fault", [(1, None), (2, True), (3, True)])
+def test_equal_latents_are_a_fault_of_the_encoder_if_there_are_several(count, at_fault):
+    assert encoder_at_fault(figures_of(torch.ones(count, 4), normal(8, 4))) is at_fault
