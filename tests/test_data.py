@@ -75,9 +75,7 @@ def test_random_crops_come_from_the_images():
         data.random_crops(images, 1, 11)
     assert torch.equal(data.random_crops(images[:1, :, :, :10], 3, 10), images[:1, :, :, :10].expand(3, -1, -1, -1))
     first = data.random_crops(images[:, :1, :3, :4], 300, 2)[:, 0, 0, 0]
-    assert (
-        sorted(first.unique().tolist()) == images[:, 0, :2, :3].flatten().tolist()
-    )  # each place is drawn, the last too
+    assert sorted(first.unique().tolist()) == images[:, 0, :2, :3].flatten().tolist()  # all places, the last too
 
 
 # ---------------------------------------------------------------- larger sets

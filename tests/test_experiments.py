@@ -213,12 +213,8 @@ def test_eta_squared_refuses_what_is_not_a_full_crossing():
 
 
 def test_two_seeds_of_two_levels_are_the_least():
-    table = pd.DataFrame(
-        [
-            {"a": a, "b": b, "seed": seed, "y": y}
-            for (a, b, seed), y in zip(np.ndindex(2, 2, 2), [0, 2, 4, 6, 8, 6, 12, 14])
-        ]
-    )
+    cells, y = np.ndindex(2, 2, 2), [0, 2, 4, 6, 8, 6, 12, 14]
+    table = pd.DataFrame([{"a": a, "b": b, "seed": seed, "y": one} for (a, b, seed), one in zip(cells, y)])
     # means of the cells 1, 5, 7, 13, of a 3 and 10, of b 4 and 9, in all 6.5: 12.25, 6.25, 0.25 and 1 of 19.75
     shares = eta_squared(table, "y", ("a", "b"))["share"]
     assert shares.tolist() == approx([12.25 / 19.75, 6.25 / 19.75, 0.25 / 19.75, 1 / 19.75])

@@ -54,9 +54,8 @@ def test_latents_are_blue_live_codes_orange_and_dead_codes_crosses(ax):
     latents, codes = normal(50, 2), torch.tensor([[0.0, 0.0], [99.0, 99.0]])
     plots.codes_and_latents(ax, latents, codes)
     drawn = {one.get_label(): one for one in ax.collections}
-    assert (
-        180 < hue(drawn["latents"].get_facecolor()[0]) < 260 and 20 < hue(drawn["live codes"].get_facecolor()[0]) < 60
-    )
+    blue, orange = (hue(drawn[kind].get_facecolor()[0]) for kind in ("latents", "live codes"))
+    assert 180 < blue < 260 and 20 < orange < 60
     cross, dot = (len(drawn[kind].get_paths()[0].vertices) for kind in ("dead codes", "live codes"))
     assert cross == 4 < dot and drawn["dead codes"].get_edgecolor()[0, :3].max() == 0
     assert drawn["latents"].zorder < drawn["live codes"].zorder  # no code is hidden
