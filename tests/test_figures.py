@@ -130,6 +130,16 @@ def test_a_trifle_convicts_no_encoder():
     assert f.encoder_loss < 0.001 and decide(f)[0] != "embedding collapse"
 
 
+def test_inputs_of_one_half_that_are_equal_are_refused():
+    """Readers learn on one half and are judged on the other, and each must vary; by chance rare inputs are in one."""
+    latents, codes = normal(64, 4), normal(2, 4)
+    for odd in range(0, 64, 7):
+        inputs = torch.zeros(64, 3)
+        inputs[odd] = 1
+        with pytest.raises(ValueError, match="the inputs do not vary: 32 of 64, chosen at random, are equal"):
+            figures_of(latents, codes, inputs=inputs)
+
+
 # ---------------------------------------------------------------- beside k-means
 
 

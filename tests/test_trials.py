@@ -215,6 +215,19 @@ class Moody(VectorQuantizer):
         return straight_through(chosen, latents) if self.training == self.passes else chosen
 
 
+class Returning(nn.Module):
+    """Returns other things before what it makes of its codes, and nothing of the inputs' shape."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = models.mlp(6, 4), kind(8, 4), models.mlp(4, 3)
+
+    def forward(self, x):
+        quantized = self.quantizer(self.encoder(x))
+        back = self.decoder(quantized.latents_q)
+        return {"loss": quantized.loss, "index": quantized.index[:, None], "back": back}, None, (x[0], [back])
+
+
 class LossOnly(Outside):
     def forward(self, x):
         return (super().forward(x) - x).square().mean()
@@ -235,6 +248,8 @@ CUT = {  # name: the model, whether no gradient passes
     "nothing to learn before it": (lambda: frozen(autoencoder(Bare(8, 4))), False),
     "cannot be differentiated": (NoGradients, False),
     "returns a loss": (LossOnly, False),
+    "a loss and indices first": (lambda: Returning(VectorQuantizer), False),
+    "a loss and indices first, cut": (lambda: Returning(Bare), True),
     "in training only": (lambda: autoencoder(Moody(passes=True)), False),
     "in evaluation only": (lambda: autoencoder(Moody(passes=False)), False),
     "cannot be trained": (lambda: autoencoder(Moody(fails=True)), False),
