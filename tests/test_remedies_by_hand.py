@@ -214,6 +214,14 @@ def test_residual_codes_are_all_sums_in_the_order_of_the_index():
     assert torch.equal(quantizer.lookup(quantized.index), quantized.latents_q)
 
 
+def test_levels_that_start_at_random_all_start_elsewhere():
+    for seed in range(20):
+        quantizer = ResidualVQ(8**6, 4, stages=(8,) * 6)
+        quantizer.init_codes("normal", seed=seed)
+        codes = torch.stack([stage.codebook.detach() for stage in quantizer.stages])
+        assert len(codes.unique(dim=0)) == 6
+
+
 # ---------------------------------------------------------------- pitfalls
 
 
