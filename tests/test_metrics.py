@@ -285,6 +285,8 @@ def test_confidence_interval_covers_the_mean_as_often_as_it_says():
     for level in 0, 1, -0.5, 95:
         with pytest.raises(ValueError, match=r"a level in \(0, 1\)"):
             metrics.confidence_interval([1.0, 2.0], level)
+    assert metrics.confidence_interval([1.0, 3.0]) == (1, 3)  # two runs are enough
+    assert metrics.confidence_interval([2.0, 2.0, 2.0]) == (2, 2)
     (wide, narrow), values = ((0.99, 0.5), rng.normal(3, 1, 50))
     (low, high), (lower, higher) = (metrics.confidence_interval(values, level) for level in (narrow, wide))
     assert lower < low < values.mean() < high < higher
