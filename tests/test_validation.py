@@ -76,6 +76,11 @@ def test_an_intervention_confirms_or_sets_aside():
         ("rate limit", sound, read, False),
         ("healthy", dict.fromkeys(sound, 0.3), read, False),  # nothing can do better: a rate limit
         ("healthy", spoilt, read, False),
+        ("healthy", sound | {"new codes": 0.12}, read, False),  # new codes are worse: so were these
+        ("healthy", sound | {"same codes": 0.104}, read, True),
+        ("healthy", sound | {"same codes": 0.108}, read, False),  # neither
+        ("token collapse", sound | {"same codes": 0.108}, read, False),
+        ("token collapse", sound | {"same codes": 0.112}, read, True),
         ("rate limit", sound | {"floor": 0.5, "same codes": 0.7, "new codes": 0.7}, read, False),
         ("rate limit", sound | {"floor": 0.5, "same codes": 0.55, "new codes": 0.5}, read, False),
         ("dimensional collapse", spoilt, lost, False),
