@@ -148,6 +148,18 @@ def test_one_quantiser_called_twice():
     assert heard(Several(levels_of_one, 1), normal(40, 6, 16)) == [("quantizers.0", together, False)]
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_heads_of_a_quantiser_called_twice(separate):
+    """Each codebook is one unit: with one for all heads, both calls and all heads make a single set."""
+    quantizer = theirs.VectorQuantize(16, 32, heads=2, codebook_dim=4, separate_codebook_per_head=separate)
+    model = Several(lambda quantizers, x: [quantizers[0](x[:, :side]) for side in (2, 6)])
+    model.quantizers = nn.ModuleList([quantizer])
+    calls = [f"quantizers.0[call {call}]" for call in (0, 1)]
+    apart = [(f"quantizers.0[head {head}]", [[f"{call}[head {head}]"] for call in calls], True) for head in (0, 1)]
+    together = [("quantizers.0", [[call] for call in calls for _ in range(2)], True)]
+    assert heard(model, normal(40, 6, 16)) == (apart if separate else together)
+
+
 def test_layouts_masks_and_indices_of_the_call():
     listener = Listener(theirs.VectorQuantize(8, 32, accept_image_fmap=True).eval())
     with torch.no_grad(), listener.listening():
