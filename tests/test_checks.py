@@ -178,7 +178,8 @@ def test_an_interrupted_call_ends_its_kernels_and_goes_on_where_it_stopped(noteb
         SETUP, "claim('One', 0 < 1)", "import time, os\nif base_seed() and not os.path.exists('go'): time.sleep(600)"
     )
     command = [sys.executable, "-m", "vqnotes.checks", "--seeds", "3", "--workers", "2", str(path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(checks.__file__).parent.parent)}
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = buffered | {"PYTHONPATH": str(Path(checks.__file__).parent.parent)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     kept = tmp_path / "build" / "claims" / "some"
     assert process.stdout.readline().startswith("1 of 3")  # seed 0; the others sleep, in two kernels
