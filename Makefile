@@ -71,7 +71,7 @@ mutants: $(ready)
 	.venv/bin/python tools/mutants.py $(ARGS)
 
 random-mutants: $(ready)
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt cosmic-ray
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt cosmic-ray pytest-cov
 	.venv/bin/python tools/random_mutants.py $(ARGS)
 
 bench: $(ready)

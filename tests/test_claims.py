@@ -179,7 +179,8 @@ def test_an_interrupted_call_ends_its_kernels_and_goes_on_where_it_stopped(noteb
         SETUP, "claim('One', 0 < 1)", "import time, os\nif base_seed() and not os.path.exists('go'): time.sleep(600)"
     )
     command = [sys.executable, "-m", "vqnotes.course.claims", "--seeds", "3", "--workers", "2", str(path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(claims.__file__).parent.parent)}
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = buffered | {"PYTHONPATH": str(Path(claims.__file__).parents[2])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     kept = tmp_path / "build" / "claims" / "some"
     assert process.stdout.readline().startswith("1 of 3")  # seed 0; the others sleep, in two kernels
@@ -208,6 +209,17 @@ def test_long_notebooks_begin_first(notebook, monkeypatch):
     )
     main(["--seeds", "1", "--workers", "1", *map(str, paths)])
     assert made == ["c", "d", "b", "a", "e"]
+
+
+@pytest.mark.parametrize("reached", [("A", "AB"), ("AB", "A"), ("AB", "AC"), ("", ""), ("", "A")])
+def test_a_claim_that_some_seeds_do_not_reach_is_not_held_for_every_seed(reached, notebook, monkeypatch, capsys):
+    runs = [claims.Run(dict.fromkeys(names, ""), [], True) for names in reached]
+    monkeypatch.setattr(claims, "run_notebook", lambda path, seed, *_: runs[seed])
+    path = str(notebook(*GOOD))
+    assert main(["--seeds", "2", "--workers", "1", path]) == 1
+    assert "Not every claim holds for every seed." in capsys.readouterr().out
+    runs[:] = [runs[0]] * 2
+    assert main(["--seeds", "2", "--workers", "1", "--out", "again", path]) == (0 if reached[0] else 1)
 
 
 def test_each_worker_has_one_thread_and_nobody_elses_results(notebook, monkeypatch):

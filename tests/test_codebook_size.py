@@ -235,8 +235,10 @@ def test_a_part_that_fails_is_left_out_and_tried_again(whole, tmp_path, monkeypa
         placed = kmeans
         fails = lambda latents, size, *rest: placed(latents, size if size < 16 else 10**6, *rest)  # noqa: E731
         patch.setattr(codebook_size, "kmeans", fails)
-        with pytest.warns(UserWarning, match=r"some parts failed(?s:.*)'warm-up', 16, \[1\].*1000000 codes"):
+        failed = r"some parts failed(?s:.*)'warm-up', 16, \[1\].*1000000 codes"
+        with pytest.warns(UserWarning, match=failed) as caught:
             results = sweep(tmp_path)
+    assert caught[0].filename == __file__
     assert (results.trained, results.left) == (4, 4) and set(results.runs["K"]) == {4}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

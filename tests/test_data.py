@@ -55,7 +55,7 @@ def test_rings_are_as_described():
 def test_images_inside_scikit_learn():
     photographs = data.photographs()
     assert photographs.shape == (2, 3, 427, 640) and photographs.dtype == torch.float32
-    assert photographs.min() >= 0 and photographs.max() <= 1 and photographs.std() > 0.1
+    assert photographs.min() == 0 and photographs.max() == 1 and photographs.std() > 0.1
     digits = data.digits()
     assert digits.x.shape == (1797, 1, 8, 8) and digits.y.unique().tolist() == list(range(10))
     assert digits.x.min() == 0 and digits.x.max() == 1
@@ -73,6 +73,9 @@ def test_random_crops_come_from_the_images():
     assert all((windows == crop).flatten(1).all(1).any() for crop in crops)
     with pytest.raises(ValueError, match=r"\(2, 3, 10, 12\)"):
         data.random_crops(images, 1, 11)
+    assert torch.equal(data.random_crops(images[:1, :, :, :10], 3, 10), images[:1, :, :, :10].expand(3, -1, -1, -1))
+    first = data.random_crops(images[:, :1, :3, :4], 300, 2)[:, 0, 0, 0]
+    assert sorted(first.unique().tolist()) == images[:, 0, :2, :3].flatten().tolist()  # all places, the last too
 
 
 # ---------------------------------------------------------------- larger sets

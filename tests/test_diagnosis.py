@@ -193,6 +193,10 @@ def test_too_few_latents_cannot_clear_a_codebook():
     found = diagnose(latents, placed(latents), inputs=latents)
     assert found.verdict == "cannot tell" and "100 latents" in found.reason
     assert any(f"{PER_CODE} for each code" in advice.remedy for advice in found.advice)
+    unjudged = "the codebook is not judged: 100 latents for 64 codes"
+    assert unjudged in found.notes
+    for other in (torch.ones(100, 8), placed(latents)), (latents, latents[:1]), (latents, latents[:2]):
+        assert not any("the codebook is not judged" in note for note in diagnose(*other).notes)
     assert diagnose(latents[:1], latents[:4]).verdict == diagnose(latents[:9], latents[:4]).verdict == "cannot tell"
 
 
@@ -324,3 +328,26 @@ def test_many_latents_and_codes_in_bounded_memory():
     peak = process.memory_info().rss - before
     assert found.verdict == "cannot tell" and peak < 100_000 * 2500  # a quarter of the distances in float32
     assert any("40,000 of 100,000" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("count, at_fault", [(1, Answer.UNKNOWN), (2, Answer.YES), (3, Answer.YES)])
+def test_equal_latents_are_a_fault_of_the_encoder_if_there_are_several(count, at_fault):
+    assert encoder_at_fault(measure(observe(torch.ones(count, 4), normal(8, 4)))) is at_fault
+
+
+def test_the_reason_says_what_coincides(modes):
+    f = measure(observe(modes.x, placed(modes.x), inputs=modes.x, labels=modes.y))
+    by_inputs = dataclasses.replace(f, inputs_loss=0.1, encoder_loss=0.42, codes_loss=0.5, inputs_codes=64)
+    by_labels = dataclasses.replace(f, separability=0.2, separability_inputs=1.0)
+    equal = dataclasses.replace(by_inputs, spread=0.0)
+    for found, said in [
+        (by_inputs, "the encoder alone loses 4.2 times what 64 codes of the inputs would lose"),
+        (dataclasses.replace(by_inputs, separability=0.2), "the encoder alone loses 4.2 times"),
+        (by_labels, "labels cannot be read off the latents as off the inputs"),
+        (equal, "all latents are equal"),
+    ]:
+        verdict, reason = decide(found)
+        assert verdict == "embedding collapse" and said in reason
+        crowded = dataclasses.replace(found, gap=3.0, gap_high=3.0, error=0.6, best=0.2)
+        verdict, reason = decide(crowded)
+        assert verdict == "token and embedding collapse" and said in reason and "3 times the error" in reason

@@ -9,6 +9,7 @@ from torch import nn
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import by_example
 from vqnotes.diagnosis.listening.units import units
+from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import ResidualVQ
 
@@ -150,6 +151,18 @@ def test_one_quantiser_called_twice():
     assert heard(Several(levels_of_one, 1), normal(40, 6, 16)) == [("quantizers.0", together, False)]
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_heads_of_a_quantiser_called_twice(separate):
+    """Each codebook is one unit: with one for all heads, both calls and all heads make a single set."""
+    quantizer = theirs.VectorQuantize(16, 32, heads=2, codebook_dim=4, separate_codebook_per_head=separate)
+    model = Several(lambda quantizers, x: [quantizers[0](x[:, :side]) for side in (2, 6)])
+    model.quantizers = nn.ModuleList([quantizer])
+    calls = [f"quantizers.0[call {call}]" for call in (0, 1)]
+    apart = [(f"quantizers.0[head {head}]", [[f"{call}[head {head}]"] for call in calls], True) for head in (0, 1)]
+    together = [("quantizers.0", [[call] for call in calls for _ in range(2)], True)]
+    assert heard(model, normal(40, 6, 16)) == (apart if separate else together)
+
+
 def test_layouts_masks_and_indices_of_the_call():
     listener = Listener(theirs.VectorQuantize(8, 32, accept_image_fmap=True).eval())
     with torch.no_grad(), listener.listening():
@@ -173,6 +186,33 @@ def test_layouts_masks_and_indices_of_the_call():
     (call,) = listener.calls
     assert torch.equal(call.latents, torch.stack([inside[..., :3], inside[..., 3:]]))
     assert torch.equal(call.index, index.movedim(-1, 0)) and call.shared
+
+
+def test_maps_and_places_in_any_layout_are_heard_with_their_dimensions_last():
+    maps, places = normal(5, 8, 3, 2), normal(5, 8, 6)
+    for quantizer, x in [
+        (theirs.SimVQ(8, 16, channel_first=True), maps),
+        (theirs.SimVQ(8, 16, channel_first=True), places),
+        (theirs.SimVQ(8, 16), maps.movedim(1, -1)),
+        (theirs.VectorQuantize(8, 16, channel_last=False), places),
+        (theirs.VectorQuantize(8, 16, accept_image_fmap=True), maps),
+        (theirs.VectorQuantize(8, 16), places.mT),
+        (VectorQuantizer(16, 8), maps.movedim(1, -1)),
+    ]:
+        listener = Listener(quantizer.eval())
+        with torch.no_grad(), listener.listening():
+            listener(x)
+        (call,) = listener.calls
+        axis = 1 if x.shape[1] == 8 else -1
+        assert torch.equal(call.latents[0], x.movedim(axis, -1)) and call.channel_axis == axis
+        assert torch.equal(call.index[0], nearest_code(call.latents[0], call.codes[0]))
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 1, 1), (40, 16, 1, 3), (40, 16, 2, 2), (1, 16, 2, 2)])
+def test_pieces_of_maps_of_any_size_are_parts(shape):
+    model = Several(lambda quantizers, x: [one(part) for one, part in zip(quantizers, x.chunk(2, dim=1))])
+    model.quantizers = nn.ModuleList(theirs.VectorQuantize(8, 16, accept_image_fmap=True) for _ in range(2))
+    assert heard(model, normal(*shape)) == [("quantizers", [["quantizers.0"], ["quantizers.1"]], False)]
 
 
 def test_rows_belong_to_examples_if_they_are_so_many_for_each():

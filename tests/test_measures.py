@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info
 from vqnotes import data, metrics
 from vqnotes.diagnosis import diagnose, readers, report
 from vqnotes.diagnosis.measures import measure
-from vqnotes.diagnosis.observed import observe
+from vqnotes.diagnosis.observed import observe, observe_stack
 from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis
 from vqnotes.diagnosis.rules import THRESHOLDS, Answer, codebook_at_fault, decide
 from vqnotes.kmeans import kmeans
@@ -129,6 +129,52 @@ def test_a_trifle_convicts_no_encoder():
     latents = normal(16, 4, seed=6).repeat(300, 1) + 0.01 * normal(4800, 4, seed=7)  # the place, and not the rest
     f = measure(observe(latents, kmeans(latents, 64)[0], inputs=x))
     assert f.encoder_loss < 0.001 and decide(f)[0] != "embedding collapse"
+
+
+def test_inputs_of_one_half_that_are_equal_are_refused():
+    """Readers learn on one half and are judged on the other, and each must vary; by chance rare inputs are in one."""
+    latents, codes = normal(64, 4), normal(2, 4)
+    for odd in range(0, 64, 7):
+        inputs = torch.zeros(64, 3)
+        inputs[odd] = 1
+        with pytest.raises(ValueError, match="the inputs do not vary: 32 of 64, chosen at random, are equal"):
+            measure(observe(latents, codes, inputs=inputs))
+
+
+# ---------------------------------------------------------------- beside k-means
+
+
+def test_true_centres_do_worse_than_kmeans_on_the_half_that_it_knows_and_better_on_the_other():
+    centres = 9 * torch.eye(8)
+    latents = centres.repeat(20, 1) + normal(160, 8)
+    f = measure(observe(latents, centres))
+    assert f.gap < 0.97 and 1.03 < f.gap_high < 1.5 and f.reference_codes == 8
+    assert f.left == pytest.approx((f.best_low + f.best) / 2) and f.gap == pytest.approx(f.error / f.best)
+    few = measure(observe(latents[:50], centres))  # 25 latents to fit to, 4 at least for each code
+    assert few.reference_codes == 6 and few.gap_high == math.inf and 0 < few.gap < 1
+
+
+def test_nothing_left_is_as_good_as_kmeans_and_anything_else_is_infinitely_worse():
+    latents = torch.tensor([[-1.0], [1.0]]).repeat(200, 1)
+    exact, moved = (measure(observe(latents, shift + latents[:2])) for shift in (0, 1e-3))
+    assert exact.best == exact.best_low == exact.error == 0 and exact.gap == exact.gap_high == 1
+    assert moved.best == 0 < moved.error and moved.gap == moved.gap_high == math.inf
+
+
+def test_levels_of_parts_add_up_in_their_own_dimensions():
+    latents = normal(3000, 5) * torch.tensor([2.0, 1, 1, 1, 1]) + 3
+    parts, left = [], []
+    for part in latents.split([2, 3], dim=1):
+        levels, rest = [], part
+        for size in (8, 4):
+            codes = kmeans(rest, size)[0]
+            levels.append((rest, codes, None))
+            rest = rest - codes[nearest_code(rest, codes)]
+        parts.append(levels)
+        left.append(rest.square().sum(1).mean())
+    f = measure(observe_stack(parts))
+    assert f.error == pytest.approx((sum(left) / latents.var(0).sum()).item(), rel=0.05) and 0.9 < f.gap < 1.1
+    assert f.bits == 10 and f.codes == 24 and len(f.codebooks) == 4
 
 
 # ---------------------------------------------------------------- threads, and what is printed

@@ -186,6 +186,21 @@ def test_dimensions_do_not_depend_on_shift_scale_rotation_or_leading_axes():
         assert measure((5 + 100 * x @ turned).reshape(5, 100, 6)) == pytest.approx(measure(x), rel=1e-3)
 
 
+def test_the_effective_dimension_is_the_least_that_holds_the_share():
+    sides = torch.tensor([4.0, 2.0, 2.0, 1.0]).diag()
+    x = torch.cat([sides, -sides])
+    shares = [16 / 25, 20 / 25, 24 / 25, 1.0]  # of the variance, by the first components
+    for components, share in enumerate(shares, start=1):
+        assert metrics.effective_dimension(x, share) == components
+        assert metrics.effective_dimension(x, share - 0.01) == components
+        if share < 1:
+            assert metrics.effective_dimension(x, share + 0.01) == components + 1
+    assert metrics.effective_dimension(x[:, [0, 1, 0, 1]], 1.0) == 2
+    for wrong in 0, -0.5, 1.01, float("nan"):
+        with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+            metrics.effective_dimension(x, wrong)
+
+
 def test_constant_x_fills_no_dimension():
     x = torch.full((9, 4), 0.1)
     assert metrics.effective_dimension(x) == metrics.effective_rank(x) == metrics.participation_ratio(x) == 0
@@ -328,5 +343,14 @@ def test_confidence_interval_covers_the_mean_as_often_as_it_says():
         low, high = metrics.confidence_interval(rng.normal(3, 1, 16), seed=trial)
         inside += low <= 3 <= high
     assert 0.87 <= inside / 200 <= 0.99  # the percentile bootstrap is a little too narrow for 16 runs
-    with pytest.raises(ValueError, match="two finite"):
-        metrics.confidence_interval([1.0])
+    for wrong in [1.0], 1.0, [[1.0, 2.0], [3.0, 4.0]], [], [1.0, np.nan], [1.0, np.inf]:
+        with pytest.raises(ValueError, match="two finite"):
+            metrics.confidence_interval(wrong)
+    for level in 0, 1, -0.5, 95:
+        with pytest.raises(ValueError, match=r"a level in \(0, 1\)"):
+            metrics.confidence_interval([1.0, 2.0], level)
+    assert metrics.confidence_interval([1.0, 3.0]) == (1, 3)  # two runs are enough
+    assert metrics.confidence_interval([2.0, 2.0, 2.0]) == (2, 2)
+    (wide, narrow), values = ((0.99, 0.5), rng.normal(3, 1, 50))
+    (low, high), (lower, higher) = (metrics.confidence_interval(values, level) for level in (narrow, wide))
+    assert lower < low < values.mean() < high < higher

@@ -344,3 +344,24 @@ def test_everything_is_parsed_at_the_door_and_once(monkeypatch):
     labels = index[:, 0]
     diagnose(x, normal(8, 4), inputs=x, labels=labels, mask=mask, index=index, places=(1,), reconstruction=x)
     assert sorted(parsed) == ["codebook", "index", "inputs", "labels", "latents", "mask", "reconstruction"]
+
+
+def test_the_dimensions_are_the_second_axis_if_only_that_is_as_long_as_a_code():
+    for shape in (5, 4, 9), (5, 4, 3), (5, 4, 2, 8), (5, 4, 1), (1, 4, 5):
+        latents = normal(*shape)
+        seen = observe(latents, normal(6, 4))
+        assert torch.equal(seen.latents, latents.movedim(1, -1).reshape(-1, 4)), shape
+        assert seen.grid == (shape[0], *shape[2:])
+    for shape in (5, 9, 4), (4, 4), (5, 3, 4), (5, 2, 8, 4):
+        assert torch.equal(observe(latents := normal(*shape), normal(6, 4)).latents, latents.reshape(-1, 4)), shape
+
+
+def test_labels_are_one_a_latent_or_one_an_input():
+    latents, codes = normal(10, 6, 4), normal(6, 4)
+    for count in 60, 10:
+        labels = torch.arange(count) % 3
+        assert torch.equal(observe(latents, codes, labels=labels).labels, labels)
+    for wrong in torch.zeros(6, dtype=torch.int64), torch.zeros(10), torch.zeros(59, dtype=torch.int64):
+        said = f"for 60 latents or 10 inputs, got {len(wrong)} {wrong.dtype}"
+        with pytest.raises(ValueError, match=f"need a whole number a label, {said}"):
+            observe(latents, codes, labels=wrong)

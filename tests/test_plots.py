@@ -1,7 +1,9 @@
 """Figures draw the data they return. nbval never compares pictures, so this is where they are tested."""
 
 import base64
+import colorsys
 import io
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,6 +43,24 @@ def test_codes_and_latents_projects_onto_the_main_plane(ax):
     assert set(plots.codes_and_latents(ax, normal(20, 1), normal(3, 1))["y"]) == {0}
     two = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])  # the last is not drawn, but its code lives
     assert plots.codes_and_latents(ax, two, two[1:], sample=2)["kind"].tolist()[2:] == ["live code"] * 2
+
+
+def hue(colour):
+    """Where on the circle of colours, in degrees: orange about 40, blue about 200."""
+    return 360 * colorsys.rgb_to_hsv(*colour[:3])[0]
+
+
+def test_latents_are_blue_live_codes_orange_and_dead_codes_crosses(ax):
+    latents, codes = normal(50, 2), torch.tensor([[0.0, 0.0], [99.0, 99.0]])
+    plots.codes_and_latents(ax, latents, codes)
+    drawn = {one.get_label(): one for one in ax.collections}
+    blue, orange = (hue(drawn[kind].get_facecolor()[0]) for kind in ("latents", "live codes"))
+    assert 180 < blue < 260 and 20 < orange < 60
+    cross, dot = (len(drawn[kind].get_paths()[0].vertices) for kind in ("dead codes", "live codes"))
+    assert cross == 4 < dot and drawn["dead codes"].get_edgecolor()[0, :3].max() == 0
+    assert drawn["latents"].zorder < drawn["live codes"].zorder  # no code is hidden
+    plots.code_counts(ax, torch.tensor([0, 0]), 2)
+    assert 20 < hue(ax.collections[-1].get_facecolor()[0]) < 60 and ax.lines[-1].get_marker() == "x"
 
 
 def test_latents_by_label_gives_each_label_its_colour(ax):
@@ -111,6 +131,12 @@ def test_tornado_draws_every_effect_from_zero_the_largest_on_top(ax):
     assert [list(line.get_xdata()) for line in ax.lines[:-1]] == drawn[["low", "high"]].to_numpy().tolist()
     assert [text.get_text() for text in ax.texts] == drawn["level"].tolist()
     assert ax.yaxis_inverted()
+    ax.figure.canvas.draw()
+    for text, bar, (low, high) in zip(ax.texts, ax.patches, drawn[["low", "high"]].to_numpy()):
+        box = text.get_window_extent().transformed(
+            ax.transData.inverted()
+        )  # beside bar and interval, on no side of 0
+        assert box.x0 > max(high, 0) if bar.get_width() > 0 else box.x1 < min(low, 0)
 
 
 def test_spectrum_marks_the_effective_dimension(ax):
@@ -125,8 +151,11 @@ def test_picture_shows_the_image_cut_to_its_range(ax):
     assert plots.picture(ax, image)["mean"].tolist() == [0, 0.5, 1]
     assert np.asarray(ax.images[0].get_array()).shape == (2, 2, 3)
     assert np.asarray(plots.picture(ax, image[:1])["mean"]).tolist() == [0]
-    with pytest.raises(ValueError, match=r"\(2, 2, 2\)"):
-        plots.picture(ax, image[:2])
+    for wrong in image[:2], image[0], image[None], image[:, :0], image[:1].to(torch.complex64):
+        with pytest.raises(ValueError, match=re.escape(f"{wrong.dtype} {tuple(wrong.shape)}")):
+            plots.picture(ax, wrong)
+    with pytest.raises(ValueError, match="1 NaN"):
+        plots.picture(ax, torch.tensor([[[0.5, torch.nan]]]))
 
 
 def test_index_map_gives_every_code_its_own_colour(ax):
@@ -174,6 +203,15 @@ def test_diagnosis_draws_its_evidence_in_four_panels():
     ]
     bars = [patch.get_width() for patch in axes[1, 0].patches]
     assert bars == [*frame["yours"][:3], *frame["reference"][:3]]
+    assert [label.get_text() for label in axes[1, 0].get_yticklabels()] == list(frame["name"][:3])
+    assert [text.get_text() for text in axes[1, 0].get_legend().get_texts()] == ["yours", "reference"]
+    for place, line in enumerate(axes[1, 1].lines[:2]):  # shares of a whole, of latents and then of the codes used
+        assert line.get_ydata().sum() == pytest.approx(1) and line.get_label() == ("latents", "codes used")[place]
+    assert axes[1, 1].lines[2].get_xdata()[0] == frame["reference"][3]
+    figure.tight_layout()
+    figure.canvas.draw()
+    for ax in axes[1]:
+        assert ax.get_legend().get_window_extent().y1 < ax.bbox.y0  # hides nothing that is drawn
     uses = axes[0, 1].get_xlabel()
     assert uses and all(ax.get_title() for ax in axes.flat)
     with pytest.raises(ValueError, match="four axes, got 2"):

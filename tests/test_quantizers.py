@@ -200,3 +200,20 @@ def test_forward_refuses_latents_of_another_size_or_not_finite():
         VectorQuantizer(4, 2)(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="1 NaN"):
         VectorQuantizer(4, 2)(torch.tensor([[0.0, torch.nan]]))
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_no_gradient_flows_into_where_codes_are_put(update):
+    quantizer, latents = VectorQuantizer(4, 2, update=update), normal(40, 2).requires_grad_()
+    share = torch.full((4,), 0.25)
+    places = [
+        lambda: quantizer.place_codes(2 * latents[:4], share),
+        lambda: quantizer.init_codes("data", 2 * latents),
+        lambda: quantizer.init_codes("kmeans", 2 * latents),
+        lambda: quantizer.train().after_step(2 * latents, torch.arange(40) % 4),
+    ]
+    for put in places:
+        put()
+        assert quantizer.codebook.grad_fn is None and quantizer.codebook.requires_grad == (update == "gradient")
+    for _ in range(2):  # a graph that stays would be gone through twice
+        quantizer(2 * latents).loss.backward()

@@ -219,6 +219,14 @@ def test_residual_codes_are_all_sums_in_the_order_of_the_index():
     assert torch.equal(quantizer.decode(quantized.index), quantized.latents_q)
 
 
+def test_levels_that_start_at_random_all_start_elsewhere():
+    for seed in range(20):
+        quantizer = ResidualVQ(8**6, 4, stages=(8,) * 6)
+        quantizer.init_codes("normal", seed=seed)
+        codes = torch.stack([stage.codebook.detach() for stage in quantizer.stages])
+        assert len(codes.unique(dim=0)) == 6
+
+
 # ---------------------------------------------------------------- pitfalls
 
 
@@ -229,6 +237,19 @@ def test_rotation_survives_opposite_and_zero_vectors():
         chosen = quantizer.codebook[code : code + 1]
         (quantizer.estimate(z, chosen) * torch.tensor([[3.0, 7.0]])).sum().backward()
         assert torch.isfinite(z.grad).all() and z.grad.norm() == approx(math.hypot(3, 7), rel=1e-5)
+        assert z.grad.tolist()[0] == approx([3, 7])  # nothing is turned: opposite, or the same direction, or none
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("angle", [0, 1, 90, 179, 179.99, 180])
+def test_rotation_turns_up_to_the_opposite_direction_where_it_is_straight_through(angle, length):
+    turn = math.radians(angle)
+    quantizer = with_codes(RotationTrick(1, 2, beta=0), [[length * math.cos(turn), length * math.sin(turn)]])
+    z = torch.tensor([[length / 2, 0.0]], requires_grad=True)
+    (quantizer(z).latents_q * torch.tensor([[3.0, 7.0]])).sum().backward()
+    back = 2 * torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    expected = torch.tensor([3.0, 7.0]) if angle > 179.9 else back @ torch.tensor([3.0, 7.0])
+    assert z.grad[0].tolist() == approx(expected.tolist(), rel=1e-3, abs=1e-3)
 
 
 def test_fsq_indices_are_exact_in_half_precision():

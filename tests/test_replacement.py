@@ -305,6 +305,26 @@ def test_online_clustering_keeps_as_much_of_an_ema_share_as_of_the_code():
     assert quantizer.share.tolist() == pytest.approx([0.75, 0.25 * kept.item()], rel=1e-4)
 
 
+# ---------------------------------------------------------------- splitting
+
+
+@pytest.mark.parametrize("interval, threshold, least", [(5, 0.01, 1), (5, 0.5, 3), (1, 0.01, 1), (8, 0.25, 2)])
+def test_splitting_waits_for_its_interval_and_counts_steps(interval, threshold, least):
+    """Code 3 is far from all latents, code 2 is chosen in some steps of each interval, and codes 0 and 1 in all."""
+    far = torch.tensor([100.0, 100.0])
+    quantizer = made(CodeSplitting, 4, 2, interval=interval, threshold=threshold, noise=0).train()
+    for chosen in range(interval + 1):
+        for step in range(1, interval + 1):
+            if step == 1:
+                quantizer.codebook.data.copy_(torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 0.0]]))
+                quantizer.codebook.data[3] = far
+            latents = torch.tensor([[0.1, 0.0], [9.1, 0.0], [0.1, 9.0]])
+            quantizer(latents if step <= chosen else latents[:2])
+            replaced = (quantizer.codebook.detach() - torch.stack([latents[2], far])[:, None]).norm(dim=2) > 1
+            assert replaced[1, 3] == (step == interval)
+            assert replaced[0, 2] == (step == interval and chosen < least)
+
+
 # ---------------------------------------------------------------- bad input
 
 

@@ -32,8 +32,9 @@ def test_coverage_and_density_by_hand(samples, covered, dense):
     assert density(LINE, samples, k=1) == pytest.approx(dense)
 
 
-def test_coverage_and_density_by_their_definitions():
-    real, samples, k = normal(80, 2, 3, seed=1), normal(50, 2, 3, seed=2) + 0.5, 3
+@pytest.mark.parametrize("k", [1, 3, 5, 20])
+def test_coverage_and_density_by_their_definitions(k):
+    real, samples = normal(80, 2, 3, seed=1), normal(50, 2, 3, seed=2) + 1
     x, y = real.flatten(1).double().numpy(), samples.flatten(1).double().numpy()
     radii = NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[0][:, -1]
     reached = [any(math.dist(one, other) <= radius for other in y) for one, radius in zip(x, radii)]

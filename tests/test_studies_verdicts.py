@@ -1,6 +1,7 @@
 """The validation of `diagnose`: the table is whole, thresholds come from one half, the other half is judged well."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -73,7 +74,32 @@ def test_an_intervention_confirms_or_sets_aside():
         ("dimensional collapse", cured, read, False),
         ("rate limit", sound | {"floor": 0.5, "same codes": 0.5, "new codes": 0.5}, read, True),
         ("rate limit", sound, read, False),
+        ("healthy", dict.fromkeys(sound, 0.3), read, False),  # nothing can do better: a rate limit
+        ("healthy", spoilt, read, False),
+        ("healthy", sound | {"new codes": 0.12}, read, False),  # new codes are worse: so were these
+        ("healthy", sound | {"same codes": 0.104}, read, True),
+        ("healthy", sound | {"same codes": 0.108}, read, False),  # neither
+        ("token collapse", sound | {"same codes": 0.108}, read, False),
+        ("token collapse", sound | {"same codes": 0.112}, read, True),
+        ("rate limit", sound | {"floor": 0.5, "same codes": 0.7, "new codes": 0.7}, read, False),
+        ("rate limit", sound | {"floor": 0.5, "same codes": 0.55, "new codes": 0.5}, read, False),
+        ("dimensional collapse", spoilt, lost, False),
+        ("dimensional collapse", sound, read, False),
+        ("token and embedding collapse", spoilt | {"same codes": 0.4}, lost, True),
+        ("token and embedding collapse", spoilt | {"same codes": 0.4}, read, False),
+        ("token and embedding collapse", spoilt, lost, False),
+        ("token and embedding collapse", cured, lost, False),
         ("no such label", sound, read, False),
     ]:
         row = pd.DataFrame([{"label": label} | outcome | labels])
         assert verdicts.confirmed(row).tolist() == [holds], (label, outcome, labels)
+
+
+def test_cases_are_what_their_names_say():
+    starts = {"U(±1/K)": "uniform", "N(0, 1)": "normal"}
+    for name, case in verdicts.CASES.items():
+        width, dim = re.match(r"width (\d+)", name), re.match(r"(\d+) dimensions", name)
+        assert case.width == (int(width[1]) if width else 64) and case.dim == (int(dim[1]) if dim else 8), name
+        assert (case.options.get("update") == "ema") == ("EMA" in name), name
+        assert case.init == next((init for start, init in starts.items() if start in name), "kmeans"), name
+        assert (case.warmup == 0) == (case.label == "token collapse" and "warm-up" not in name), name

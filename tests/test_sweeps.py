@@ -194,6 +194,21 @@ def test_eta_squared_refuses_what_is_not_a_full_crossing():
             eta_squared(wrong, "y", ("a", "b"))
 
 
+def test_two_seeds_of_two_levels_are_the_least():
+    cells, y = np.ndindex(2, 2, 2), [0, 2, 4, 6, 8, 6, 12, 14]
+    table = pd.DataFrame([{"a": a, "b": b, "seed": seed, "y": one} for (a, b, seed), one in zip(cells, y)])
+    # means of the cells 1, 5, 7, 13, of a 3 and 10, of b 4 and 9, in all 6.5: 12.25, 6.25, 0.25 and 1 of 19.75
+    shares = eta_squared(table, "y", ("a", "b"))["share"]
+    assert shares.tolist() == approx([12.25 / 19.75, 6.25 / 19.75, 0.25 / 19.75, 1 / 19.75])
+    for causes in ("a",), ("a", "b", "a"), ("a", "a"), ("a", "y"), ("a", "seed"):
+        with pytest.raises(ValueError, match="need two causes"):
+            eta_squared(table, "y", causes)
+    with pytest.raises(ValueError, match=r"need rows with columns \['seed', 'a', 'c', 'y'\]"):
+        eta_squared(table, "y", ("a", "c"))
+    with pytest.raises(ValueError, match="finite"):
+        eta_squared(table.replace({"y": {14: np.inf}}), "y", ("a", "b"))
+
+
 def test_differences_are_taken_seed_by_seed():
     rows = [
         {"arm": arm, "seed": seed, "y": 1000 * seed + up} for arm, up in (("b", 3), ("plain", 0)) for seed in range(5)

@@ -134,6 +134,14 @@ def test_places_that_are_given_decide():
             read_places(hear, x, (16,), nonsense)
 
 
+@pytest.mark.parametrize("by_latents, by_inputs", [(1e-6, 1), (1e6, 1), (1, 1e-6), (1, 1e6)])
+def test_the_unit_of_latents_and_inputs_does_not_count(by_latents, by_inputs):
+    layer, x = nn.Linear(64, 8, bias=False), normal(40, 16, 64)
+    with torch.no_grad():
+        axes, note = read_places(latents_of(lambda x: by_latents * layer(x)), by_inputs * x, (16,))
+    assert axes == (1,) and "latents move with (1,)" in note
+
+
 # ---------------------------------------------------------------- gradients
 
 
@@ -192,6 +200,32 @@ class NoGradients(Outside):
         return super().forward(x)
 
 
+class Moody(VectorQuantizer):
+    """Passes a gradient in one mode only, or fails in one."""
+
+    def __init__(self, *, passes=None, fails=None):
+        super().__init__(8, 4)
+        self.passes, self.fails = passes, fails
+
+    def estimate(self, latents, chosen):
+        if self.training == self.fails:
+            raise RuntimeError("not in this mode")
+        return straight_through(chosen, latents) if self.training == self.passes else chosen
+
+
+class Returning(nn.Module):
+    """Returns other things before what it makes of its codes, and nothing of the inputs' shape."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = models.mlp(6, 4), kind(8, 4), models.mlp(4, 3)
+
+    def forward(self, x):
+        quantized = self.quantizer(self.encoder(x))
+        back = self.decoder(quantized.latents_q)
+        return {"loss": quantized.loss, "index": quantized.index[:, None], "back": back}, None, (x[0], [back])
+
+
 class LossOnly(Outside):
     def forward(self, x):
         return (super().forward(x) - x).square().mean()
@@ -212,6 +246,13 @@ CUT = {  # name: the model, whether no gradient passes
     "nothing to learn before it": (lambda: frozen(autoencoder(Bare(8, 4))), False),
     "cannot be differentiated": (NoGradients, False),
     "returns a loss": (LossOnly, False),
+    "a loss and indices first": (lambda: Returning(VectorQuantizer), False),
+    "a loss and indices first, cut": (lambda: Returning(Bare), True),
+    "in training only": (lambda: autoencoder(Moody(passes=True)), False),
+    "in evaluation only": (lambda: autoencoder(Moody(passes=False)), False),
+    "cannot be trained": (lambda: autoencoder(Moody(fails=True)), False),
+    "cannot be evaluated, cut": (lambda: autoencoder(Moody(fails=False)), True),
+    "cannot be evaluated": (lambda: autoencoder(Moody(fails=False, passes=True)), False),
 }
 
 

@@ -80,10 +80,12 @@ def verdict(project: Path, path: Path, changed: str, tests: list[str]) -> str:
     """Which of the tests (arguments of pytest) fails with this text in the file, or "" if all pass."""
     original = (project / path).read_text(encoding="utf-8")
     (project / path).write_text(changed, encoding="utf-8")
+    listed = project / "tests.txt"  # a file, since there can be more than a command line takes
+    listed.write_text("\n".join(tests), encoding="utf-8")
     try:
         options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
+            [sys.executable, "-m", "pytest", *options, f"@{listed}"],
             cwd=project,
             env=os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -4,16 +4,19 @@ python tools/random_mutants.py [--sample N] [--seed S] [--workers W] [--out FOLD
 
 A place in the code is drawn, then one of the changes that are possible there (another operator, number, comparison;
 a condition always true; ...). What is no code to run, such as annotations and docstrings, is left alone. The tests
-that should notice are those named after the module, and those that mention it. Needs the package cosmic-ray. What is
-found is kept, a line a mutant, in FOLDER (build/mutants): the same call goes on where it stopped.
+that should notice are those that run the statement, the quickest first, as one run of all of them tells; for what is
+run at import, the tests named after the module and those that mention it. Needs the packages cosmic-ray and
+pytest-cov. What is found is kept, a line a mutant, in FOLDER (build/mutants): the same call goes on where it stopped.
 """
 
 import argparse
 import ast
 import difflib
 import json
+import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -22,17 +25,19 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 
-from mutants import commands, copy_of_the_project, verdict
+from mutants import NOT_OF_THE_MODULE, commands, copy_of_the_project, verdict
 from notebook_tools import ROOT
 
 from vqnotes._printing import say
 
 try:
+    import pytest_cov  # noqa: F401
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
+    from coverage import CoverageData
 except ImportError:
-    sys.exit("pip install cosmic-ray: the random mutants are made by it")
+    sys.exit("pip install cosmic-ray pytest-cov: one makes the random mutants, the other finds their tests")
 
 
 def runs(source: str) -> str:
@@ -59,8 +64,8 @@ def changes(path: Path) -> dict[tuple[int, int], list[tuple[str, int]]]:
     return found
 
 
-def drawn_mutants(paths: list[Path], sample: int, seed: int) -> Iterator[tuple[Path, str, str]]:
-    """So many mutants: path, the lines that change, the changed source."""
+def drawn_mutants(paths: list[Path], sample: int, seed: int) -> Iterator[tuple[Path, int, str, str]]:
+    """So many mutants: path, the number of the line, the lines that change, the changed source."""
     generator, possible = random.Random(seed), {path: changes(path) for path in paths}
     places = [(path, place) for path in paths for place in sorted(possible[path])]
     generator.shuffle(places)
@@ -76,8 +81,49 @@ def drawn_mutants(paths: list[Path], sample: int, seed: int) -> Iterator[tuple[P
             continue
         if not same:
             lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0)
-            yield path, "\n".join(line for line in lines if not re.match(r"---|\+\+\+|@@", line)), changed
+            change = "\n".join(line for line in lines if not re.match(r"---|\+\+\+|@@", line))
+            yield path, place[0], change, changed
             sample -= 1
+
+
+class Coverage:
+    """Which tests run which lines of the module, by one run of them all in a project; and how long each takes."""
+
+    def __init__(self, project: Path, workers: int) -> None:
+        options = ["-q", f"-n{workers}", "-p", "no:cacheprovider", "-o", "addopts=", "--durations=0", "-vv", "tests"]
+        options += [f"--ignore=tests/{name}.py" for name in NOT_OF_THE_MODULE]
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "--cov=vqnotes", "--cov-context=test", "--cov-report=", *options],
+            cwd=project,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(project), *sys.path]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode:
+            raise RuntimeError(f"the tests fail without any mutant: {run.stdout[-2000:]}")
+        self.seconds = Counter()
+        for seconds, test in re.findall(r"^(\d+\.\d+)s (?:call|setup|teardown) +(\S.*)$", run.stdout, re.M):
+            self.seconds[test] += float(seconds)
+        data = CoverageData(str(project / ".coverage"))
+        data.read()
+        self.tests = {}
+        for path in (ROOT / "vqnotes").rglob("*.py"):
+            lines = data.contexts_by_lineno(str(project.resolve() / path.relative_to(ROOT)))
+            self.tests[path] = {line: {one.split("|")[0] for one in found if one} for line, found in lines.items()}
+
+    def of(self, path: Path, line: int) -> list[str]:
+        """The tests that run the statement with this line, the quickest first; none for what is run at import."""
+        enclosing = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno
+        ]
+        inside = any(isinstance(node, ast.FunctionDef) and node.body[0].lineno <= line for node in enclosing)
+        if not inside:
+            return []
+        lines = range(max(node.lineno for node in enclosing), line + 1)
+        tests = set().union(*(self.tests[path].get(line, set()) for line in lines))
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
 
 
 def near(path: Path) -> list[str]:
@@ -107,14 +153,17 @@ def main() -> None:
             (Path(folder) / str(worker)).mkdir()
             projects.put(copy_of_the_project(Path(folder) / str(worker)))
 
-        def one(path: Path, change: str, changed: str) -> tuple[str, str, str]:
+        coverage = Coverage(Path(folder) / "0", options.workers)
+
+        def one(path: Path, line: int, change: str, changed: str) -> tuple[str, str, str]:
             project = projects.get()
             try:
-                return path.name, change, verdict(project, path.relative_to(ROOT), changed, near(path))
+                tests = coverage.of(path, line) or near(path)
+                return path.name, change, verdict(project, path.relative_to(ROOT), changed, tests)
             finally:
                 projects.put(project)
 
-        todo = [pool.submit(one, *job) for job in jobs if (job[0].name, job[1]) not in known]
+        todo = [pool.submit(one, *job) for job in jobs if (job[0].name, job[2]) not in known]
         with open(results, "a", encoding="utf-8") as kept:
             for future in as_completed(todo):
                 file, change, noticed = future.result()
@@ -123,7 +172,7 @@ def main() -> None:
                 kept.flush()
                 say(f"{noticed or 'SURVIVES'} | {file}\n{change}", flush=True)
     made = Counter(path.name for path, *_ in jobs)
-    lived = Counter(path.name for path, change, _ in jobs if not known[path.name, change])
+    lived = Counter(path.name for path, _, change, _ in jobs if not known[path.name, change])
     for file, count in sorted(made.items()):
         say(f"{file}: {lived[file]} of {count} live")
     say(f"all: {lived.total()} of {made.total()} live")

@@ -206,7 +206,7 @@ class Record:
         for i, same in enumerate(self.levels):
             heard = [self.of_one(calls[level.call], level.head, len(x)) for level in same]
             for name, tensors in zip(("latents", "index", "counts"), zip(*heard)):
-                kept[f"{name} {i}"] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+                kept[f"{name} {i}"] = torch.cat(tensors)
         counts = kept["counts 0"]
         if self.rows:
             keys = self.random.random(len(counts))

@@ -1,0 +1,99 @@
+"""What is heard of a model is kept in bounded memory, in the order of its inputs, and said to be what it is."""
+
+import pytest
+import torch
+from helpers import normal
+from torch import nn
+
+from vqnotes.diagnosis import diagnose_model
+from vqnotes.diagnosis.listening import records
+from vqnotes.quantizers import VectorQuantizer
+
+
+class Calls(nn.Module):
+    """A quantiser that is called as it is told."""
+
+    def __init__(self, call, size=8, dim=4):
+        super().__init__()
+        self.vq, self.call = VectorQuantizer(size, dim), call
+
+    def forward(self, x):
+        return self.call(self.vq, x)
+
+
+CALLS = {  # name: the call on x (N, 6, 4), how many latents it makes of an input
+    "a place each": (lambda vq, x: vq(x), 6),
+    "one for an input": (lambda vq, x: vq(x[:, 0]), 1),
+    "rows, six an input": (lambda vq, x: vq(x.reshape(-1, 4)), 6),
+    "several calls": (lambda vq, x: (vq(x[:, :2]), vq(x[:, 2:])), 6),
+    "not so many for each input": (lambda vq, x: vq(x.reshape(-1, 4)[1:]), 6),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_as_many_latents_are_kept_however_they_are_called(name, monkeypatch):
+    monkeypatch.setattr(records, "MOST_NUMBERS", 4000)
+    monkeypatch.setattr(records, "AT_LEAST", 1200)
+    call, each = CALLS[name]
+    (found,) = diagnose_model(Calls(call), [normal(700, 6, 4, seed=seed) for seed in range(4)]).values()
+    (note,) = (note for note in found.notes if note.startswith("references are measured on"))
+    kept = int(note.split()[4].replace(",", ""))
+    assert 1200 < kept <= 1200 + each
+
+
+def test_the_shapes_of_what_is_taken_as_one_set_are_named():
+    x, start = normal(60, 6, 4), "the inputs were not used: latents "
+    for call, said in [
+        (lambda vq, x: (vq(x[:, :2]), vq(x[:, 2:])), "(60, 2) and (60, 4) of several calls in a pass"),
+        (lambda vq, x: (vq(x[:, 0]), vq(x[:, 1])), "(60,) of several calls in a pass"),
+        (lambda vq, x: vq(x.reshape(-1, 4)[1:]), "(359,) which are not so many for each of 60 inputs,"),
+    ]:
+        (found,) = diagnose_model(Calls(call), x).values()
+        assert f"{start}{said} are taken as one set" in found.notes
+
+
+def test_batches_of_another_kind_are_refused():
+    def alternating(vq, x):
+        return (vq(x), vq(x)) if len(x) == 7 else vq(x)
+
+    with pytest.raises(ValueError, match=r"alike on all batches, got \['vq'\] and then others"):
+        diagnose_model(Calls(alternating), [normal(50, 4), normal(7, 4)])
+    for other in normal(50, 7, 4, 1), normal(50, 6, 8):
+        flat = Calls(lambda vq, x: vq(x.flatten(2)[..., :4] if x.ndim > 3 else x[..., :4]))
+        with pytest.raises(ValueError, match=r"inputs must be of one size but for lengths.*\(50, 6, 4\)"):
+            diagnose_model(flat, [normal(50, 6, 4), other])
+
+
+def test_places_are_given_in_vain_to_what_has_no_places():
+    with pytest.raises(ValueError, match=r"places=\(1,\): the inputs were not used: .* several calls in a pass"):
+        diagnose_model(Calls(CALLS["several calls"][0]), normal(60, 6, 4), places=(1,))
+
+
+def test_a_sample_keeps_each_row_beside_its_key():
+    """Whatever is kept under two names, or added in whatever order, belongs together."""
+    sample, x = records.Sample(20), normal(90, 3)
+    keys = torch.rand(90, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    for part in torch.arange(90).split(13):
+        sample.add(keys[part.numpy()], {"x": x[part], "number": part})
+    number = sample.of("number")
+    assert torch.equal(sample.of("x"), x[number]) and (sample.keys == keys[number.numpy()]).all()
+    assert sorted(sample.keys) == sorted(keys)[:20]
+    with pytest.raises(ValueError, match=r"of one shape but for lengths, got .*\[1, 3, 1\].* and .*\[20, 3\]"):
+        sample.add(keys[:1] * 0, {"x": x[:1, :, None]})
+
+
+def test_an_input_with_a_single_place_is_one_that_has_none():
+    x = normal(400, 6)
+
+    class Linear(nn.Module):
+        def __init__(self, places):
+            super().__init__()
+            torch.manual_seed(0)
+            self.encoder, self.vq, self.places = nn.Linear(6, 4), VectorQuantizer(8, 4), places
+
+        def forward(self, x):
+            return self.vq(self.encoder(x).reshape(len(x), *self.places, 4))
+
+    (plain, *others) = (diagnose_model(Linear(places), x)["vq"] for places in ((), (1,), (1, 1)))
+    for one in others:
+        assert one.evidence == plain.evidence and one.notes == plain.notes and "lost by the encoder" in one.evidence

@@ -1,0 +1,77 @@
+"""What a diagnosis prints, in which order, and what is to be tried."""
+
+from vqnotes.diagnosis import report
+from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis, Evidence, advice_for
+
+EVIDENCE = {
+    "codes in use": Evidence(12, 1024, "at most", "a symptom only"),
+    "optimality gap": Evidence(3.14159, 1.0, "k-means", ""),
+}
+FULL = Diagnosis(
+    "token collapse",
+    "Because <so>.",
+    EVIDENCE,
+    [Advice("first this", "start", "05"), Advice("then that", "any", "08")],
+    ["one thing", "another"],
+    doubts=["is it so?"],
+)
+REPORT = """\
+First: is it so?
+Diagnosis: token collapse
+  Because <so>.
+
+                  yours  reference      speaks for
+  codes in use    12     1,024 at most  a symptom only
+  optimality gap  3.14   1 k-means
+
+What to try, in this order:
+  1. first this [start; notebook 05]
+  2. then that [any; notebook 08]
+
+Note: one thing
+Note: another"""
+
+
+def test_a_report_is_printed_whole():
+    assert str(FULL) == repr(FULL) == REPORT
+    bare = Diagnosis("healthy", "All is well.", EVIDENCE, [])
+    assert str(bare).splitlines() == ["Diagnosis: healthy", "  All is well.", *REPORT.splitlines()[3:7]]
+    noted = Diagnosis("healthy", "All is well.", EVIDENCE, [], ["one thing"])
+    assert str(noted) == str(bare) + "\n\nNote: one thing"
+
+
+def test_a_report_is_shown_whole_in_a_notebook():
+    shown = FULL._repr_html_()
+    rest = shown
+    for part in ["is it so?", "token collapse", "Because &lt;so&gt;.", "yours", "codes in use", "1,024 at most"] + [
+        "3.14", "first this", "notebook 05", "then that", "one thing", "another"
+    ]:  # fmt: skip
+        assert part in rest, part
+        rest = rest.partition(part)[2]
+    bare = Diagnosis("healthy", "All is well.", EVIDENCE, [])._repr_html_()
+    assert "What to try" not in bare and "Note" not in bare and "First" not in bare
+
+
+def remedies(verdict, size=64, busy=False, needs=(), several=False):
+    return advice_for(verdict, size=size, busy=busy, needs=list(needs), several=several)
+
+
+def test_what_is_to_be_tried_comes_in_order():
+    tokens, embeddings = remedies("token collapse"), remedies("embedding collapse")
+    assert tokens[0] == report.WARM_UP and tokens[-1] == report.BUGS and embeddings[0] == report.WIDER
+    both = remedies("token and embedding collapse")
+    assert both[0] == report.WIDER and both.index(report.WARM_UP) < both.index(report.LESS_BETA)
+    assert set(both) == {*tokens, *embeddings} - {report.BUGS} and len(both) == len(set(both))
+    assert remedies("token collapse", busy=True) == [report.STORM, *tokens]
+    assert report.MANY_CODES in remedies("token collapse", size=2**14) and report.MANY_CODES not in tokens
+    for verdict in VERDICTS:
+        assert remedies(verdict, needs=[report.INPUTS]) == [*remedies(verdict), report.INPUTS]
+        assert bool(remedies(verdict)) == (verdict not in ("healthy", "cannot tell"))
+
+
+def test_several_codebooks_are_mended_one_by_one():
+    for verdict in "token collapse", "token and embedding collapse":
+        one, several = remedies(verdict), remedies(verdict, several=True)
+        assert [b for a, b in zip(one, several) if a != b] == [report.REPAIR_EACH] and report.REPAIR in one
+    assert remedies("rate limit")[0] == report.MORE_CODES
+    assert remedies("rate limit", several=True)[0] == report.MORE_LEVELS
