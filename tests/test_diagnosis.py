@@ -12,7 +12,7 @@ from helpers import normal
 
 from vqnotes import data
 from vqnotes.diagnosis import THRESHOLDS, decide, diagnose, encoder_at_fault, labels_lost
-from vqnotes.figures import AT_MOST, PER_CODE, figures_of, shared_dimensions
+from vqnotes.figures import AT_LEAST, AT_MOST, PER_CODE, figures_of, shared_dimensions
 from vqnotes.kmeans import kmeans
 from vqnotes.pairing import around
 from vqnotes.readers import left_over
@@ -156,7 +156,12 @@ def test_every_verdict(kind, modes):
 
 
 def test_labels_alone_show_a_sound_encoder_but_no_sick_one(modes):
-    assert diagnose(modes.x, placed(modes.x), labels=modes.y).verdict == "healthy"
+    found = diagnose(modes.x, placed(modes.x), labels=modes.y)
+    read = found.evidence["labels read off"]
+    assert found.verdict == "healthy" and read.compared_with == "by guessing"
+    assert read.value > 0.9 and read.reference == pytest.approx(1 / 32, abs=0.01)
+    read = diagnose(modes.x, placed(modes.x), labels=modes.y, inputs=modes.x[:, :1]).evidence["labels read off"]
+    assert read.compared_with == "from the inputs" and 1 / 32 < read.reference < 0.5 < read.value
     latents = modes.x[:, :1]
     assert diagnose(latents, placed(latents), labels=modes.y).verdict == "cannot tell"
     assert diagnose(latents, placed(latents), labels=modes.y, inputs=modes.x).verdict == "embedding collapse"
@@ -266,6 +271,14 @@ def test_the_rule_reads_its_thresholds(modes):
     assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "trifle": -1})[0] == "embedding collapse"
     assert decide(f, THRESHOLDS | {"dimensions": 3})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
+
+
+def test_the_sample_is_as_large_as_it_is_said_to_be():
+    said = f"of {PER_CODE} latents a code, at least {AT_LEAST:,} and at most {AT_MOST:,}"
+    assert said in " ".join(diagnose.__doc__.split())
+    latents = normal(10_000, 2)
+    assert [figures_of(latents, latents[:size]).sample for size in (4, 600)] == [AT_LEAST, 600 * PER_CODE]
+    assert figures_of(latents[:5000], latents[:4]).sample == 5000
 
 
 def test_many_latents_and_codes_in_bounded_memory():

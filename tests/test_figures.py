@@ -8,7 +8,7 @@ import torch
 from helpers import normal
 from threadpoolctl import threadpool_info
 
-from vqnotes import data, readers, verdicts
+from vqnotes import data, figures, readers, verdicts
 from vqnotes.diagnosis import THRESHOLDS, codebook_at_fault, decide, diagnose
 from vqnotes.figures import figures_of, measure_observed
 from vqnotes.kmeans import kmeans
@@ -191,6 +191,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
 
     monkeypatch.setattr(readers, "by_regression", watched(regression))
     monkeypatch.setattr(readers.metrics, "separability", watched(separability))
+    monkeypatch.setattr(figures, "kmeans", watched(kmeans))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -198,7 +199,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert len(seen) == 4 and all(set(one) == {1} for one in seen)
+    assert len(seen) == 5 and all(set(one) == {1} for one in seen)
 
 
 def test_all_that_is_printed_is_ascii(modes, codes):
