@@ -1,11 +1,9 @@
 """Diagnosis: the figures by hand, every verdict from latents made for it, and what people pass by mistake."""
 
 import dataclasses
-import importlib
 import math
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,10 +11,10 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes import data, diagnosis
+from vqnotes import data
 from vqnotes.diagnosis import diagnose
 from vqnotes.diagnosis.measures import measure, shared_dimensions
-from vqnotes.diagnosis.observed import AT_MOST, PER_CODE, around, observe
+from vqnotes.diagnosis.observed import AT_LEAST, AT_MOST, PER_CODE, around, observe
 from vqnotes.diagnosis.readers import left_over
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.diagnosis.rules import THRESHOLDS, Answer, decide, encoder_at_fault, labels_lost
@@ -160,7 +158,12 @@ def test_every_verdict(kind, modes):
 
 
 def test_labels_alone_show_a_sound_encoder_but_no_sick_one(modes):
-    assert diagnose(modes.x, placed(modes.x), labels=modes.y).verdict == "healthy"
+    found = diagnose(modes.x, placed(modes.x), labels=modes.y)
+    read = found.evidence["labels read off"]
+    assert found.verdict == "healthy" and read.compared_with == "by guessing"
+    assert read.value > 0.9 and read.reference == pytest.approx(1 / 32, abs=0.01)
+    read = diagnose(modes.x, placed(modes.x), labels=modes.y, inputs=modes.x[:, :1]).evidence["labels read off"]
+    assert read.compared_with == "from the inputs" and 1 / 32 < read.reference < 0.5 < read.value
     latents = modes.x[:, :1]
     assert diagnose(latents, placed(latents), labels=modes.y).verdict == "cannot tell"
     assert diagnose(latents, placed(latents), labels=modes.y, inputs=modes.x).verdict == "embedding collapse"
@@ -303,21 +306,12 @@ def test_why_the_encoder_is_not_judged_is_said(modes):
         assert by_inputs != any("pass inputs= (or labels=)" in advice.remedy for advice in found.advice)
 
 
-def test_each_module_imports_only_from_those_before_it():
-    order = ["observed", "readers", "measures", "rules", "report", "listening.calls", "listening.ours"]
-    order += ["listening.vector_quantize_pytorch", "listening", "listening.units", "listening.trials"]
-    order += ["listening.records", "model", "watch"]
-    folder = Path(diagnosis.__file__).parent
-    names = {".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")}
-    names = {name.removesuffix(".__init__"): path for name, path in names.items() if name != "__init__"}
-    assert sorted(order) == sorted(names)
-    for name, path in names.items():
-        for imported in re.findall(r"^from vqnotes\.diagnosis\.?(\S*) import (.*)", path.read_text(), re.M):
-            parts = imported[1].split(", ") if not imported[0] or imported[0] == "listening" else []
-            modules = [".".join(filter(None, (imported[0], part))) for part in parts]
-            for module in [one for one in modules if one in order] or [imported[0]]:
-                assert order.index(module) < order.index(name), f"{name} imports {module}"
-        assert set(importlib.import_module(f"vqnotes.diagnosis.{name}").__all__)
+def test_the_sample_is_as_large_as_it_is_said_to_be():
+    said = f"of {PER_CODE} latents a code, at least {AT_LEAST:,} and at most {AT_MOST:,}"
+    assert said in " ".join(diagnose.__doc__.split())
+    latents = normal(10_000, 2)
+    assert [measure(observe(latents, latents[:size])).sample for size in (4, 600)] == [AT_LEAST, 600 * PER_CODE]
+    assert measure(observe(latents[:5000], latents[:4])).sample == 5000
 
 
 def test_many_latents_and_codes_in_bounded_memory():

@@ -9,7 +9,7 @@ from helpers import normal
 from threadpoolctl import threadpool_info
 
 from vqnotes import data, metrics
-from vqnotes.diagnosis import diagnose, readers, report
+from vqnotes.diagnosis import diagnose, measures, readers, report
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe, observe_stack
 from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis
@@ -192,6 +192,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
 
     monkeypatch.setattr(readers, "by_regression", watched(regression))
     monkeypatch.setattr(metrics, "separability", watched(separability))
+    monkeypatch.setattr(measures, "kmeans", watched(kmeans))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -199,7 +200,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert len(seen) == 4 and all(set(one) == {1} for one in seen)
+    assert len(seen) == 5 and all(set(one) == {1} for one in seen)
 
 
 def test_all_that_is_printed_is_ascii(modes, codes):

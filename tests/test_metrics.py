@@ -45,8 +45,8 @@ def test_usage_of_one_batch_is_bounded_by_its_size():
 @pytest.mark.parametrize(
     "index, shown",
     [
-        (torch.tensor([0, 8]), r"0 \.\. 8"),
-        (torch.tensor([-1]), r"-1 \.\. -1"),
+        (torch.tensor([0, 8]), r"in 0 \.\. 7, got 0 \.\. 8"),
+        (torch.tensor([-1]), r"in 0 \.\. 7, got -1 \.\. -1"),
         (torch.tensor([], dtype=torch.int64), r"\(0,\)"),
         (torch.tensor([0.5]), "float32"),
     ],

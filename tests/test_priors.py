@@ -208,6 +208,9 @@ def test_shuffling_keeps_what_each_place_holds_and_nothing_else():
         ({"steps": 0}, "got 0, 32"),
         ({"batch_size": 0}, "got 9, 0"),
         ({"lr": math.nan}, "nan"),
+        ({"lr": math.inf}, "inf"),
+        ({"lr": 0}, "0"),
+        ({"lr": -0.1}, "-0.1"),
         ({"heads": 5}, "heads=5"),
     ],
 )

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.diagnosis.rules import THRESHOLDS
 from vqnotes.studies import verdicts
@@ -103,3 +104,17 @@ def test_cases_are_what_their_names_say():
         assert (case.options.get("update") == "ema") == ("EMA" in name), name
         assert case.init == next((init for start, init in starts.items() if start in name), "kmeans"), name
         assert (case.warmup == 0) == (case.label == "token collapse" and "warm-up" not in name), name
+
+
+def test_decoders_learn_on_for_half_as_long_with_old_codes_and_with_new_ones(monkeypatch):
+    plans = []
+
+    def watched(entered, family, init, steps):
+        plans.append((init, steps))
+        return [0.1] * len(entered)
+
+    monkeypatch.setattr(verdicts, "decoders_trained_on", watched)
+    monkeypatch.setattr(verdicts, "observe", lambda latents, codes, **_: observe(latents, codes))
+    (row,) = verdicts.examine([0], "set", "digits", "plain", 64, steps=8)
+    assert plans == [(None, 4), ("kmeans", 4)] and row["label"] == "healthy"
+    assert row["same codes"] == row["new codes"] == 0.1 and 0 < row["floor"] < 1
