@@ -40,6 +40,14 @@ except ImportError:
     sys.exit("pip install cosmic-ray pytest-cov: one makes the random mutants, the other finds their tests")
 
 
+MODULE = ROOT / "vqnotes"
+
+
+def named(path: Path) -> str:
+    """A file of the module as it is asked for and reported: "diagnosis/rules"."""
+    return path.relative_to(MODULE).with_suffix("").as_posix()
+
+
 def runs(source: str) -> str:
     """What of a source does something: its syntax tree without annotations and docstrings."""
     tree = ast.parse(source)
@@ -107,7 +115,7 @@ class Coverage:
         data = CoverageData(str(project / ".coverage"))
         data.read()
         self.tests = {}
-        for path in (ROOT / "vqnotes").rglob("*.py"):
+        for path in MODULE.rglob("*.py"):
             lines = data.contexts_by_lineno(str(project.resolve() / path.relative_to(ROOT)))
             self.tests[path] = {line: {one.split("|")[0] for one in found if one} for line, found in lines.items()}
 
@@ -141,8 +149,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants")
     parser.add_argument("modules", metavar="MODULE", nargs="*")
     options = parser.parse_args()
-    names = options.modules or sorted(path.stem for path in (ROOT / "vqnotes").glob("[!_]*.py"))
-    jobs = list(drawn_mutants([ROOT / "vqnotes" / f"{name}.py" for name in names], options.sample, options.seed))
+    files = [path for path in sorted(MODULE.rglob("*.py")) if not options.modules or named(path) in options.modules]
+    if not files:
+        parser.error(f"no module of vqnotes is named {' or '.join(options.modules)}, as diagnosis/rules is")
+    jobs = list(drawn_mutants(files, options.sample, options.seed))
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / f"{options.seed}.jsonl"
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
@@ -159,11 +169,11 @@ def main() -> None:
             project = projects.get()
             try:
                 tests = coverage.of(path, line) or near(path)
-                return path.name, change, verdict(project, path.relative_to(ROOT), changed, tests)
+                return named(path), change, verdict(project, path.relative_to(ROOT), changed, tests)
             finally:
                 projects.put(project)
 
-        todo = [pool.submit(one, *job) for job in jobs if (job[0].name, job[2]) not in known]
+        todo = [pool.submit(one, *job) for job in jobs if (named(job[0]), job[2]) not in known]
         with open(results, "a", encoding="utf-8") as kept:
             for future in as_completed(todo):
                 file, change, noticed = future.result()
@@ -171,8 +181,8 @@ def main() -> None:
                 kept.write(json.dumps({"file": file, "change": change, "noticed": noticed}) + "\n")
                 kept.flush()
                 say(f"{noticed or 'SURVIVES'} | {file}\n{change}", flush=True)
-    made = Counter(path.name for path, *_ in jobs)
-    lived = Counter(path.name for path, _, change, _ in jobs if not known[path.name, change])
+    made = Counter(named(path) for path, *_ in jobs)
+    lived = Counter(named(path) for path, _, change, _ in jobs if not known[named(path), change])
     for file, count in sorted(made.items()):
         say(f"{file}: {lived[file]} of {count} live")
     say(f"all: {lived.total()} of {made.total()} live")
