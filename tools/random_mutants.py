@@ -163,7 +163,8 @@ def main() -> None:
             (Path(folder) / str(worker)).mkdir()
             projects.put(copy_of_the_project(Path(folder) / str(worker)))
 
-        coverage = Coverage(Path(folder) / "0", options.workers)
+        left = [job for job in jobs if (named(job[0]), job[2]) not in known]
+        coverage = Coverage(Path(folder) / "0", options.workers) if left else None
 
         def one(path: Path, line: int, change: str, changed: str) -> tuple[str, str, str]:
             project = projects.get()
@@ -173,7 +174,7 @@ def main() -> None:
             finally:
                 projects.put(project)
 
-        todo = [pool.submit(one, *job) for job in jobs if (named(job[0]), job[2]) not in known]
+        todo = [pool.submit(one, *job) for job in left]
         with open(results, "a", encoding="utf-8") as kept:
             for future in as_completed(todo):
                 file, change, noticed = future.result()
