@@ -193,7 +193,7 @@ ORDER = (
     "_batches _stacked training metrics _downloads data plots "
     "remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
+    "diagnosis.inputs diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.units diagnosis.listening.trials diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "

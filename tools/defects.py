@@ -169,7 +169,7 @@ DEFECTS = [
     ("diagnosis/observed", "torch.where(mask[one], one, rows)", "one", "padding counts as a neighbour"),
     ("diagnosis/observed", "shape[-1] == dim and (dim > 1", "shape[-1] == 0 and (dim > 1",
      "square maps are read along axis 1"),
-    ("diagnosis/observed", "if len(readings) > 1:", "if len(readings) > 2:", "of two readings the first is taken"),
+    ("diagnosis/inputs", "if len(readings) > 1:", "if len(readings) > 2:", "of two readings the first is taken"),
     ("diagnosis/observed", "index = (index if mask is None", "index = (index if True",
      "indices of padding are counted"),
     ("diagnosis/rules", '"labels": 0.75,', '"labels": 0.3,', "labels clear an encoder at .3"),

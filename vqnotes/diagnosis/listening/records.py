@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqnotes._checks import dense_tensor
+from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example
 from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, read_places, rebuilt
@@ -18,10 +20,7 @@ from vqnotes.diagnosis.observed import (
     AT_LEAST,
     AT_MOST,
     PER_CODE,
-    Inputs,
     Observed,
-    UnpairedInputs,
-    as_tensor,
     observe,
     observe_stack,
 )
@@ -94,7 +93,7 @@ class Heard:
     def labels_of(self, given: Any) -> Tensor | None:
         """One for each input that was heard: those given, or those that the batches brought."""
         if given is not None:
-            given = as_tensor(given, "labels").cpu()
+            given = dense_tensor(given, "labels").cpu()
             if given.ndim != 1 or len(given) < self.count:
                 raise ValueError(f"need a label for each of {self.count} inputs, got {tuple(given.shape)}")
             return given[: self.count]

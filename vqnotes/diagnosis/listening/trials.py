@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqnotes.diagnosis.inputs import cuts
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import first_argument
 from vqnotes.diagnosis.listening.units import Unit
-from vqnotes.diagnosis.observed import cuts
 
 __all__ = [
     "depends_on_codes_alone",
