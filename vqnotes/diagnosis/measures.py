@@ -22,7 +22,7 @@ from vqnotes.nearest import PART, nearest_code
 
 __all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
 
-INPUTS_PER_CODE, LABEL_SAMPLE, CLASS = 16, 1500, 5  # CLASS: labels that one must have, to be cross-validated
+READ, LABEL_SAMPLE, CLASS = 8192, 1500, 5  # READ: latents that readers read. CLASS: labels that one must have, to be cross-validated
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
 
 
@@ -53,8 +53,10 @@ class Measures:
     gap_high: float | None = None  # on its own half: k-means is at an advantage; infinite if it has fewer codes
     dimensions: float | None = None  # that share the bits, of the codes in use
     paid: float | None = None  # of the inputs, or of the latents if there are no inputs
-    inputs_codes: int | None = None
-    inputs_loss: float | None = None  # of the inputs, by so many codes placed on the inputs themselves
+    inputs_codes: int | None = None  # that were placed on the inputs: as many as there are, or it is extrapolated
+    inputs_loss: float | None = None  # of the inputs, by as many codes placed on the inputs themselves
+    inputs_low: float | None = None  # the interval that it is in; wider than a point where it was extrapolated
+    inputs_high: float | None = None
     encoder_loss: float | None = None  # of the inputs, by the best reader of a latent and, on a grid, those around it
     codes_loss: float | None = None  # by a regression on their nearest centroids: what the best codes leave
     separability: float | None = None
@@ -337,36 +339,39 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
         scaled.observed.beside,
         scaled.observed.seed,
     )
-    x, half = paired.rows(rows), len(rows) // 2
+    x = paired.rows(rows)
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
-    x /= largest
-    model_loss = None
-    if paired.rebuilt is not None:
-        model_loss = readers.left_over(x[half:], paired.rebuilt_rows(rows)[half:] / largest)
+    given = x.div_(largest)[:READ]
     x = readers.in_few_dimensions(x)
+    parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
+    sizes = [max(16, len(one.codes)) for one in observed.levels]
+    placed = readers.loss_by_as_many_codes(x, parts.reduced, sizes, seed)
+
+    rows, x = rows[:READ], x[:READ]
+    half = len(rows) // 2
     grid = paired.grid if len(paired.grid) > 1 else observed.grid
     near = scaled.centred(around(observed.latents, grid, rows, observed.mask))
     near_codes = coded_by(reference, near.flatten(0, 1)).reshape(near.shape)
-    parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    sizes = [min(max(16, len(one.codes)), half // INPUTS_PER_CODE) for one in observed.levels]
-    inputs_loss = readers.loss_by_codes(x, parts, sizes, seed)
-
     codes_loss = readers.left_over(x[half:], readers.by_regression(near_codes, x, seed))
     if len(observed.levels) == 1:
         index = nearest_code(near[:, near.shape[1] // 2], reference[0][0])
-        codes_loss = min(codes_loss, readers.left_over(x[half:], readers.means_by(index, x)[half:]))
+        codes_loss = min(codes_loss, readers.left_over(x[half:], readers.means_by(index, x, half)[half:]))
     guess = readers.by_regression(near, x, seed)
     losses = {"a regression on codes": codes_loss, "a regression": readers.left_over(x[half:], guess)}
-    if model_loss is not None:
+    model_loss = None
+    if paired.rebuilt is not None:
+        model_loss = readers.left_over(given[half:], paired.rebuilt_rows(rows)[half:] / largest)
         losses["the model's decoder"] = model_loss
     # Before an encoder can be convicted, a stronger reader is heard.
-    if min(losses.values()) > max(inputs_loss + TRIFLE, codes_loss / 2):
+    if min(losses.values()) > max(placed.low + TRIFLE, codes_loss / 2):
         losses["a network"] = readers.left_over(x[half:], readers.by_network(near, x, guess, seed))
     reader = min(losses, key=losses.get)
     return {
         "paid": shared_dimensions(parts.variances, observed.total_bits),
-        "inputs_codes": sum(sizes),
-        "inputs_loss": inputs_loss,
+        "inputs_codes": placed.codes,
+        "inputs_loss": placed.loss,
+        "inputs_low": placed.low,
+        "inputs_high": placed.high,
         "codes_loss": codes_loss,
         "encoder_loss": losses[reader],
         "reader": reader,

@@ -35,7 +35,7 @@ __all__ = [
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
 FEWEST = 32  # in a sample on which anything can be measured: half of them to learn from, half to judge by
-INPUTS_SAMPLE = 8192
+INPUTS_PER_CODE, INPUTS_AT_MOST = 16, 2**17  # codes are placed on half of the inputs, so many to a code
 
 
 def _whole_number(given: Any, name: str) -> int:
@@ -114,8 +114,8 @@ class Observed:
     def beside(self) -> Tensor:
         """Which of the M latents the encoder is judged by, (n,), in random order: those whose inputs are known."""
         known = self.rows[self.rows < math.prod(self.inputs.grid)]
-        some = self.rows[self.sample] if len(known) == len(self.rows) else known[self._shuffled(len(known))]
-        return some[: min(INPUTS_SAMPLE, max(512, 2**25 // self.inputs.size))]
+        wanted = max(AT_LEAST, 2 * INPUTS_PER_CODE * max(len(level.codes) for level in self.levels))
+        return known[self._shuffled(len(known))][: min(INPUTS_AT_MOST, wanted, max(512, 2**25 // self.inputs.size))]
 
     @property
     def has_inputs(self) -> bool:

@@ -4,12 +4,14 @@ Readers of growing strength. What a stronger one still reads is not lost, whatev
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqnotes.diagnosis.observed import INPUTS_PER_CODE
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
@@ -21,12 +23,17 @@ __all__ = [
     "by_regression",
     "in_few_dimensions",
     "left_over",
+    "LossByCodes",
+    "loss_by_as_many_codes",
     "loss_by_codes",
     "means_by",
 ]
 
 STEPS, BATCH = 2000, 64  # of the network, at most
 MOST_COMPONENTS = 64  # of the inputs, that codes are placed on and that a network reads
+FITTED = 8192  # points that components are fitted to
+MOST_CODES = 4096  # that are placed on the inputs
+BEND = 0.04  # of the slope: the loss of four times as many codes may be so much (in logarithms, twice) off the line
 
 
 def in_few_dimensions(x: Tensor) -> Tensor:
@@ -45,13 +52,16 @@ def in_few_dimensions(x: Tensor) -> Tensor:
 
 
 class Components:
-    """The first principal components of x (n, P), at most so many: `reduced` (n, C), and the `variances` of each."""
+    """The first principal components of x (n, P), at most so many: `reduced` (n, C), and the `variances` of each.
+
+    They are those of the first FITTED points.
+    """
 
     def __init__(self, x: Tensor, most: int, seed: int):
         from sklearn.decomposition import PCA
 
-        solver = "randomized" if x.shape[1] > 4 * most else "full"
-        fitted = PCA(min(most, *x.shape), svd_solver=solver, random_state=seed).fit(x.numpy())
+        solver, some = "randomized" if x.shape[1] > 4 * most else "full", x[:FITTED]
+        fitted = PCA(min(most, *some.shape), svd_solver=solver, random_state=seed).fit(some.numpy())
         self.reduced = torch.from_numpy(fitted.transform(x.numpy())).float()
         self.axes, self.variances = torch.from_numpy(fitted.components_).float(), fitted.explained_variance_
 
@@ -62,12 +72,12 @@ def left_over(x: Tensor, guess: Tensor) -> float:
     return max(left.item(), 1e-12)  # so that one can divide by it
 
 
-def means_by(index: Tensor, x: Tensor) -> Tensor:
-    """For each of x (n, P) the mean of the first half's x with the same index."""
-    half, number = len(x) // 2, int(index.max()) + 1
-    sums = torch.zeros(number, x.shape[1]).index_add_(0, index[:half], x[:half])
-    counts = torch.bincount(index[:half], minlength=number)[:, None]
-    return torch.where(counts > 0, sums / counts.clamp_min(1), x[:half].mean(0))[index]
+def means_by(index: Tensor, x: Tensor, learnt: int) -> Tensor:
+    """For each of x (n, P) the mean of those of the first `learnt` that have the same index."""
+    number = int(index.max()) + 1
+    sums = torch.zeros(number, x.shape[1]).index_add_(0, index[:learnt], x[:learnt])
+    counts = torch.bincount(index[:learnt], minlength=number)[:, None]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), x[:learnt].mean(0))[index]
 
 
 def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
@@ -137,15 +147,52 @@ def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
     return seen / seen.square().sum(1).mean().sqrt().clamp_min(1e-30)
 
 
-def loss_by_codes(x: Tensor, parts: Components, sizes: list[int], seed: int) -> float:
-    """Share of the variance of the inputs x (n, P) that codes placed on them leave, for the second half.
+def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> float:
+    """Share of the variance of the inputs x (n, P) that codes placed on them leave, for those after the first `learnt`.
 
-    One k-means of each size, level after level on what those before left; the best number of levels counts.
+    One k-means of each size on the `reduced` inputs (n, C), level after level on what those before left; the best
+    number of levels counts.
     """
-    half, left, reduced, losses = len(x) // 2, x, parts.reduced, []
+    left, losses = x, []
     for size in sizes:
-        codes = kmeans(reduced[:half], size, seed)[0]
+        codes = kmeans(reduced[:learnt], size, seed)[0]
         index = nearest_code(reduced, codes)
-        left, reduced = left - means_by(index, left), reduced - codes[index]
-        losses.append(left_over(x[half:], x[half:] - left[half:]))
+        left, reduced = left - means_by(index, left, learnt), reduced - codes[index]
+        losses.append(left_over(x[learnt:], x[learnt:] - left[learnt:]))
     return min(losses)
+
+
+class LossByCodes(NamedTuple):
+    """A loss, the interval that it is thought to be in, and how many codes it was measured with, in all."""
+
+    loss: float
+    low: float
+    high: float
+    codes: int
+
+
+def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: int) -> LossByCodes:
+    """`loss_by_codes` of codebooks of these sizes, measured if half of the inputs pays for them, else extrapolated.
+
+    It pays for a codebook with INPUTS_PER_CODE to each code, up to MOST_CODES. Of larger ones, the largest for which
+    it pays, a quarter and a sixteenth of it are measured, each with as many inputs to a code. The logarithm of the
+    loss is about a straight line over the bits: of slope -2 / d in d dimensions (Zador's law; Gersho, 1979), and
+    flatter before. The last slope is drawn on. How wrong that may be is told by how much the slope had just changed,
+    and by BEND at least.
+    """
+    half = len(x) // 2
+    most = max(1, min(half // INPUTS_PER_CODE, MOST_CODES))
+    if max(sizes) <= most:
+        loss = loss_by_codes(x, reduced, half, sizes, seed)
+        return LossByCodes(loss, loss, loss, sum(sizes))
+    bits, losses = [], []
+    for share in (16, 4, 1):
+        rung = [max(1, min(size, most) // share) for size in sizes]
+        learnt = INPUTS_PER_CODE * max(rung)
+        bits.append(sum(map(math.log2, rung)))
+        losses.append(math.log(loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)))
+    before, last = np.diff(losses) / np.diff(bits).clip(min=1e-9)
+    further = sum(map(math.log2, sizes)) - bits[-1]
+    slope, doubt = min(0.0, last), abs(last - before) + BEND
+    low, loss, high = (math.exp(losses[-1] + further * min(0.0, one)) for one in (slope - doubt, slope, slope + doubt))
+    return LossByCodes(loss, low, high, sum(rung))

@@ -263,7 +263,7 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
         found["dimensions filled"] = Evidence(m.dimensions, m.paid, paid, few)
     if m.inputs_loss is not None:
-        by = f"{m.inputs_codes} codes of the inputs"
+        by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
         found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks)
         by = "of it lost before them"

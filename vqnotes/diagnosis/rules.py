@@ -99,11 +99,20 @@ def encoder_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
 
 def inputs_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
-    """Whether the encoder loses more of the inputs than codes of the inputs would, and most of what is lost."""
+    """Whether the encoder loses more of the inputs than codes of the inputs would, and most of what is lost.
+
+    Unknown, too, if that depends on where in its interval the loss of these codes is.
+    """
     if m.inputs_loss is None or m.inputs_loss > 0.95:
         return Answer.UNKNOWN
-    much = m.encoder_loss > max(thresholds["loss"] * m.inputs_loss, m.inputs_loss + thresholds["trifle"])
-    return _answer(much and m.encoder_loss > thresholds["before"] * m.codes_loss)
+
+    def much(loss: float) -> bool:
+        return m.encoder_loss > max(thresholds["loss"] * loss, loss + thresholds["trifle"])
+
+    low, high = (m.inputs_loss if one is None else one for one in (m.inputs_low, m.inputs_high))
+    if m.encoder_loss <= thresholds["before"] * m.codes_loss or not much(low):
+        return Answer.NO
+    return Answer.YES if much(high) else Answer.UNKNOWN
 
 
 def labels_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
@@ -123,8 +132,13 @@ def labels_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 def encoder_not_judged(m: Measures) -> str:
     """Why nothing is known of the encoder, in half a sentence."""
     why = []
-    if m.inputs_loss is not None:
+    if m.inputs_loss is not None and m.inputs_loss > 0.95:
         why.append(f"the inputs do not tell: codes placed on them leave {m.inputs_loss:.0%} of their variance")
+    elif m.inputs_loss is not None:
+        why.append(
+            f"the inputs are too few: they pay for {m.inputs_codes:,} codes, by which as many as the model has would "
+            f"lose {m.inputs_low:.2g} to {m.inputs_high:.2g} of their variance, and the encoder loses {m.encoder_loss:.2g}"
+        )
     if m.chance is not None and m.separability is None:
         why.append("the labels do not tell: no two of them have five latents or inputs each")
     elif m.separability_inputs is not None:
@@ -187,7 +201,7 @@ def _coincide(m: Measures, thresholds: dict) -> str:
         return "all latents are equal"
     if inputs_lost(m, thresholds) is Answer.YES:
         ratio = times(m.encoder_loss / m.inputs_loss)
-        return f"the encoder alone loses {ratio} what {m.inputs_codes} codes of the inputs would lose"
+        return f"the encoder alone loses {ratio} what as many codes placed on the inputs would lose"
     return "labels cannot be read off the latents as off the inputs"
 
 
