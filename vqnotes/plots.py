@@ -3,10 +3,8 @@
 Where they show latents and codes: data grey, latents blue, live codes orange, dead codes crosses.
 """
 
-import base64
 import io
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from vqnotes._checks import Array, as_tensor, check_codebook, check_index, check_labelled, check_latents
 from vqnotes._extras import course_extra
+from vqnotes._images import encoded, kind_of
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
 from vqnotes.nearest import nearest_code
 
@@ -26,13 +25,9 @@ with course_extra("vqnotes.plots"):
     from matplotlib.figure import Figure
     from PIL import Image
 
-if TYPE_CHECKING:
-    from vqnotes.diagnosis import Diagnosis
-
 __all__ = [
     "DATA", "DEAD", "LATENT", "LIVE", "PALETTE", "arms", "code_counts", "codes_and_latents", "curves",
-    "diagnosis", "encoded", "index_map", "kind_of", "latents_by_label", "picture", "show", "spectrum", "tornado",
-    "use_style"
+    "index_map", "latents_by_label", "picture", "show", "spectrum", "tornado", "use_style"
 ]  # fmt: skip
 
 PALETTE = sns.color_palette("colorblind")
@@ -43,18 +38,6 @@ STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "axes.spines.top": False, "axes.
 def use_style() -> None:
     """Sets the look of the course for all figures that follow."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc=STYLE)
-
-
-def encoded(image: Image.Image, kind: str) -> str:
-    """An image as a file small enough for a notebook, "jpeg" or "png" of 128 colours, in base64."""
-    stored = io.BytesIO()
-    (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
-    return base64.b64encode(stored.getvalue()).decode()
-
-
-def kind_of(figure: Figure) -> str:
-    """What suits it: "jpeg" if it holds pictures, "png" for drawings."""
-    return "jpeg" if any(ax.images for ax in figure.axes) else "png"
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -129,9 +112,7 @@ def code_counts(ax: Axes, index: Array, size: int, label: str | None = None) -> 
 
     Returns columns rank (from 1), count.
     """
-    meter = UsageMeter(size)
-    meter.update(index)
-    counts = meter.counts.sort(descending=True).values.numpy()
+    counts = UsageMeter(size).update(index).counts.sort(descending=True).values.numpy()
     frame = pd.DataFrame({"rank": np.arange(1, size + 1), "count": counts})
     live, dead = frame[frame["count"] > 0], frame[frame["count"] == 0]
     ax.fill_between(live["rank"], live["count"], step="mid", color=LIVE, linewidth=0.5, label=label)
@@ -184,19 +165,11 @@ def tornado(ax: Axes, effects: pd.DataFrame, by: str, level: str) -> pd.DataFram
         part = effects[effects[by] == name].sort_values("mean")
         shifts = [0.0] if len(part) == 1 else np.linspace(-0.2, 0.2, len(part))
         for shift, (_, bar) in zip(shifts, part.iterrows()):
-            color = PALETTE[0 if bar["mean"] > 0 else 1]
+            color, side, ha = (PALETTE[0], 1, "left") if bar["mean"] > 0 else (PALETTE[1], -1, "right")
             ax.barh(row + shift, bar["mean"], height=0.36, color=color, alpha=0.8)
             ax.plot([bar["low"], bar["high"]], [row + shift] * 2, color="black", linewidth=1.2)
-            side = 1 if bar["mean"] > 0 else -1
-            ax.annotate(
-                bar[level],
-                (max(bar["high"], 0) if side > 0 else min(bar["low"], 0), row + shift),
-                xytext=(4 * side, 0),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-                fontsize=8,
-            )
+            end = max(bar["high"], 0) if side > 0 else min(bar["low"], 0), row + shift
+            ax.annotate(bar[level], end, (4 * side, 0), textcoords="offset points", ha=ha, va="center", fontsize=8)
         frames.append(part)
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
@@ -257,43 +230,3 @@ def index_map(ax: Axes, index: Array, title: str = "") -> pd.DataFrame:
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
     return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})
-
-
-def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
-    """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
-
-    axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
-    Raises ValueError for another number of axes, and for codes that are put together: they share no picture.
-    """
-    axes = np.ravel(axes)
-    if len(axes) != 4:
-        raise ValueError(f"need four axes, got {len(axes)}")
-    if found.drawing is None:
-        raise ValueError(f"{found.verdict!r} is said of codes put together: draw one of its codebooks, got the whole")
-    where, uses, losses, dimensions = axes
-    latents, codes, counts = found.drawing
-    codes_and_latents(where, latents, codes)
-    where.set_aspect("equal", adjustable="datalim")
-    code_counts(uses, torch.arange(len(codes)).repeat_interleave(counts), len(codes))
-    evidence = found.evidence.items()
-    rows = [(name, one.value, one.reference) for name, one in evidence if name.startswith(("error", "lost"))]
-    for shift, column, label, color in ((-0.2, 1, "yours", LIVE), (0.2, 2, "reference", DATA)):
-        losses.barh(np.arange(len(rows)) + shift, [row[column] for row in rows], 0.38, label=label, color=color)
-    losses.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xscale="log", xlabel="share left over")
-    losses.invert_yaxis()
-    for points, name, color in (
-        (latents, "latents", LATENT),
-        (codes[nearest_code(latents, codes)], "codes used", LIVE),
-    ):
-        shares = principal_variances(points) / max(principal_variances(points).sum(), np.finfo(float).tiny)
-        dimensions.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3, label=name, color=color)
-    dimensions.set(xlabel="principal component", ylabel="share of the variance", yscale="log", ylim=(1e-4, 1.2))
-    if "dimensions filled" in found.evidence:
-        filled = found.evidence["dimensions filled"]
-        rows.append(("dimensions filled", filled.value, filled.reference))
-        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="paid for by the bits")
-    for ax, title in zip(axes, ("codes among latents", "uses of each code", "losses", "dimensions")):
-        ax.set_title(title)
-    for ax in (losses, dimensions):
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
-    return pd.DataFrame(rows, columns=["name", "yours", "reference"])

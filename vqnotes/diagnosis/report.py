@@ -67,7 +67,7 @@ class Advice(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """What `plots.diagnosis` draws: a sample of the latents (n, D), the codebook (K, D), uses of each code (K,)."""
+    """What `draw` shows: a sample of the latents (n, D), the codebook (K, D), uses of each code (K,)."""
 
     latents: Tensor
     codebook: Tensor
