@@ -341,8 +341,9 @@ def test_a_class_of_ones_own_need_not_pass_all_on():
 
 
 def test_help_names_the_options():
-    title = pydoc.render_doc(CodeExpiry, renderer=pydoc.plaintext).splitlines()[3]
-    assert all(name in title for name in ("codebook_size", "dim", "threshold", "memory", "beta", "update", "decay"))
+    for kind, own in ((VectorQuantizer, ()), (CodeExpiry, ("threshold", "memory"))):
+        title = pydoc.render_doc(kind, renderer=pydoc.plaintext).splitlines()[3]
+        assert all(name in title for name in ("codebook_size", "dim", *own, "beta", "update", "decay"))
 
 
 @pytest.mark.parametrize("pair", [(VectorQuantizer,), *((kind,) for kind in EFFECTS), *MANY])

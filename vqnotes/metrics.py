@@ -21,9 +21,10 @@ from vqnotes._checks import (
     check_labelled,
     check_latents,
 )
+from vqnotes._rounding import PART, wide_type
 from vqnotes._threads import threads_for
 from vqnotes.kmeans import kmeans
-from vqnotes.nearest import PART, nearest_code
+from vqnotes.nearest import nearest_code
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -274,7 +275,7 @@ def reconstruction_error(reconstruction: Array, x: Array) -> float:
     reconstruction, x = as_tensor(reconstruction, "reconstruction"), as_tensor(x)
     if reconstruction.shape != x.shape or x.numel() == 0:
         raise ValueError(f"shapes must be equal and not empty: {tuple(reconstruction.shape)}, {tuple(x.shape)}")
-    wide = torch.promote_types(torch.promote_types(reconstruction.dtype, x.dtype), torch.float32)
+    wide = wide_type(reconstruction, x)
     if wide.is_complex:
         raise ValueError(f"both must hold real numbers, got {reconstruction.dtype} and {x.dtype}")
     error = (reconstruction.to(wide) - x.to(wide)).double().square().mean().item()
@@ -338,6 +339,5 @@ def summary(runs: "DataFrame", by: list[str], y: str) -> "DataFrame":
     check_columns(runs, *by, y)
     rows = []
     for names, values in runs.groupby(by, sort=False, dropna=False)[y]:
-        interval = confidence_interval(values)
-        rows.append((*names, values.mean(), *interval))
+        rows.append((*names, values.mean(), *confidence_interval(values)))
     return DataFrame(rows, columns=[*by, "mean", "low", "high"])

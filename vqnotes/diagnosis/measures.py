@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
+from vqnotes._rounding import PART
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
 from vqnotes.kmeans import kmeans
-from vqnotes.nearest import PART, nearest_code
+from vqnotes.nearest import nearest_code
 
 __all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
 
