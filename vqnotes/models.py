@@ -165,12 +165,11 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
     """
     if x.numel() == 0 or x.ndim == 0 or batch_size < 1:
         raise ValueError(f"need inputs (N, ...) and batch_size >= 1, got {tuple(x.shape)} and {batch_size}")
-    with modes_kept(model):
+    parts = []
+    with modes_kept(model), torch_threads_for(multiplications(model, x, batch_size)):
         model.eval()
-        with torch_threads_for(multiplications(model, x, batch_size)):
-            parts = []
-            for batch in x.split(batch_size):
-                latents = model.encode(batch)
-                quantized = model.quantizer(latents)
-                parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
-            return Outcome(*(torch.cat(part) for part in zip(*parts)))
+        for batch in x.split(batch_size):
+            latents = model.encode(batch)
+            quantized = model.quantizer(latents)
+            parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
+        return Outcome(*(torch.cat(part) for part in zip(*parts)))
