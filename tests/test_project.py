@@ -10,7 +10,9 @@ import textwrap
 import pytest
 import torch
 import yaml
+from defects import DEFECTS, NOTEBOOK_DEFECTS
 from helpers import run_python
+from mutants import planted
 from notebook_tools import NOTEBOOKS, ROOT, project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -176,7 +178,8 @@ def test_a_diagnosis_needs_no_package_of_the_extra():
     "use, package",
     [
         ("import vqnotes.plots", "matplotlib"),
-        ("import vqnotes.course.explorers", "matplotlib"),
+        ("import vqnotes.course.explorers", "ipywidgets"),
+        ("import vqnotes; vqnotes.diagnosis.draw([], None)", "matplotlib"),
         ("import vqnotes; vqnotes.data.photographs()", "PIL"),
         ("from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)", "pooch"),
     ],
@@ -189,11 +192,11 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
-    "_files _printing _interrupts _threads _workload _checks _extras nearest kmeans _combining quantizers models "
-    "_batches _stacked training metrics _downloads data plots "
-    "remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
+    "_files _printing _interrupts _threads _workload _checks _extras _rounding _two_lowest nearest _kmeans_start "
+    "kmeans _combining quantizers models _batches _stacked _optimizers training metrics _downloads data _images "
+    "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
+    "diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report diagnosis.drawing "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.units diagnosis.listening.trials diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "
@@ -241,6 +244,20 @@ def test_modules_import_only_from_those_before_them():
         tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
         later = set(imports(tree)) - set(ORDER[:place])
         assert not later, f"{name} imports {sorted(later)}"
+
+
+def test_the_core_is_short_enough_to_be_read():
+    """A student reads it from top to bottom, so a second idea is a file of its own: at most 1,600 lines in all."""
+    core = "nearest kmeans quantizers models training metrics data plots".split()
+    lines = {name: len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in core}
+    assert sum(lines.values()) <= 1600, lines
+
+
+def test_each_defect_that_can_be_planted_has_its_place():
+    """Where a line moves to another file, its defect goes with it."""
+    for folder, kind, defects in (("vqnotes", "py", DEFECTS), ("notebooks", "ipynb", NOTEBOOK_DEFECTS)):
+        for name, old, new, _ in defects:
+            planted(ROOT / folder / f"{name}.{kind}", old, new)  # raises ValueError if not
 
 
 def test_exercises_import_no_other_exercises():
