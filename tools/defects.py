@@ -209,6 +209,8 @@ DEFECTS = [
      "nothing is changed where the latents should move"),
     ("diagnosis/listening/records", 'kept[f"index {i}"][kept[f"counts {i}"]]', 'kept[f"index {i}"].flatten()',
      "codes of masked latents count as used"),
+    ("diagnosis/listening/calls", "if next((side for side in sides if side > 1), 1) % batch:", "if count % batch:",
+     "latents pooled over the batch are cut up among the inputs"),
     ("diagnosis/model", "with torch.no_grad(), torch.random.fork_rng(list(devices)):", "with torch.no_grad():",
      "random state not put back"),
     ("diagnosis/model", "module.training = training", "module.train()", "training mode for all afterwards"),

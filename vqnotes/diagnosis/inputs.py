@@ -5,7 +5,7 @@ Nothing is guessed. Where shapes can be read in two ways, `places` decides; with
 
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,20 @@ from torch import Tensor
 
 from vqnotes._checks import real_numbers
 
-__all__ = ["Inputs", "UnpairedInputs", "axes_of", "cuts"]
+__all__ = ["Inputs", "UnpairedInputs", "Unused", "axes_of", "cuts"]
 
 QUANTITIES = (torch.bool, torch.uint8, torch.int8, torch.int16)  # pixels and samples of sound, not ids
 
 
 class UnpairedInputs(ValueError):
     """Inputs that cannot stand beside the latents, or of which it is not known which belongs to which."""
+
+
+class Unused(NamedTuple):
+    """Why inputs that were given say nothing of the encoder, in half a sentence with the shapes, and what to do."""
+
+    why: str
+    remedy: str
 
 
 def axes_of(places: Any) -> tuple[int, ...] | None:
