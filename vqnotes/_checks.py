@@ -1,7 +1,7 @@
 """Checks of what a function is given: each raises ValueError with what is wrong, or returns it, arrays as tensors."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,26 @@ def as_tensor(given: Array, name: str = "input") -> Tensor:
         return torch.from_numpy(np.require(given, requirements=("C", "W")))  # what torch cannot share is copied
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given)}") from error
+
+
+def dense_tensor(given: Any, name: str) -> Tensor:
+    """A dense tensor without its gradient, from a tensor or an array of numbers; ValueError for anything else."""
+    try:
+        tensor = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
+        raise ValueError(f"{name} must be a dense tensor with its values (see to_dense), got one that is {kind}")
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def real_numbers(given: Any, name: str) -> Tensor:
+    """As `dense_tensor`, on the CPU; ValueError for complex numbers too."""
+    tensor = dense_tensor(given, name).cpu()
+    if tensor.is_complex():
+        raise ValueError(f"{name} must be real numbers, got {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
 
 
 def check_latents(latents: Array, dim: int | None = None) -> Tensor:

@@ -1,9 +1,9 @@
 """The practitioner's door: which collapse is it, by which evidence, and what to try.
 
-In the order of the work: `observed` takes in what people bring, `measures` puts numbers beside references, `rules`
-makes a verdict of them, `report` says it with its evidence and advice, `drawing` shows it. `model` listens to a whole
-model (`listening` has a file for each library), and `watch` does so during training. A file imports only from those
-before it.
+In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
+which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `report` says it with its
+evidence and advice, `drawing` shows it. `model` listens to a whole model (`listening` has a file for each library),
+and `watch` does so during training. A file imports only from those before it.
 """
 
 from collections.abc import Sequence

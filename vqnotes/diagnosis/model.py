@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from vqnotes._checks import Array
+from vqnotes._checks import Array, dense_tensor
+from vqnotes.diagnosis.inputs import axes_of
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.listening.trials import without_gradient
-from vqnotes.diagnosis.observed import as_tensor, axes_of, seed_of
+from vqnotes.diagnosis.observed import seed_of
 from vqnotes.diagnosis.report import Advice, Diagnosis
 
 __all__ = ["diagnose_model"]
@@ -92,7 +93,7 @@ def _no_gradient(found: Diagnosis) -> Diagnosis:
 def _batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of inputs on the model's device, in its float type, each with its labels if there are any."""
     if isinstance(data, tuple) or hasattr(data, "shape"):
-        parts = [as_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]
+        parts = [dense_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]
         if not all(part.ndim and len(part) == len(parts[0]) for part in parts):
             raise ValueError(
                 f"data must have inputs along their first axis, got {[tuple(one.shape) for one in parts]}"
@@ -107,8 +108,8 @@ def _batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | Non
         if not shape or not shape[0]:
             found = f"{type(batch).__name__} {tuple(shape or ())}"
             raise ValueError(f"a batch must be a tensor or array, or (x, y, ...), and not empty, got {found}")
-        x = as_tensor(x, "a batch")
-        y = as_tensor(others[0], "labels").cpu() if others and hasattr(others[0], "shape") else None
+        x = dense_tensor(x, "a batch")
+        y = dense_tensor(others[0], "labels").cpu() if others and hasattr(others[0], "shape") else None
         countable = y is not None and y.ndim == 1 and len(y) == len(x) and not y.is_floating_point()
         yield x.to(like if x.is_floating_point() else like.device), y if countable else None
 

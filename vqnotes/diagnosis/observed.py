@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes._checks import Array, check_codebook, check_latents, check_latents_form
+from vqnotes._checks import Array, check_codebook, check_latents, check_latents_form, real_numbers
+from vqnotes.diagnosis.inputs import Inputs, Unused
 from vqnotes.nearest import nearest_code
 
 __all__ = [
@@ -25,13 +26,8 @@ __all__ = [
     "FEWEST",
     "PER_CODE",
     "Coded",
-    "Inputs",
     "Observed",
-    "UnpairedInputs",
     "around",
-    "as_tensor",
-    "axes_of",
-    "cuts",
     "observe",
     "observe_stack",
     "seed_of",
@@ -40,23 +36,6 @@ __all__ = [
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
 FEWEST = 32  # in a sample on which anything can be measured: half of them to learn from, half to judge by
 INPUTS_SAMPLE = 8192
-QUANTITIES = (torch.bool, torch.uint8, torch.int8, torch.int16)  # pixels and samples of sound, not ids
-
-
-class UnpairedInputs(ValueError):
-    """Inputs that cannot stand beside the latents, or of which it is not known which belongs to which."""
-
-
-def as_tensor(given: Any, name: str) -> Tensor:
-    """A dense tensor from a tensor or an array; ValueError if it is neither."""
-    try:
-        tensor = torch.as_tensor(given).detach()
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-        kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
-        raise ValueError(f"{name} must be a dense tensor with its values (see to_dense), got one that is {kind}")
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _whole_number(given: Any, name: str) -> int:
@@ -73,16 +52,6 @@ def seed_of(seed: Any) -> int:
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
     return seed
-
-
-def axes_of(places: Any) -> tuple[int, ...] | None:
-    """The axes of the inputs along which places run, as a tuple; one axis may come as a number."""
-    if places is None:
-        return None
-    try:
-        return tuple(map(operator.index, places if isinstance(places, list | tuple) else [places]))
-    except TypeError as error:
-        raise ValueError(f"places must be axes of the inputs, whole numbers, got {places!r:.80}") from error
 
 
 # ---------------------------------------------------------------- latents and codes
@@ -122,8 +91,9 @@ class Observed:
     parts: list[list[Coded]]
     seed: int  # of all that is drawn
     stacked: bool = False  # whether codes are put together, and each codebook gets a verdict of its own
-    inputs: "Inputs | None" = None
+    inputs: Inputs | None = None
     labels: Tensor | None = None  # one for each of the M latents, or for each input
+    unused: Unused | None = None  # why there are no inputs, if some were given
 
     @cached_property
     def rows(self) -> Tensor:
@@ -207,7 +177,7 @@ def observe(
     codebook: Array,
     *,
     labels: Array | None = None,
-    inputs: "Array | Inputs | None" = None,
+    inputs: Array | Inputs | None = None,
     index: Array | None = None,
     mask: Array | None = None,
     channel_axis: int | None = None,
@@ -215,32 +185,35 @@ def observe(
     reconstruction: Array | None = None,
     seed: int = 0,
     uses: Tensor | None = None,
+    unused: Unused | None = None,
 ) -> Observed:
     """What `diagnosis.diagnose` is given, parsed and checked. Arguments and errors are explained there.
 
     uses: how often each code was used, (K,), where the latents are a sample of those that were coded.
+    unused: why there are no inputs, if some were given.
     """
-    latents, codes = _numbers(latents, "latents"), _codes(codebook)
+    latents, codes = real_numbers(latents, "latents"), _codes(codebook)
     if latents.ndim:
         latents = _channels_last(latents, codes.shape[1], channel_axis)
     parts = [[(latents, codes, index, uses)]]
-    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=False)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, stacked=False)
 
 
 def observe_stack(
     parts: Any,
     *,
     labels: Array | None = None,
-    inputs: "Array | Inputs | None" = None,
+    inputs: Array | Inputs | None = None,
     mask: Array | None = None,
     places: tuple | None = None,
     reconstruction: Array | None = None,
     seed: int = 0,
     uses: list[Tensor] | None = None,
+    unused: Unused | None = None,
 ) -> Observed:
     """What `diagnosis.diagnose_stack` is given, parsed and checked. Arguments and errors are explained there.
 
-    uses: of each level as for `observe`, in their order.
+    uses: of each level as for `observe`, in their order. unused: as for `observe`.
     """
     try:
         parts = [[(latents, codebook, index) for latents, codebook, index in part] for part in parts]
@@ -251,16 +224,26 @@ def observe_stack(
         raise ValueError(f"need at least one part, each with at least one level, got {counts} levels")
     counted = itertools.repeat(None) if uses is None else iter(uses)
     parts = [
-        [(_numbers(z, "latents"), _codes(codes), index, next(counted)) for z, codes, index in part] for part in parts
+        [(real_numbers(z, "latents"), _codes(codes), index, next(counted)) for z, codes, index in part]
+        for part in parts
     ]
     shapes = [tuple(latents.shape[:-1]) for part in parts for latents, *_ in part]
     if len(set(shapes)) > 1:
         raise ValueError(f"all levels need latents at the same places, got shapes without D {shapes}")
-    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=True)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, stacked=True)
 
 
 def _observed(
-    parts: Any, mask: Any, labels: Any, inputs: Any, places: Any, reconstruction: Any, seed: Any, *, stacked: bool
+    parts: Any,
+    mask: Any,
+    labels: Any,
+    inputs: Any,
+    places: Any,
+    reconstruction: Any,
+    seed: Any,
+    unused: Unused | None,
+    *,
+    stacked: bool,
 ) -> Observed:
     """parts: of each level its latents (..., D), codes, index and uses, the last two perhaps None."""
     seed = seed_of(seed)
@@ -276,22 +259,14 @@ def _observed(
     latents = torch.cat(firsts, dim=1) if len(firsts) > 1 else firsts[0]
     coded = [[_coded(grid, mask, *level) for level in part] for part in parts]
     labels, inputs = _labels(labels, grid), _inputs(inputs, grid, mask, places, reconstruction)
-    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels)
+    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels, unused)
     if observed.has_inputs:
         inputs.check_variation(observed.beside)
     return observed
 
 
-def _numbers(given: Any, name: str) -> Tensor:
-    """Real numbers on the CPU."""
-    tensor = as_tensor(given, name).cpu()
-    if tensor.is_complex():
-        raise ValueError(f"{name} must be real numbers, got {tensor.dtype} {tuple(tensor.shape)}")
-    return tensor
-
-
 def _codes(codebook: Any) -> Tensor:
-    codes = _numbers(codebook, "codebook")
+    codes = real_numbers(codebook, "codebook")
     check_codebook(codes)
     return codes
 
@@ -319,7 +294,7 @@ def _coded(grid: tuple, mask: Tensor | None, rows: Tensor, codes: Tensor, index:
 
 def _one_each(given: Any, name: str, grid: tuple, kind: str, fits: Callable) -> Tensor:
     """The index or mask in a row; ValueError unless there is one entry for each latent, of a fitting type."""
-    tensor = _numbers(given, name)
+    tensor = real_numbers(given, name)
     if tuple(tensor.shape) != grid or not fits(tensor):
         found = f"{tensor.dtype} {tuple(tensor.shape)}"
         raise ValueError(f"{name} must be {kind}, of the latents' shape without D, {grid}, got {found}")
@@ -330,14 +305,14 @@ def _labels(labels: Any, grid: tuple) -> Tensor | None:
     """A whole number for each latent, or for each input."""
     if labels is None:
         return None
-    labels, count = _numbers(labels, "labels").flatten(), math.prod(grid)
+    labels, count = real_numbers(labels, "labels").flatten(), math.prod(grid)
     if len(labels) not in (count, grid[0]) or labels.is_floating_point():
         found = f"got {len(labels)} {labels.dtype}"
         raise ValueError(f"need a whole number a label, for {count} latents or {grid[0]} inputs, {found}")
     return labels
 
 
-def _inputs(inputs: Any, grid: tuple, mask: Tensor | None, places: Any, reconstruction: Any) -> "Inputs | None":
+def _inputs(inputs: Any, grid: tuple, mask: Tensor | None, places: Any, reconstruction: Any) -> Inputs | None:
     if inputs is not None:
         return inputs if isinstance(inputs, Inputs) else Inputs(inputs, grid, places, reconstruction, mask)
     if places is not None:
@@ -367,172 +342,6 @@ def _channels_last(latents: Tensor, dim: int, channel_axis: int | None) -> Tenso
             f"(N, D, T) or (N, D, H, W). Say which"
         )
     return latents.movedim(1, -1)
-
-
-# ---------------------------------------------------------------- inputs
-
-
-class Inputs:
-    """Inputs beside latents: each latent's own input, or the piece of the input that stands at its place.
-
-    grid: of the latents, (N, places ...). places: the axes of the inputs along which the places run.
-    mask: which of these latents count, (M,); where none does, inputs may be NaN, and are 0 then.
-    axes: the places as they were understood; None if a latent has an input of its own.
-    """
-
-    def __init__(
-        self, inputs: Any, grid: tuple, places: Any = None, reconstruction: Any = None, mask: Tensor | None = None
-    ):
-        x = _numbers(inputs, "inputs")
-        if x.ndim == 0 or x.numel() == 0:
-            raise ValueError(f"inputs are empty, or a single number: shape {tuple(x.shape)}")
-        if not x.is_floating_point() and x.dtype not in QUANTITIES:
-            raise UnpairedInputs(
-                f"inputs {x.dtype} {tuple(x.shape)} look like ids (tokens, items), which cannot be averaged: pass "
-                f"what they are embedded to, or labels=; if they are quantities, pass inputs.float()"
-            )
-        self.shape = tuple(x.shape)
-        self.axes = self._axes(grid, axes_of(places))
-        self.grid = (len(x),) if self.axes is None else self._grid(grid)
-        self.inputs = self._finite(x, "inputs", mask)
-        if len(x) > 1 and (self.inputs == self.inputs[:1]).all():
-            raise ValueError(f"the inputs do not vary: all {len(x)} of shape {self.shape[1:]} are equal")
-        self.patches = self._cut(self.inputs)
-        self.piece = tuple(self.patches.shape[len(self.grid) :])  # what one latent gets
-        self.size = math.prod(self.piece)
-        self.rebuilt = None
-        if reconstruction is not None:
-            back = _numbers(reconstruction, "reconstruction")
-            if back.shape != x.shape:
-                raise ValueError(f"reconstruction {tuple(back.shape)} must have the shape of inputs {self.shape}")
-            self.rebuilt = self._cut(self._finite(back, "reconstruction", mask))
-
-    def _finite(self, x: Tensor, name: str, mask: Tensor | None) -> Tensor:
-        """x, with 0 for NaN where no latent counts; ValueError if it is NaN or infinite anywhere else."""
-        if not x.is_floating_point() or torch.stack(x.aminmax()).float().isfinite().all():
-            return x
-        finite = x.float().isfinite()
-        good = self._cut(finite).reshape(math.prod(self.grid), -1).all(dim=1)
-        if mask is None or not good[mask].all():
-            raise ValueError(
-                f"{name} must be finite (in float32) where latents count, got NaN or more: {tuple(x.shape)}"
-            )
-        return torch.where(finite, x, 0)
-
-    def check_variation(self, rows: Tensor) -> None:
-        """ValueError if all inputs are equal in one of the halves of these rows, of which each judges the other."""
-        x = self.rows(rows)
-        for half in x.tensor_split([len(x) // 2]):
-            if (half == half[0]).all():
-                raise ValueError(f"the inputs do not vary: {len(x) // 2} of {len(x)}, chosen at random, are equal")
-
-    def _axes(self, grid: tuple, places: tuple | None) -> tuple | None:
-        """The axes along which the places run; UnpairedInputs if none do, or if it can be read in two ways."""
-        ndim, inner = len(self.shape), grid[1:]
-        if places is not None:
-            if self.shape[0] != grid[0] or not inner:
-                raise UnpairedInputs(
-                    f"places={places} need latents and inputs with the same first axis, and latents with further "
-                    f"ones: got inputs {self.shape} and latents on a grid {grid}"
-                )
-            axes = tuple(axis % ndim for axis in places if -ndim <= axis < ndim)
-            if (
-                len(axes) != len(places)
-                or 0 in axes
-                or len(set(axes)) < len(axes)
-                or not _fits(self.shape, axes, inner)
-            ):
-                raise UnpairedInputs(f"places={places} of inputs {self.shape} cannot be cut into a grid {inner}")
-            return axes
-        if self.shape[0] == math.prod(grid):
-            return None
-        readings = _readings(self.shape, inner) if self.shape[0] == grid[0] and inner else []
-        if len(readings) > 1:
-            ways = "; ".join(f"places={axes} gives a latent a piece {self._piece(axes, inner)}" for axes in readings)
-            raise UnpairedInputs(
-                f"inputs {self.shape} and latents on a grid {grid} can be paired in {len(readings)} ways: {ways}. "
-                f"Say which"
-            )
-        if not readings:
-            raise UnpairedInputs(
-                f"inputs {self.shape} do not belong to latents on a grid {grid}: need one for each latent, or "
-                f"({grid[0]}, C, ...) or ({grid[0]}, ..., C) with sides that are multiples of {inner}, or places="
-            )
-        return readings[0]
-
-    def _grid(self, grid: tuple) -> tuple:
-        return (grid[0], *cuts([self.shape[axis] for axis in self.axes], grid[1:]))
-
-    def _piece(self, axes: tuple, inner: tuple) -> tuple:
-        """Shape of what one latent gets."""
-        piece = list(self.shape[1:])
-        for axis, parts in zip(axes, cuts([self.shape[axis] for axis in axes], inner)):
-            piece[axis - 1] //= parts
-        return tuple(piece)
-
-    def _cut(self, x: Tensor) -> Tensor:
-        """x (N, ...) as (N, places ..., what is at a place ...)."""
-        if self.axes is None:
-            return x.reshape(len(x), -1)
-        parts = dict(zip(self.axes, self.grid[1:]))
-        for axis in sorted(parts, reverse=True):
-            x = x.unflatten(axis, (parts[axis], x.shape[axis] // parts[axis]))
-        # Each axis of places before this one has become two.
-        now = tuple(axis + sum(other < axis for other in parts) for axis in parts)
-        return x.movedim(now, tuple(range(1, 1 + len(parts))))
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """What belongs to these latents, (n, size) float32."""
-        return self._at(self.patches, rows)
-
-    def rebuilt_rows(self, rows: Tensor) -> Tensor:
-        """What the model made of it, (n, size) float32."""
-        return self._at(self.rebuilt, rows)
-
-    def _at(self, patches: Tensor, rows: Tensor) -> Tensor:
-        at = np.unravel_index(rows.numpy(), self.grid)
-        return patches[tuple(map(torch.from_numpy, at))].reshape(len(rows), -1).float()
-
-    def whole(self, rows: Tensor) -> Tensor:
-        return self.inputs[rows].reshape(len(rows), -1).float()
-
-
-def _readings(shape: tuple, inner: tuple) -> list[tuple]:
-    """All axes of inputs (N, ...) along which latents on the places `inner` may run.
-
-    (N, C, ...), (N, ..., C) or (N, ...) with sides that are multiples of the places; with more axes, those right
-    after the first if they are as long as the places, as in frames (N, T, C, H, W). One axis of places may also run
-    over the square patches of images (N, C, H, W) or (N, H, W, C), row by row.
-    """
-    count, most = len(inner), len(shape) - len(inner)
-    if most in (1, 2):
-        tried = [tuple(range(first, first + count)) for first in range(1, most + 1)]
-    else:
-        tried = [tuple(range(1, count + 1))] if shape[1 : count + 1] == inner else []
-        tried += [(1, 2), (2, 3)] if count == 1 and len(shape) == 4 else []
-    found = [axes for axes in tried if _fits(shape, axes, inner)]
-    if len(found) == 2 and all(one == other for one, other, parts in zip(*found, inner) if parts > 1):
-        return found[:1]  # they differ only in axes that are not cut
-    return found
-
-
-def _fits(shape: tuple, axes: tuple, inner: tuple) -> bool:
-    return cuts([shape[axis] for axis in axes], inner) is not None
-
-
-def cuts(sides: list[int], inner: tuple) -> tuple | None:
-    """Into how many pieces each side is cut, to make the places; None if that cannot be.
-
-    As many sides as axes of places: each by its own. More sides than one axis of places: into pieces of equal sides.
-    """
-    if len(sides) == len(inner):
-        return tuple(inner) if all(side % parts == 0 for side, parts in zip(sides, inner)) else None
-    if len(inner) == 1 < len(sides):
-        for size in range(1, min(sides) + 1):
-            pieces = tuple(side // size for side in sides)
-            if all(side % size == 0 for side in sides) and math.prod(pieces) == inner[0]:
-                return pieces
-    return None
 
 
 def around(latents: Tensor, grid: tuple, rows: Tensor, mask: Tensor | None = None) -> Tensor:

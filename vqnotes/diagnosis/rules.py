@@ -122,7 +122,7 @@ def labels_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
 def encoder_not_judged(m: Measures) -> str:
     """Why nothing is known of the encoder, in half a sentence."""
-    why = []
+    why = [] if m.unused is None else [m.unused.why]
     if m.inputs_loss is not None:
         why.append(f"the inputs do not tell: codes placed on them leave {m.inputs_loss:.0%} of their variance")
     if m.chance is not None and m.separability is None:

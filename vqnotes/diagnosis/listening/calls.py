@@ -67,12 +67,14 @@ def first_argument(arguments: tuple, named: dict) -> Tensor:
 def by_example(call: Call, batch: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """The call's latents (heads, batch, places ..., D), index and mask, one row an example; None if they are not.
 
-    Latents of all places in a single row, as (batch * places, D), count as example after example.
+    A first axis that is a multiple of the batch, as in (batch * places, D), counts as example after example; so does
+    one behind others of length 1.
     """
-    count = math.prod(call.latents.shape[1:-1])
-    if call.latents.ndim > 2 and call.latents.shape[1] == batch:
+    sides = call.latents.shape[1:-1]
+    if sides and sides[0] == batch:
         return call.latents, call.index, call.mask
-    if count % batch:
+    count = math.prod(sides)
+    if next((side for side in sides if side > 1), 1) % batch:
         return None
     places = (count // batch,) if count > batch else ()
     latents = call.latents.reshape(len(call.latents), batch, *places, -1)
