@@ -53,7 +53,7 @@ class Remedy:
 
     kind: Callable = VectorQuantizer
     options: dict = field(default_factory=dict)
-    size: tuple[int, ...] = (CODES, 8)
+    size: tuple = (CODES, 8)
     init: str | None = "uniform"
     warmup: float = 0.0
     wider: int = 1  # times as many hidden units in the encoder
@@ -85,7 +85,7 @@ REMEDIES = {
     "CVQ": Remedy(OnlineClustering, QUICK),
     "FSQ": Remedy(FSQ, {"levels": (4, 4, 4)}, size=()),
     "LFQ": Remedy(LFQ, size=(6,)),
-    "residual": Remedy(ResidualVQ, {"stages": (8, 8)}),
+    "residual": Remedy(ResidualVQ, size=((8, 8), 8)),
     "expiry + rotation": Remedy(ExpiryRotation, QUICK),
     "warm-up + expiry": Remedy(CodeExpiry, QUICK, init="kmeans", warmup=0.5),
 }
