@@ -65,7 +65,10 @@ class Plan:
         _check_closure(getattr(self.optimizer, "func", self.optimizer))  # of a functools.partial
 
     def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-        """The optimiser, in its fused form (one kernel for all tensors) if it has one."""
+        """The optimiser, in its fused form (one kernel for all tensors) if it has one.
+
+        Raises ValueError for one that brings a learning rate of its own, or needs a closure.
+        """
         codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
         by_rate: dict[float, list[Tensor]] = {self.lr: [], codebook_lr: []}
         for name, parameter in named_parameters:
