@@ -236,7 +236,7 @@ def optimality_gap(latents: Array, codebook: Array, seed: int = 0) -> float:
     k-means is fitted to half of the latents, n of them, drawn by `seed`, and both are measured on all. What it gains
     on those that it knows and what it loses on the others, a share of about K / n each, cancel. So codes at the true
     centres have a gap of about 1: mostly .8 to 1.2 with 16 latents a code, the least that will do, and .9 to 1.1 with
-    64. It is lower for a seed with which k-means got stuck, and for clusters so rare that their half holds none. Codes
+    64. It is lower where k-means got stuck, by the seed, and for clusters so rare that their half holds none. Codes
     that were trained on these very latents, all N, have one that is lower by K / N to 2 K / N: about .9 with 16.
     Raises ValueError for fewer latents than 16 a code, and for codes of other dimensions.
     """
