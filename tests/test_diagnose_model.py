@@ -213,7 +213,7 @@ def test_our_models_with_labels_from_a_loader():
 def test_images_and_levels_of_our_own():
     images = data.random_crops(data.photographs(), 40, 32)
     torch.manual_seed(0)
-    model = models.image_autoencoder(3, ResidualVQ(64, 8, stages=(8, 8)))
+    model = models.image_autoencoder(3, ResidualVQ((8, 8), 8))
     fit(model, images, steps=40, seed=0, warmup=20, batch_size=8, progress=False)
     found = diagnose_model(model, images)
     assert list(found) == ["quantizer", "quantizer.stages.0", "quantizer.stages.1"]

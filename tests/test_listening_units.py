@@ -45,7 +45,7 @@ def heads(count):
 
 MADE = {  # name: the quantiser, its parts with their levels
     "ours": (lambda: VectorQuantizer(8, 16), levels("vq")),
-    "our stages": (lambda: ResidualVQ(64, 16, stages=(8, 8)), levels("vq.stages.0", "vq.stages.1")),
+    "our stages": (lambda: ResidualVQ((8, 8), 16), levels("vq.stages.0", "vq.stages.1")),
     "VectorQuantize": (lambda: theirs.VectorQuantize(16, 32), levels("vq")),
     "heads": (
         lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4, separate_codebook_per_head=True),

@@ -193,7 +193,8 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
     "_files _printing _interrupts _threads _workload _checks _extras _rounding _two_lowest nearest _kmeans_start "
-    "kmeans _combining quantizers models _batches _stacked _optimizers training metrics _downloads data _images "
+    "kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling metrics _downloads "
+    "data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
     "diagnosis.inputs diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
@@ -269,3 +270,30 @@ def test_exercises_import_no_other_exercises():
 
 def test_every_notebook_has_its_exercises():
     assert [path.stem for path in EXERCISES] == [f"nb{path.name[:2]}" for path in NOTEBOOKS]
+
+
+def undocumented(tree):
+    """Public functions and classes of a module without a docstring, or with one that is silent on what they raise."""
+    listed = [ast.literal_eval(one.value) for one in tree.body if ast.unparse(one).startswith("__all__ = ")]
+    general = ast.get_docstring(tree) or ""
+    for one in tree.body:
+        if not (isinstance(one, ast.FunctionDef | ast.ClassDef) and listed and one.name in listed[0]):
+            continue
+        own = ast.get_docstring(one) or ""
+        own += " ".join(ast.get_docstring(part) or "" for part in ast.walk(one) if isinstance(part, ast.FunctionDef))
+        raised = {
+            part.exc.func.id for part in ast.walk(one) if isinstance(part, ast.Raise) and hasattr(part.exc, "func")
+        }
+        for error in raised & {"ValueError", "TypeError", "RuntimeError", "KeyError", "OSError"}:
+            if error not in own and "aises as" not in own and error not in general:
+                yield f"{one.name}: {error}"
+        if not ast.get_docstring(one):
+            yield one.name
+
+
+def test_what_is_public_is_documented_with_its_errors():
+    source = "__all__ = ['a', 'b', 'C']\ndef a():\n    raise ValueError('x')\ndef b():\n    'Raises ValueError.'\n"
+    source += "    raise ValueError('x')\nclass C:\n    'Of no use.'\n    def d():\n        raise KeyError(3)"
+    assert list(undocumented(ast.parse(source))) == ["a: ValueError", "a", "C: KeyError"]
+    for name, path in FILES.items():
+        assert not list(undocumented(ast.parse(path.read_text(encoding="utf-8")))), name

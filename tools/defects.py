@@ -136,7 +136,7 @@ DEFECTS = [
     ("metrics", "share * (1 - 1e-12)) + 1)", "share * (1 - 1e-12)))", "effective dimension off by one"),
     ("metrics", "deviations = np.sqrt(principal_variances(x))", "deviations = principal_variances(x)",
      "effective rank of variances, not of singular values"),
-    ("metrics", "(np.cumsum(logs) - 2 * bits)", "(np.cumsum(logs) - bits)",
+    ("_water_filling", "(np.cumsum(logs) - 2 * bits)", "(np.cumsum(logs) - bits)",
      "water-filling: factor 2 of the bits missing"),
     ("metrics", ".square().sum().item() for z, index in parts) / len(flat)",
      ".square().sum().item() for z, index in parts) / flat.numel()", "mean over dimensions instead of sum"),

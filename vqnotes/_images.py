@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def kind_of(figure: "Figure") -> str:
-    """What suits it: "jpeg" if it holds pictures, "png" for drawings."""
+    """Which kind of file suits the figure: "jpeg" if it holds pictures, "png" for drawings."""
     return "jpeg" if any(ax.images for ax in figure.axes) else "png"
 
 
 def encoded(image: "Image", kind: str) -> str:
-    """The image as a file, "jpeg" or "png" of 128 colours, in base64."""
+    """The image as a file, in base64. kind: "jpeg", or "png" of 128 colours."""
     stored = io.BytesIO()
     (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
     return base64.b64encode(stored.getvalue()).decode()

@@ -1,6 +1,7 @@
 """Figures: one function a figure type. Each draws on the `ax` it is given and returns what it drew as a DataFrame.
 
 Where they show latents and codes: data grey, latents blue, live codes orange, dead codes crosses.
+Latents, codebooks and indices are as in `metrics`; what cannot be drawn is a ValueError, as there.
 """
 
 import io
@@ -41,7 +42,10 @@ def use_style() -> None:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Shows the figure once, with a text for readers who cannot see it, and closes it."""
+    """Shows the figure once, with a text for readers who cannot see it, and closes it.
+
+    Raises ValueError if the text is empty.
+    """
     from IPython.display import display
 
     if not alt.strip():
@@ -85,7 +89,7 @@ def codes_and_latents(ax: Axes, latents: Array, codebook: Array, sample: int = 2
 def latents_by_label(ax: Axes, latents: Array, labels: Array, sample: int = 2000) -> pd.DataFrame:
     """Latents in the plane of `codes_and_latents`, one colour a label. Draws at most `sample`, the first.
 
-    Returns columns x, y, label.
+    labels: a whole number for each latent. Returns columns x, y, label.
     """
     latents, labels = check_labelled(latents, labels)
     flat = latents.detach().reshape(-1, latents.shape[-1]).cpu()
@@ -110,7 +114,7 @@ def _to_plane(flat: Tensor, *others: Tensor) -> list[Tensor]:
 def code_counts(ax: Axes, index: Array, size: int, label: str | None = None) -> pd.DataFrame:
     """How often each code is used, most used first, on a logarithmic axis; dead codes are crosses at the bottom.
 
-    Returns columns rank (from 1), count.
+    size: K. label: in the legend. Returns columns rank (from 1), count.
     """
     counts = UsageMeter(size).update(index).counts.sort(descending=True).values.numpy()
     frame = pd.DataFrame({"rank": np.arange(1, size + 1), "count": counts})
@@ -126,6 +130,7 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
     """Mean of y over runs at each x, one line for each value of `by`, with its bootstrap 95 % interval as a band.
 
     runs: one row a run and x. Returns columns `by` (if there is one), x, mean, low, high.
+    Raises as `metrics.summary`.
     """
     table = summary(runs, [by, x] if by else [x], y)
     parts = table.groupby(by, sort=False, dropna=False) if by else [(None, table)]
@@ -140,7 +145,7 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
 def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
     """Every run as a dot and the mean with its bootstrap 95 % interval beside it, one row of dots an arm.
 
-    runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance.
+    runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance. Raises as `metrics.summary`.
     """
     table = summary(runs, [by], y)
     arms = runs.groupby(by, sort=False, dropna=False)[y]
@@ -179,7 +184,7 @@ def tornado(ax: Axes, effects: pd.DataFrame, by: str, level: str) -> pd.DataFram
 def spectrum(ax: Axes, x: Array, label: str | None = None) -> pd.DataFrame:
     """Share of the variance held by the first n principal components, with the effective dimension marked.
 
-    Returns columns components (from 1), share.
+    x: (..., D). Returns columns components (from 1), share. Raises ValueError for x that does not vary.
     """
     x = as_tensor(x, "x")
     variances = principal_variances(x)
@@ -198,6 +203,7 @@ def picture(ax: Axes, image: Array, title: str = "") -> pd.DataFrame:
     """An image (C, H, W) in [0, 1], with one or three channels; values outside are cut off.
 
     Returns the mean of each channel as drawn: columns channel, mean.
+    Raises ValueError for other shapes, and for NaN.
     """
     image = as_tensor(image, "image")
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel() or image.is_complex():
@@ -215,7 +221,7 @@ def picture(ax: Axes, image: Array, title: str = "") -> pd.DataFrame:
 def index_map(ax: Axes, index: Array, title: str = "") -> pd.DataFrame:
     """Which code was used where: a grid of indices (H, W), one colour a code, the frequent ones far apart.
 
-    Returns columns code, count: the codes on the map, most used first.
+    Returns columns code, count: the codes on the map, most used first. Raises ValueError for other shapes.
     """
     index = check_index(index)
     if index.ndim != 2:

@@ -40,6 +40,7 @@ class VectorQuantizer(Combinable):
         loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
         after_step(latents, index)   the update outside autograd: moving averages (appendix A.1)
 
+    In all of them latents, and the codes `chosen` for them, are (..., D), codes (K, D), an index (...,) int64.
     Remedies combine by inheritance: each stage passes on to super() what it does not change, and so does
     `__init__`. What a remedy says beside, as which others it does not work with: `_combining.Combinable`.
 
@@ -131,7 +132,7 @@ class VectorQuantizer(Combinable):
         self.codebook.copy_(self.codebook.lerp(mean, rate[:, None]))  # torch.vmap does not know lerp_
 
     def decode(self, index: Tensor) -> Tensor:
-        """The codes (..., D) of an index (...,), as the decoder gets them."""
+        """The codes (..., D) of an index (...,) in 0 .. K-1, as the decoder gets them."""
         return rows(self.codes(), index)
 
     @torch.no_grad()

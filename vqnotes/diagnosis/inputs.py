@@ -30,7 +30,7 @@ class Unused(NamedTuple):
 
 
 def axes_of(places: Any) -> tuple[int, ...] | None:
-    """The axes of the inputs along which places run, as a tuple; one axis may come as a number."""
+    """The axes of the inputs along which places run, as a tuple; one may come as a number. ValueError for others."""
     if places is None:
         return None
     try:
@@ -45,6 +45,8 @@ class Inputs:
     grid: of the latents, (N, places ...). places: the axes of the inputs along which the places run.
     mask: which of these latents count, (M,); where none does, inputs may be NaN, and are 0 then.
     axes: the places as they were understood; None if a latent has an input of its own.
+    Raises UnpairedInputs for inputs that do not belong to the grid, can be read in two ways, or are ids; ValueError
+    for what is empty, not finite or does not vary, and for a reconstruction of another shape.
     """
 
     def __init__(
@@ -161,6 +163,7 @@ class Inputs:
         return patches[tuple(map(torch.from_numpy, at))].reshape(len(rows), -1).float()
 
     def whole(self, rows: Tensor) -> Tensor:
+        """All of these inputs, whatever belongs to which latent, (n, all their numbers) float32."""
         return self.inputs[rows].reshape(len(rows), -1).float()
 
 

@@ -47,7 +47,7 @@ def _whole_number(given: Any, name: str) -> int:
 
 
 def seed_of(seed: Any) -> int:
-    """A seed that torch, NumPy and scikit-learn all take."""
+    """A seed that torch, NumPy and scikit-learn all take, in 0 .. 2^32 - 1; ValueError for anything else."""
     seed = _whole_number(seed, "seed")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in 0 .. 2^32 - 1, got {seed}")

@@ -43,7 +43,7 @@ THRESHOLDS = {
 
 
 class Answer(Enum):
-    """What the measures say to a question."""
+    """What the measures say to a question. TypeError where it is taken for a truth value."""
 
     YES = "yes"
     NO = "no"

@@ -34,9 +34,11 @@ class Ear:
         self.name, self.module, self.heard = name, module, heard
 
     def hooks(self) -> list:
+        """The hooks by which it hears, set on the module; whoever asks for them removes them."""
         return [self.module.register_forward_hook(self.hear, with_kwargs=True)]
 
     def hear(self, module: nn.Module, arguments: tuple, named: dict, output: Any) -> None:
+        """A forward hook with named arguments: hands to `keep` what was compared in this call."""
         raise NotImplementedError
 
     def keep(
@@ -49,7 +51,11 @@ class Ear:
         index: Tensor,
         mask: Tensor | None = None,
     ) -> None:
-        """One head, unless latents and codes come with heads."""
+        """Appends the call. axis: of entered and returned that holds the dimensions.
+
+        latents ([heads,] batch, places ..., D) and codes ([heads,] K, D) as they were compared, index without D;
+        mask (batch, places ...), True where a latent counts. One codebook for all heads comes as (1, K, D).
+        """
         if codes.ndim == 2:
             latents, codes, index = latents[None], codes[None], index[None]
         shared = len(codes) < len(latents)

@@ -45,6 +45,10 @@ class Heard:
         self.inputs: Sample | None = None
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
+        """Calls the model on a batch of inputs x (N, ...), and takes in what is heard, and the labels y (N,).
+
+        Raises ValueError for quantisers that are called otherwise than on the first batch, or not at all.
+        """
         output = self.call(x)
         calls = self.listener.calls.copy()
         if not self.count:
@@ -89,6 +93,7 @@ class Heard:
         self.inputs = Sample(min([most, *(record.sample.most for record in paired)]))
 
     def call(self, x: Tensor) -> Any:
+        """What the model returns; ValueError, with the batch's shape, if it cannot take it."""
         model = self.listener.model
         try:
             return self.listener(x)
@@ -97,7 +102,10 @@ class Heard:
             raise ValueError(f"{reason}: {error}") from error
 
     def labels_of(self, given: Any) -> Tensor | None:
-        """One for each input that was heard: those given, or those that the batches brought."""
+        """One for each input that was heard, (N,): those given, or those that the batches brought; None if neither.
+
+        Raises ValueError for fewer than were heard.
+        """
         if given is not None:
             given = dense_tensor(given, "labels").cpu()
             if given.ndim != 1 or len(given) < self.count:
@@ -114,6 +122,10 @@ class Sample:
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, keys: np.ndarray, tensors: dict[str, Tensor]) -> None:
+        """Examples with their keys (n,): tensors (n, ...) by name. Shorter ones get zeros behind them.
+
+        Raises ValueError for tensors of other axes than those before.
+        """
         count, every = len(self.keys), np.concatenate([self.keys, keys])
         stay = np.sort(np.argsort(every, kind="stable")[: self.most])
         rows = stay[stay >= count] - count

@@ -56,7 +56,8 @@ def read_places(hear: Callable, x: Tensor, inner: tuple, given: tuple | None = N
     The inputs are changed at one place of a reading, and the model is asked which latents move: a reading is right if
     those at that place do. If none is clearly right, UnpairedInputs names what was tried.
     hear: called with inputs, returns latents (N, places, D) and which of them count, (N, places).
-    inner: the places of the latents, () if an input has one. given: the axes, if they are known.
+    inner: the places of the latents, () if an input has one. given: the axes, if they are known;
+    ValueError if they are none of x.
     """
     if not inner:
         return (), None
