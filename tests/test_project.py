@@ -213,7 +213,7 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {name_of(path): path for path in (ROOT / "vqnotes").rglob("*.py") if path not in EXERCISES}
+FILES = {name_of(path): path for path in sorted((ROOT / "vqnotes").rglob("*.py")) if path not in EXERCISES}
 
 
 def imports(tree):
