@@ -171,11 +171,11 @@ def quantizers(draw):
         for name, values in KINDS[kind].items()
         if name in ("levels", "bits", "stages") or draw(st.booleans())
     }
-    size, dim = draw(SIZE), draw(SIZE)
-    if draw(st.integers(0, 9)):  # mostly what fits
-        size = math.prod(options.get("stages", [size]))
+    size = {} if kind in (FSQ, LFQ) else {"dim": draw(SIZE)}
+    if kind not in (FSQ, LFQ, ResidualVQ):
+        size["codebook_size"] = draw(SIZE)
     torch.manual_seed(draw(st.integers(0, 9)))
-    made = call(kind, *(() if kind in (FSQ, LFQ) else (size, dim)), **options)
+    made = call(kind, **size, **options)
     assume(made is not REFUSED)
     assert made.codebook_size >= 1 and made.dim >= 1
     return made.to(draw(st.sampled_from(FLOATS)))

@@ -341,8 +341,9 @@ def test_a_class_of_ones_own_need_not_pass_all_on():
 
 
 def test_help_names_the_options():
-    title = pydoc.render_doc(CodeExpiry, renderer=pydoc.plaintext).splitlines()[3]
-    assert all(name in title for name in ("codebook_size", "dim", "threshold", "memory", "beta", "update", "decay"))
+    for kind, own in ((VectorQuantizer, ()), (CodeExpiry, ("threshold", "memory"))):
+        title = pydoc.render_doc(kind, renderer=pydoc.plaintext).splitlines()[3]
+        assert all(name in title for name in ("codebook_size", "dim", *own, "beta", "update", "decay"))
 
 
 @pytest.mark.parametrize("pair", [(VectorQuantizer,), *((kind,) for kind in EFFECTS), *MANY])
@@ -366,12 +367,12 @@ def test_stages_of_any_kind_code_better_than_one_of_them_or_are_refused(kind):
     options, latents = EFFECTS.get(kind, ({},))[0], normal(512, DIM, seed=7) + 1
     if kind in (CosineCodes, FSQ, LFQ):
         with pytest.raises(ValueError, match=f"code what is left, got kind={kind.__name__}"):
-            ResidualVQ(256, DIM if kind is not FSQ else 2, stages=(16, 16), kind=kind, **options)
+            ResidualVQ((16, 16), DIM if kind is not FSQ else 2, kind=kind, **options)
         return
     errors = []
     for stages in ((16,), (16, 16)):
         torch.manual_seed(0)
-        quantizer = ResidualVQ(16 ** len(stages), DIM, stages=stages, kind=kind, **options)
+        quantizer = ResidualVQ(stages, DIM, kind=kind, **options)
         quantizer.init_codes("kmeans", latents)
         for _ in range(5):
             quantizer.train()(latents)
@@ -389,7 +390,7 @@ def test_stages_of_any_kind_code_better_than_one_of_them_or_are_refused(kind):
 @pytest.mark.parametrize("kind", [RotationTrick, DiVeQ])
 def test_the_gradient_of_stages_is_that_of_the_sum(kind):
     options = {"variance": 0} if kind is DiVeQ else {}
-    whole, alone = ResidualVQ(64, DIM, stages=(8, 8), kind=kind, **options), kind(64, DIM, **options)
+    whole, alone = ResidualVQ((8, 8), DIM, kind=kind, **options), kind(64, DIM, **options)
     whole.init_codes("normal", seed=1)
     z, weight, found = normal(50, DIM), normal(50, DIM, seed=2), []
     index = whole(z).index
@@ -410,7 +411,7 @@ def test_stages_of_real_size_train_and_are_measured_in_little_memory(stages, ste
     """3 x 1,024 sums would take 34 GB, 8 x 1,024 have no number in int64."""
     x, dim = normal(4096, 8), 4
     torch.manual_seed(0)
-    quantizer = ResidualVQ(1024**stages, dim, stages=[1024] * stages)
+    quantizer = ResidualVQ([1024] * stages, dim)
     model = mlp_autoencoder(8, quantizer, width=16)
     fit(model, x, steps=steps, seed=0, init="data", batch_size=512, progress=False)
     latents = model.encode(x).detach()
@@ -431,7 +432,7 @@ def test_stages_of_real_size_train_and_are_measured_in_little_memory(stages, ste
 
 
 def test_stages_do_not_start_with_the_same_codes():
-    quantizer = ResidualVQ(64, DIM, stages=(8, 8))
+    quantizer = ResidualVQ((8, 8), DIM)
     quantizer.init_codes("normal", seed=3)
     assert not torch.allclose(quantizer.stages[0].codes(), quantizer.stages[1].codes())
     assert len(unit(quantizer.codes()).unique(dim=0)) == 64

@@ -12,7 +12,7 @@ from helpers import between_neighbours, brute_force, normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqnotes import nearest
+from vqnotes import _rounding, nearest
 from vqnotes.models import mlp_autoencoder
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
@@ -89,7 +89,7 @@ def test_no_step_of_a_prior_waits_and_the_watch_would_see_it(waits):
 
 @pytest.mark.parametrize("remedy", league.REMEDIES)
 def test_a_quantizer_mixes_no_devices(remedy, waits, monkeypatch):
-    monkeypatch.setattr(nearest, "_full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
+    monkeypatch.setattr(nearest, "full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
     quantizer = quantizer_of(remedy).to("meta")
     latents = torch.randn(96, quantizer.dim, device="meta", requires_grad=True)
     waits.watching = True
@@ -137,7 +137,7 @@ def test_the_product_has_full_precision_and_the_setting_is_put_back(name, value)
     try:
         setattr(settings, name, value)
         chosen = read()
-        with contextlib.suppress(ZeroDivisionError), nearest._full_precision("cuda"):
+        with contextlib.suppress(ZeroDivisionError), _rounding.full_precision("cuda"):
             assert read() in ("ieee", False) and not torch.is_autocast_enabled("cuda")
             raise ZeroDivisionError
         assert read() == chosen

@@ -136,7 +136,8 @@ def test_maps_of_the_other_library_meet_their_patches():
     unrelated = Own(theirs.VectorQuantize(dim=4, codebook_size=16, accept_image_fmap=True), 16, grid=True)
     found = diagnose_model(unrelated, normal(300, 64))["vq"]
     assert "lost by the encoder" not in found.evidence
-    assert any("the inputs were not used: inputs (N, 64) do not belong to latents" in note for note in found.notes)
+    said = "inputs (256, 64) were given, but could not be paired with latents (256, 2, 2, 4): no sides of inputs"
+    assert any(said in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ class Twice(nn.Module):
 def test_a_quantiser_called_twice_and_by_name_is_judged_without_inputs():
     found = diagnose_model(Twice(), normal(300, 4))["vq"]
     assert found.evidence["codes in use"].compared_with.endswith("600 latents")
-    assert any("the inputs were not used" in note for note in found.notes)
+    assert any("could not be paired with latents (256, 4): latents of several calls" in one for one in found.notes)
 
 
 def test_our_models_with_labels_from_a_loader():
@@ -212,7 +213,7 @@ def test_our_models_with_labels_from_a_loader():
 def test_images_and_levels_of_our_own():
     images = data.random_crops(data.photographs(), 40, 32)
     torch.manual_seed(0)
-    model = models.image_autoencoder(3, ResidualVQ(64, 8, stages=(8, 8)))
+    model = models.image_autoencoder(3, ResidualVQ((8, 8), 8))
     fit(model, images, steps=40, seed=0, warmup=20, batch_size=8, progress=False)
     found = diagnose_model(model, images)
     assert list(found) == ["quantizer", "quantizer.stages.0", "quantizer.stages.1"]

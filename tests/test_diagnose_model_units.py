@@ -128,7 +128,7 @@ def test_an_encoder_that_looks_nowhere_in_particular_is_not_judged():
     torch.manual_seed(0)
     (found,) = diagnose_model(Everywhere(), normal(300, 16, 64)).values()
     assert "lost by the encoder" not in found.evidence
-    assert any("not used" in note and "places=(1,) or places=(2,)" in note for note in found.notes)
+    assert any("not be paired" in note and "places=(1,) or places=(2,)" in note for note in found.notes)
 
 
 # ---------------------------------------------------------------- masks and lengths
@@ -309,6 +309,7 @@ def test_scales_of_one_codebook_and_scales_with_one_each():
     assert list(found) == ["vq.vqs.0", "vq.vqs.1", "vq.vqs.2"]
     for later in "vq.vqs.1", "vq.vqs.2":  # codes what the first left: no encoder of its own
         assert any("depends on what 'vq.vqs.0' returned" in note for note in found[later].notes)
+        assert any("diagnosis of 'vq.vqs.0' judges the encoder" in one.remedy for one in found[later].advice)
         assert "lost by the encoder" not in found[later].evidence
 
 

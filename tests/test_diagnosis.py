@@ -222,7 +222,8 @@ def test_numbers_of_any_size(modes, scale):
 def test_strange_codebooks_and_latents_get_a_verdict(modes):
     constant = torch.ones(500, 4)
     for codebook in (normal(16, 4), constant[:16]):
-        assert diagnose(constant, codebook, inputs=modes.x[:500]).verdict == "embedding collapse"
+        found = diagnose(constant, codebook, inputs=modes.x[:500])
+        assert found.verdict == "embedding collapse" and not any("without inputs" in note for note in found.notes)
     assert "all latents are equal" in diagnose(constant, normal(16, 4)).reason
     assert diagnose(modes.x, modes.x.mean(0, keepdim=True), inputs=modes.x).verdict == "rate limit"
     assert diagnose(modes.x, modes.x[:1].repeat(64, 1), inputs=modes.x).verdict == "token collapse"

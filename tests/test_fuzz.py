@@ -13,8 +13,8 @@ from fuzz_tools import COUNT, MIXED, ODD, REFUSED, SIZE, call, chosen, few, fill
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vqnotes import metrics, plots
-from vqnotes.diagnosis import diagnose
+from vqnotes import metrics
+from vqnotes.diagnosis import diagnose, draw
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
@@ -208,5 +208,5 @@ def test_diagnose(pair, times, data):
         f = measure(observe(latents, pair[1], labels=labels, inputs=inputs, **options))
         assert f.usage <= min(f.codes, f.latents) / f.codes and 1 <= f.perplexity <= f.codes * (1 + 1e-12)
         figure, axes = plt.subplots(2, 2)
-        call(plots.diagnosis, axes, found)
+        call(draw, axes, found)
         plt.close(figure)

@@ -9,6 +9,7 @@ from helpers import brute_force, normal
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
+from vqnotes import _kmeans_start
 from vqnotes import kmeans as module
 from vqnotes.kmeans import kmeans
 from vqnotes.metrics import quantization_error
@@ -85,7 +86,7 @@ def test_one_centroid_is_the_mean_and_as_many_as_latents_are_the_latents(monkeyp
     assert [one.tolist() for one in kmeans(latents, 1)] == [[[6]], [1]]
     codes, share = kmeans(latents, 4)
     assert sorted(codes[:, 0].tolist()) == [0, 2, 10, 12] and share.tolist() == [0.25] * 4
-    monkeypatch.setattr(module, "FEW", 100)
+    monkeypatch.setattr(_kmeans_start, "FEW", 100)
     assert torch.equal(kmeans(normal(300, 2), 300)[1], torch.full((300,), 1 / 300))
 
 
@@ -130,7 +131,7 @@ def test_half_precision_counts_in_single():
 
 
 def test_the_seed_and_nothing_else_decides():
-    for latents in (normal(500, 3), normal(module.FEW + 500, 3)):
+    for latents in (normal(500, 3), normal(_kmeans_start.FEW + 500, 3)):
         torch.manual_seed(5)
         one = kmeans(latents, 20, seed=1)
         torch.manual_seed(6)
@@ -146,7 +147,7 @@ def test_nothing_leaves_the_latents_device(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "numpy", leaves)
     monkeypatch.setattr(torch.Tensor, "cpu", leaves)
-    for latents in (normal(500, 3), normal(module.FEW + 500, 3)):
+    for latents in (normal(500, 3), normal(_kmeans_start.FEW + 500, 3)):
         kmeans(latents, 16)
 
 

@@ -7,7 +7,7 @@ from helpers import normal
 from torch import nn
 
 from vqnotes.diagnosis.listening import Listener
-from vqnotes.diagnosis.listening.calls import by_example
+from vqnotes.diagnosis.listening.calls import Call, by_example
 from vqnotes.diagnosis.listening.units import units
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
@@ -45,7 +45,7 @@ def heads(count):
 
 MADE = {  # name: the quantiser, its parts with their levels
     "ours": (lambda: VectorQuantizer(8, 16), levels("vq")),
-    "our stages": (lambda: ResidualVQ(64, 16, stages=(8, 8)), levels("vq.stages.0", "vq.stages.1")),
+    "our stages": (lambda: ResidualVQ((8, 8), 16), levels("vq.stages.0", "vq.stages.1")),
     "VectorQuantize": (lambda: theirs.VectorQuantize(16, 32), levels("vq")),
     "heads": (
         lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4, separate_codebook_per_head=True),
@@ -223,3 +223,25 @@ def test_rows_belong_to_examples_if_they_are_so_many_for_each():
     assert torch.equal(latents[0], x.reshape(10, 3, 4)) and index.shape == (1, 10, 3) and mask is None
     assert by_example(listener.calls[0], 30)[0].shape == (1, 30, 4)
     assert by_example(listener.calls[0], 7) is None
+
+
+@pytest.mark.parametrize(
+    "shape, places",
+    [
+        ((10, 2, 3), (2, 3)),
+        ((1, 60), (6,)),
+        ((20, 3), (6,)),  # frames, batch before time
+        ((1, 1, 10), ()),
+        ((4, 5, 3), None),  # so many, but their first axis is none of the batch
+        ((5, 2), None),
+        ((6, 10), None),  # time before batch
+        ((), None),
+    ],
+)
+def test_the_first_axis_tells_whether_latents_belong_to_examples(shape, places):
+    latents = torch.arange(float(torch.Size(shape).numel() * 4)).reshape(1, *shape, 4)
+    call = Call("vq", latents[0], latents[0], -1, latents, normal(1, 8, 4), latents[..., 0].long(), None, True)
+    found = by_example(call, 10)
+    assert (found is None) == (places is None)
+    if found is not None:
+        assert torch.equal(found[0], latents.reshape(1, 10, *places, 4)) and found[1].shape == (1, 10, *places)

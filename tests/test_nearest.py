@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import between_neighbours, brute_force, normal
 
-from vqnotes import nearest
+from vqnotes import _rounding, nearest
 from vqnotes.models import image_autoencoder, mlp_autoencoder
 from vqnotes.nearest import nearest_by_product, nearest_code
 from vqnotes.quantizers import VectorQuantizer
@@ -42,8 +42,8 @@ def test_the_textbook_expansion_fails_where_nearest_code_does_not(offset, spread
 
 @pytest.mark.parametrize("offset, spread", [(0, 1), (1000, 1), (1, 1e-3)])
 def test_nearest_code_hardly_ever_needs_to_measure_again(monkeypatch, offset, spread):
-    again, measure = [], nearest._by_differences
-    monkeypatch.setattr(nearest, "_by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
+    again, measure = [], _rounding.by_differences
+    monkeypatch.setattr(_rounding, "by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
     nearest_code(offset + spread * normal(5000, 64), offset + spread * normal(512, 64, seed=1))
     assert sum(again) < 50  # without the shift to the centre it would be nearly all of them
 
@@ -58,8 +58,8 @@ def test_nearest_code_gives_ties_to_the_lowest_index():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nearest_code_measures_no_latent_again_for_clones_or_tight_clusters(monkeypatch, dtype):
-    again, measure = [], nearest._by_differences
-    monkeypatch.setattr(nearest, "_by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
+    again, measure = [], _rounding.by_differences
+    monkeypatch.setattr(_rounding, "by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
     latents, base = normal(3000, 16, dtype=dtype), normal(100, 16, seed=1, dtype=dtype)
     codebook = base[torch.from_numpy(np.random.default_rng(0).integers(0, 100, 700))]  # copies in any order
     assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))

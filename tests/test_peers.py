@@ -220,10 +220,10 @@ def test_an_option_that_would_be_ignored_is_refused(kind):
 
 def test_stages_hand_their_options_on():
     with pytest.raises(TypeError, match="variance"):
-        ResidualVQ(16, 4, stages=(4, 4), variance=0.1)
+        ResidualVQ((4, 4), 4, variance=0.1)
     with pytest.raises(ValueError, match="update must be"):
-        ResidualVQ(16, 4, stages=(4, 4), update="sgd")
-    assert ResidualVQ(16, 4, stages=(4, 4), kind=DiVeQ, variance=0.1).stages[1].variance == 0.1
+        ResidualVQ((4, 4), 4, update="sgd")
+    assert ResidualVQ((4, 4), 4, kind=DiVeQ, variance=0.1).stages[1].variance == 0.1
 
 
 @pytest.mark.parametrize("kind, size", [(FSQ, (4, 4)), (LFQ, 4)])

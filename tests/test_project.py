@@ -10,7 +10,9 @@ import textwrap
 import pytest
 import torch
 import yaml
+from defects import DEFECTS, NOTEBOOK_DEFECTS
 from helpers import run_python
+from mutants import planted
 from notebook_tools import NOTEBOOKS, ROOT, project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -176,7 +178,8 @@ def test_a_diagnosis_needs_no_package_of_the_extra():
     "use, package",
     [
         ("import vqnotes.plots", "matplotlib"),
-        ("import vqnotes.course.explorers", "matplotlib"),
+        ("import vqnotes.course.explorers", "ipywidgets"),
+        ("import vqnotes; vqnotes.diagnosis.draw([], None)", "matplotlib"),
         ("import vqnotes; vqnotes.data.photographs()", "PIL"),
         ("from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)", "pooch"),
     ],
@@ -189,11 +192,13 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
-    "_files _printing _interrupts _threads _workload _checks _extras nearest kmeans _combining quantizers models "
-    "_batches _stacked training metrics _downloads data plots "
-    "remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
+    "_files _printing _interrupts _threads _workload _checks _extras _rounding _two_lowest nearest _kmeans_start "
+    "kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling metrics _downloads "
+    "data _images "
+    "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
     "diagnosis.inputs diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
+    "diagnosis.drawing "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.units diagnosis.listening.trials diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "
@@ -208,7 +213,7 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {name_of(path): path for path in (ROOT / "vqnotes").rglob("*.py") if path not in EXERCISES}
+FILES = {name_of(path): path for path in sorted((ROOT / "vqnotes").rglob("*.py")) if path not in EXERCISES}
 
 
 def imports(tree):
@@ -243,6 +248,20 @@ def test_modules_import_only_from_those_before_them():
         assert not later, f"{name} imports {sorted(later)}"
 
 
+def test_the_core_is_short_enough_to_be_read():
+    """A student reads it from top to bottom, so a second idea is a file of its own: at most 1,600 lines in all."""
+    core = "nearest kmeans quantizers models training metrics data plots".split()
+    lines = {name: len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in core}
+    assert sum(lines.values()) <= 1600, lines
+
+
+def test_each_defect_that_can_be_planted_has_its_place():
+    """Where a line moves to another file, its defect goes with it."""
+    for folder, kind, defects in (("vqnotes", "py", DEFECTS), ("notebooks", "ipynb", NOTEBOOK_DEFECTS)):
+        for name, old, new, _ in defects:
+            planted(ROOT / folder / f"{name}.{kind}", old, new)  # raises ValueError if not
+
+
 def test_exercises_import_no_other_exercises():
     for path in EXERCISES:
         found = set(imports(ast.parse(path.read_text(encoding="utf-8"))))
@@ -251,3 +270,30 @@ def test_exercises_import_no_other_exercises():
 
 def test_every_notebook_has_its_exercises():
     assert [path.stem for path in EXERCISES] == [f"nb{path.name[:2]}" for path in NOTEBOOKS]
+
+
+def undocumented(tree):
+    """Public functions and classes of a module without a docstring, or with one that is silent on what they raise."""
+    listed = [ast.literal_eval(one.value) for one in tree.body if ast.unparse(one).startswith("__all__ = ")]
+    general = ast.get_docstring(tree) or ""
+    for one in tree.body:
+        if not (isinstance(one, ast.FunctionDef | ast.ClassDef) and listed and one.name in listed[0]):
+            continue
+        own = ast.get_docstring(one) or ""
+        own += " ".join(ast.get_docstring(part) or "" for part in ast.walk(one) if isinstance(part, ast.FunctionDef))
+        raised = {
+            part.exc.func.id for part in ast.walk(one) if isinstance(part, ast.Raise) and hasattr(part.exc, "func")
+        }
+        for error in raised & {"ValueError", "TypeError", "RuntimeError", "KeyError", "OSError"}:
+            if error not in own and "aises as" not in own and error not in general:
+                yield f"{one.name}: {error}"
+        if not ast.get_docstring(one):
+            yield one.name
+
+
+def test_what_is_public_is_documented_with_its_errors():
+    source = "__all__ = ['a', 'b', 'C']\ndef a():\n    raise ValueError('x')\ndef b():\n    'Raises ValueError.'\n"
+    source += "    raise ValueError('x')\nclass C:\n    'Of no use.'\n    def d():\n        raise KeyError(3)"
+    assert list(undocumented(ast.parse(source))) == ["a: ValueError", "a", "C: KeyError"]
+    for name, path in FILES.items():
+        assert not list(undocumented(ast.parse(path.read_text(encoding="utf-8")))), name

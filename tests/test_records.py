@@ -5,8 +5,9 @@ import torch
 from helpers import normal
 from torch import nn
 
-from vqnotes.diagnosis import diagnose_model
+from vqnotes.diagnosis import diagnose, diagnose_model
 from vqnotes.diagnosis.listening import records
+from vqnotes.kmeans import kmeans
 from vqnotes.quantizers import VectorQuantizer
 
 
@@ -42,14 +43,81 @@ def test_as_many_latents_are_kept_however_they_are_called(name, monkeypatch):
 
 
 def test_the_shapes_of_what_is_taken_as_one_set_are_named():
-    x, start = normal(60, 6, 4), "the inputs were not used: latents "
+    x = normal(60, 6, 4)
+    start = "the encoder is not judged: inputs (60, 6, 4) were given, but could not be paired with latents "
     for call, said in [
-        (lambda vq, x: (vq(x[:, :2]), vq(x[:, 2:])), "(60, 2) and (60, 4) of several calls in a pass"),
-        (lambda vq, x: (vq(x[:, 0]), vq(x[:, 1])), "(60,) of several calls in a pass"),
-        (lambda vq, x: vq(x.reshape(-1, 4)[1:]), "(359,) which are not so many for each of 60 inputs,"),
+        (lambda vq, x: (vq(x[:, :2]), vq(x[:, 2:])), "(60, 2, 4) and (60, 4, 4): latents of several calls in a pass"),
+        (lambda vq, x: (vq(x[:, 0]), vq(x[:, 1])), "(60, 4): latents of several calls in a pass"),
+        (lambda vq, x: vq(x.reshape(-1, 4)[1:]), "(359, 4): these are not so many for each of 60 inputs, and"),
     ]:
-        (found,) = diagnose_model(Calls(call), x).values()
-        assert f"{start}{said} are taken as one set" in found.notes
+        (found,) = diagnose_model(Calls(call), (x, torch.arange(60) % 2)).values()
+        assert any(note.startswith(start + said) for note in found.notes)
+        assert "the labels were not used: it is not known which latents they belong to" in found.notes
+
+
+class Embedded(nn.Module):
+    """Codes what ids are embedded to."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.vq = nn.Embedding(5000, 4), VectorQuantizer(16, 4)
+
+    def forward(self, x):
+        return self.vq(self.embedding(x))
+
+
+IDS, BY_LABELS = (
+    torch.arange(12000).reshape(2000, 6) % 5000,
+    "pass labels=, or call diagnose(latents, codebook, inputs=",
+)
+UNPAIRED = {  # name: the model, its inputs, and what is said: inputs, latents, why, what to do
+    "means over pairs of inputs": (
+        Calls(lambda vq, x: vq(x.unflatten(0, (-1, 2)).mean(1)), 16),
+        normal(2000, 6, 4),
+        (
+            "(256, 6, 4)",
+            "(128, 6, 4)",
+            "these are not so many for each of 256 inputs",
+            "let each input have latents of",
+        ),
+    ),
+    "as many latents as inputs, in another order": (
+        Calls(lambda vq, x: vq(x[:, 0].flip(0)), 16),
+        normal(2000, 6, 4),
+        ("(256, 6, 4)", "(256, 4)", "an input that is changed moves", "let each input have latents of"),
+    ),
+    "sides that are no multiples": (
+        Calls(lambda vq, x: vq(x[:, :5]), 16),
+        normal(2000, 6, 4),
+        ("(256, 6, 4)", "(256, 5, 4)", "no sides of inputs", BY_LABELS),
+    ),
+    "ids": (Embedded(), IDS, ("(256, 6)", "(256, 6, 4)", "inputs torch.int64 (2000, 6) look like ids", BY_LABELS)),
+}
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_inputs_that_were_given_but_cannot_be_paired_are_not_said_to_be_missing(name):
+    model, x, (inputs, latents, why, remedy) = UNPAIRED[name]
+    heard = []
+    with model.vq.register_forward_pre_hook(lambda _, arguments: heard.append(arguments[0])):
+        model(x)
+    model.vq.load_state_dict({"codebook": kmeans(heard[0].detach().reshape(-1, 4), 16)[0]})
+    found = diagnose_model(model, x)["vq"]
+    said = f"inputs {inputs} were given, but could not be paired with latents {latents}: {why}"
+    assert found.verdict == "cannot tell" and f"k-means; {said}" in found.reason
+    assert any(note.startswith(f"the encoder is not judged: {said}") for note in found.notes)
+    (advice,) = found.advice
+    assert advice.remedy.startswith(f"inputs were given, but not used: {remedy}")
+    assert not any("nothing was given" in one or "without inputs" in one for one in [found.reason, *found.notes])
+
+
+def test_too_few_inputs_are_not_said_to_be_missing():
+    x = normal(20, 6)
+    said = "the encoder is not judged: inputs (20, 6) were given, but belong to 20 latents that count: it takes 32"
+    for found in diagnose(x, x[:4], inputs=x), diagnose_model(Calls(lambda vq, x: vq(x), dim=6), x)["vq"]:
+        assert said in found.notes
+        assert any("pass inputs for 32 latents or more" in one.remedy for one in found.advice)
 
 
 def test_batches_of_another_kind_are_refused():
@@ -65,7 +133,7 @@ def test_batches_of_another_kind_are_refused():
 
 
 def test_places_are_given_in_vain_to_what_has_no_places():
-    with pytest.raises(ValueError, match=r"places=\(1,\): the inputs were not used: .* several calls in a pass"):
+    with pytest.raises(ValueError, match=r"places=\(1,\): inputs \(60, 6, 4\) were .* several calls in a pass"):
         diagnose_model(Calls(CALLS["several calls"][0]), normal(60, 6, 4), places=(1,))
 
 

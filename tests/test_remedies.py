@@ -60,9 +60,9 @@ EVERY = {
     "LRU, entropy, cosine": lambda: EntropyCosineUsed(16, 4),
     "FSQ": lambda: FSQ(levels=(4, 4)),
     "LFQ": lambda: LFQ(4),
-    "residual": lambda: ResidualVQ(16, 4, stages=(4, 4)),
-    "residual, rotation": lambda: ResidualVQ(16, 4, stages=(2, 8), kind=RotationTrick),
-    "residual, DiVeQ": lambda: ResidualVQ(16, 4, stages=(4, 4), kind=DiVeQ, variance=0),
+    "residual": lambda: ResidualVQ((4, 4), 4),
+    "residual, rotation": lambda: ResidualVQ((2, 8), 4, kind=RotationTrick),
+    "residual, DiVeQ": lambda: ResidualVQ((4, 4), 4, kind=DiVeQ, variance=0),
 }
 every = pytest.mark.parametrize("name", EVERY)
 
@@ -249,7 +249,7 @@ def test_lfq_agrees():
 
 
 def test_residual_agrees():
-    ours = ResidualVQ(64, 8, stages=(8, 8), beta=1.0)
+    ours = ResidualVQ((8, 8), 8, beta=1.0)
     options = {"rotation_trick": False, "commitment_weight": 1.0, **LEARNT}
     other = theirs.ResidualVQ(dim=8, num_quantizers=2, codebook_size=8, **options).train()
     with torch.no_grad():

@@ -209,7 +209,7 @@ def test_online_clustering_is_its_formula(anchor):
 
 
 def test_residual_codes_are_all_sums_in_the_order_of_the_index():
-    quantizer = ResidualVQ(6, 2, stages=(2, 3))
+    quantizer = ResidualVQ((2, 3), 2)
     with_codes(quantizer.stages[0], [[0.0, 0], [10, 10]])
     with_codes(quantizer.stages[1], [[0.0, 0], [1, 0], [0, 1]])
     assert quantizer.codes().tolist() == [[0, 0], [10, 10], [1, 0], [11, 10], [0, 1], [10, 11]]
@@ -221,7 +221,7 @@ def test_residual_codes_are_all_sums_in_the_order_of_the_index():
 
 def test_levels_that_start_at_random_all_start_elsewhere():
     for seed in range(20):
-        quantizer = ResidualVQ(8**6, 4, stages=(8,) * 6)
+        quantizer = ResidualVQ((8,) * 6, 4)
         quantizer.init_codes("normal", seed=seed)
         codes = torch.stack([stage.codebook.detach() for stage in quantizer.stages])
         assert len(codes.unique(dim=0)) == 6
@@ -324,13 +324,13 @@ def test_replacement_forgets_the_average_of_the_code_before():
         (lambda: FSQ(levels=(2, 2)), r"at least 3, got \[2, 2\]"),
         (lambda: LFQ(0), "at least 1 bit, got 0"),
         (lambda: LFQ(6, inverse_temperature=0), "inverse_temperature must be above 0, got 0"),
-        (lambda: ResidualVQ(64, 2, stages=(8, 4)), r"stages \[8, 4\] make 32 codes, not 64"),
-        (lambda: ResidualVQ(1, 2, stages=()), r"stages \[\]"),
+        (lambda: ResidualVQ((), 2), r"at least one stage, each of at least one code, got \[\]"),
+        (lambda: ResidualVQ((8, 0), 2), r"each of at least one code, got \[8, 0\]"),
         (lambda: CosineCodes(8, 2)(torch.zeros(3, 5)), r"\(3, 5\)"),
         (lambda: FSQ(levels=(3, 3))(torch.zeros(3, 5)), r"\(3, 5\)"),
         (lambda: LFQ(2)(torch.full((3, 2), torch.nan)), "NaN"),
         (lambda: RandomRestart(8, 2).init_codes("kmeans", normal(4, 2)), "4 latents are too few for 8"),
-        (lambda: ResidualVQ(16, 2, stages=(4, 4)).init_codes("best", normal(40, 2)), "best"),
+        (lambda: ResidualVQ((4, 4), 2).init_codes("best", normal(40, 2)), "best"),
         (lambda: VectorQuantizer(8, 2, beta=-1), "beta must be at least 0, got -1"),
     ],
 )

@@ -177,7 +177,7 @@ def test_weights_made_after_a_quantiser_do_not_depend_on_its_remedy():
 
 
 def test_stages_of_a_residual_quantiser_draw_by_themselves():
-    stages = made(ResidualVQ, 64, 2, stages=(8, 8), kind=RandomRestart, threshold=1e9).train().stages
+    stages = made(ResidualVQ, (8, 8), 2, kind=RandomRestart, threshold=1e9).train().stages
     latents = torch.arange(512.0)[:, None].expand(512, 2)
     for stage in stages:
         stage(latents)

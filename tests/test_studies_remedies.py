@@ -50,3 +50,7 @@ def test_the_long_table_holds_every_remedy_32_times_a_bed():
 def test_an_unknown_name_is_refused():
     with pytest.raises(KeyError, match="magic"):
         league.compete([0], "magic", "tokens", steps=3)
+    with pytest.raises(ValueError, match=r"runs of the bed 'starved', got those of \['digits', 'tokens'\]"):
+        league.table(league.long_table(), "starved")
+    with pytest.raises(ValueError, match="need rows with columns .*'gap'"):
+        league.table(league.long_table().drop(columns="gap"), "tokens")

@@ -118,3 +118,10 @@ def test_decoders_learn_on_for_half_as_long_with_old_codes_and_with_new_ones(mon
     (row,) = verdicts.examine([0], "set", "digits", "plain", 64, steps=8)
     assert plans == [(None, 4), ("kmeans", 4)] and row["label"] == "healthy"
     assert row["same codes"] == row["new codes"] == 0.1 and 0 < row["floor"] < 1
+
+
+def test_an_unknown_family_or_case_is_refused():
+    with pytest.raises(ValueError, match="family must be one of .* got 'circles'"):
+        verdicts.inputs_of("circles", 0)
+    with pytest.raises(KeyError, match="ill"):
+        verdicts.made([0], "digits", "ill", 64)

@@ -9,7 +9,8 @@ from helpers import normal
 from torch import nn
 
 from vqnotes import models
-from vqnotes.diagnosis.listening.trials import read_places, readings, rebuilt, without_gradient
+from vqnotes.diagnosis.inputs import UnpairedInputs
+from vqnotes.diagnosis.listening.trials import moves_others, read_places, readings, rebuilt, without_gradient
 from vqnotes.quantizers import VectorQuantizer, straight_through
 from vqnotes.remedies import FSQ, DiVeQ
 
@@ -119,19 +120,36 @@ def test_latents_move_where_the_inputs_are_changed(name):
 )
 def test_what_does_not_show_is_not_guessed(name, shape, encode):
     inner = (shape[1],)
-    with torch.no_grad():
-        axes, note = read_places(latents_of(encode), normal(*shape), inner)
-    assert axes is None and all(f"places={one}" in note for one in readings(shape, inner))
+    with torch.no_grad(), pytest.raises(UnpairedInputs, match="more than elsewhere; say places=") as caught:
+        read_places(latents_of(encode), normal(*shape), inner)
+    assert all(f"places={one}" in str(caught.value) for one in readings(shape, inner))
 
 
 def test_places_that_are_given_decide():
     x, hear = normal(40, 16, 64), latents_of(nn.Linear(64, 8))
     assert read_places(hear, x, (16,), (2,)) == ((2,), None)
-    axes, note = read_places(hear, normal(40, 15, 64), (15,), (2,))
-    assert axes is None and "(N, 15, 64) cannot be cut along axes (2,) into places (15,)" in note
+    with pytest.raises(UnpairedInputs, match=r"\(40, 15, 64\) cannot be cut along axes \(2,\) into places \(15,\)"):
+        read_places(hear, normal(40, 15, 64), (15,), (2,))
+    with pytest.raises(UnpairedInputs, match=r"no sides of inputs \(40, 16, 64\) are multiples of .* places \(15,\)"):
+        read_places(hear, x, (15,))
     for nonsense in (0,), (3,), (1, 1):
         with pytest.raises(ValueError, match="different axes of inputs"):
             read_places(hear, x, (16,), nonsense)
+
+
+@pytest.mark.parametrize(
+    "encode, moved",
+    [
+        (lambda x: x @ normal(8, 4), False),
+        (lambda x: x.flip(0) @ normal(8, 4), True),
+        (lambda x: x.mean(0).expand(len(x), -1) @ normal(8, 4), True),
+        (lambda x: x @ normal(8, 4) + 0.1 * x.mean(0) @ normal(8, 4), False),  # a little of the others
+        (lambda x: x[:, :4] * 0, False),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_latents_that_mix_the_inputs_of_a_batch_are_told(encode, moved, count):
+    assert moves_others(latents_of(encode), normal(count, 8)) == (moved and count > 1)
 
 
 @pytest.mark.parametrize("by_latents, by_inputs", [(1e-6, 1), (1e6, 1), (1, 1e-6), (1, 1e6)])

@@ -83,7 +83,7 @@ def memory(repeats: int) -> Rows:
         yield f"65,536 x 64, 8,192 codes, {update}", "peak, MB (N x K: 2,147)", found, "<= 64"
 
 
-FITTING = {"FSQ": ((), {"levels": (4,) * 5}), "LFQ": ((10,), {}), "residual": ((1024, 64), {"stages": (32, 32)})}
+FITTING = {"FSQ": ((), {"levels": (4,) * 5}), "LFQ": ((10,), {}), "residual": (((32, 32), 64), {})}
 
 
 def remedies(repeats: int) -> Rows:

@@ -38,7 +38,7 @@ PARTS = [
 PARTS += ["Makefile", ".ci", ".pre-commit-config.yaml", "conftest.py", "LICENSE"]
 PARTS += ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"]
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=900", "--nbval-sanitize-with=tests/sanitize.cfg"]
-NOT_OF_THE_MODULE = ["test_book", "test_handouts", "test_notebooks", "test_project"]
+NOT_OF_THE_MODULE = ["test_book", "test_handouts", "test_names", "test_notebooks", "test_project"]
 
 
 def copy_of_the_project(folder: Path) -> Path:

@@ -1,6 +1,34 @@
 """What makes remedies combine by inheritance: which do not work together, and which options a combination has."""
 
 import inspect
+from typing import Any
+
+from torch import nn
+
+
+class Combinable(nn.Module):
+    """A module that is combined with others of its kind by inheritance, and shows the options of all of them.
+
+    A class says which others it does not work with, and why, in `excludes` and `comes_before`: {other class: reason}.
+    It keeps each option as an attribute of the same name, which is what `repr` shows.
+    Raises ValueError when it is made of classes that do not work together.
+    """
+
+    excludes: dict[type, str] = {}
+    comes_before: dict[type, str] = {}
+    __signature__: inspect.Signature
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__signature__ = signature_of(cls)
+
+    def __new__(cls, *size: Any, **options: Any) -> Any:
+        check_combination(cls)
+        return super().__new__(cls)
+
+    def extra_repr(self) -> str:
+        names = [name for name in signature_of(type(self)).parameters if hasattr(self, name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def check_combination(kind: type) -> None:

@@ -90,7 +90,10 @@ def _standardised(x: np.ndarray, y: np.ndarray, centers: np.ndarray) -> Labelled
 
 
 def photographs() -> Tensor:
-    """Two colour photographs, a temple roof and a flower: float32 (2, 3, 427, 640) in [0, 1]."""
+    """Two colour photographs, a temple roof and a flower: float32 (2, 3, 427, 640) in [0, 1].
+
+    scikit-learn's `load_sample_images`. Raises ImportError without pillow, which reads them.
+    """
     with course_extra("vqnotes.data.photographs"):
         import PIL  # noqa: F401  # by which scikit-learn reads them
     from sklearn.datasets import load_sample_images

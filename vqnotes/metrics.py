@@ -4,7 +4,7 @@ Latents are (..., D), a codebook is (K, D), an index holds int64 values in 0 .. 
 All functions raise ValueError for empty, NaN, infinite or mismatched input, and show its shape.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from vqnotes._checks import (
     check_labelled,
     check_latents,
 )
+from vqnotes._rounding import PART, wide_type
 from vqnotes._threads import threads_for
+from vqnotes._water_filling import WaterFilling, water_filling
 from vqnotes.kmeans import kmeans
-from vqnotes.nearest import PART, nearest_code
+from vqnotes.nearest import nearest_code
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,6 +47,9 @@ class UsageMeter:
 
     Use it over a whole data set: the usage or perplexity of one batch is bounded by the size of the batch.
     The sum of two meters has counted what either of them has.
+    counts: (size,) int64, how often each code came.
+    Raises ValueError for a size < 1, indices that are no whole numbers in 0 .. size - 1, a sum of meters of different
+    sizes, and if usage or perplexity are asked for before anything was counted.
     """
 
     def __init__(self, size: int):
@@ -83,7 +88,7 @@ class UsageMeter:
         return float(np.exp(entropy(self.counts)))
 
     def dead(self) -> Tensor:
-        """Indices (int64) of the codes that were never used."""
+        """Numbers (int64) of the codes that were never used, in rising order; all of them if nothing was counted."""
         return (self.counts == 0).nonzero()[:, 0]
 
     def _check_started(self) -> None:
@@ -92,12 +97,19 @@ class UsageMeter:
 
 
 def usage(index: Array, size: int) -> float:
-    """Share of the `size` codes that occur in the index, in (0, 1]. At most index.numel() / size."""
+    """Share of the `size` codes that occur in the index, in (0, 1]. At most index.numel() / size.
+
+    Raises ValueError for indices that are no whole numbers in 0 .. size - 1.
+    """
     return UsageMeter(size).update(index).usage()
 
 
 def perplexity(index: Array, size: int) -> float:
-    """Effective number of codes in use, exp(entropy of their shares), in [1, size]. At most index.numel()."""
+    """Effective number of codes in use, exp(entropy of their shares), in [1, size]. At most index.numel().
+
+    As DeepMind's VQ-VAE example has it, which takes it of a batch.
+    Raises ValueError for indices that are no whole numbers in 0 .. size - 1.
+    """
     return UsageMeter(size).update(index).perplexity()
 
 
@@ -107,6 +119,7 @@ def mode_entropy(latents: Array, codebook: Array, labels: Array) -> float:
     -sum_m p_m log p_m, p_m the share of codes whose nearest latent has label m (2603.17052, section 4.2).
     exp of it is the effective number of modes covered. All codes count, dead ones too: a few live codes may
     still serve every mode.
+    labels: a whole number for each latent, of any shape. Raises ValueError for another number of them.
     """
     codebook = check_codebook(codebook)
     latents, labels = check_labelled(latents, labels)
@@ -141,7 +154,10 @@ def pairwise_distance(codebook: Array, metric: str = "cosine") -> float:
 
 
 def principal_variances(x: Array) -> np.ndarray:
-    """Variances (D,) along the principal components of x (..., D), largest first; all 0 for constant x."""
+    """Variances (D,) along the principal components of x (..., D), largest first; all 0 for constant x.
+
+    In the squared units of x. Raises ValueError for fewer than two vectors.
+    """
     x = check_latents(x)
     flat = x.detach().reshape(-1, x.shape[-1])
     if len(flat) < 2:
@@ -159,6 +175,7 @@ def effective_dimension(x: Array, share: float = 0.99) -> int:
     """Smallest number of principal components that hold `share` of the variance (DCVQ; 2605.06870), 1 .. D.
 
     0 for constant x. Compare it with the same figure for offline k-means: few codes cannot fill many dimensions.
+    x: (..., D). Raises ValueError for a share not in (0, 1], or fewer than two vectors.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
@@ -171,51 +188,20 @@ def effective_dimension(x: Array, share: float = 0.99) -> int:
 def effective_rank(x: Array) -> float:
     """exp(entropy of the singular values of centred x, normalised to sum 1), in [1, D] (Roy and Vetterli, 2007).
 
-    0 for constant x.
+    0 for constant x. x: (..., D). Raises ValueError for fewer than two vectors.
     """
     deviations = np.sqrt(principal_variances(x))
     return float(np.exp(entropy(deviations))) if deviations.sum() > 0 else 0.0
 
 
 def participation_ratio(x: Array) -> float:
-    """(sum of variances)^2 / sum of squared variances over principal components, in [1, D]; 0 for constant x."""
+    """(sum of variances)^2 / sum of squared variances over principal components, in [1, D]; 0 for constant x.
+
+    x: (..., D). Raises ValueError for fewer than two vectors.
+    """
     variances = principal_variances(x)
     variances = np.ldexp(variances, -np.frexp(variances.max())[1])  # so that no square overflows
     return float(variances.sum() ** 2 / (variances**2).sum()) if variances.sum() > 0 else 0.0
-
-
-class WaterFilling(NamedTuple):
-    """Least distortion (summed over components), water level, number of active components, bits for each."""
-
-    distortion: float
-    level: float
-    active: int
-    bits: np.ndarray
-
-
-def water_filling(variances: ArrayLike, bits: float) -> WaterFilling:
-    """Reverse water-filling: the least squared error of independent Gaussians at `bits` bits in all.
-
-    The water level t solves sum_i max(0, log2(variance_i / t) / 2) = bits; the distortion is
-    sum_i min(t, variance_i) (Cover and Thomas, theorem 10.3.3). With K codes, bits = log2 K. No quantiser of such
-    Gaussian vectors does better; other distributions with these variances can.
-    variances: (D,), not negative. Raises ValueError for negative or no variances, or negative bits.
-    """
-    values = np.asarray(variances, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values.sum()) or (values < 0).any():
-        raise ValueError(f"variances must be (D,), finite and not negative, got shape {values.shape}: {values}")
-    if not 0 <= 2 * bits < np.inf:
-        raise ValueError(f"bits must be finite and at least 0, got {bits}")
-    if bits == 0 or values.max() == 0:
-        return WaterFilling(float(values.sum()), float(values.max()), 0, np.zeros_like(values))
-    logs = np.log2(np.sort(values[values > 0])[::-1])
-    levels = (np.cumsum(logs) - 2 * bits) / np.arange(1, len(logs) + 1)  # if the first n components are active
-    log_level = levels[max(np.flatnonzero(logs > levels), default=0)]  # bits may be too few to tell from 0
-    level = 2.0**log_level
-    each = np.zeros_like(values)
-    above = values > level
-    each[above] = (np.log2(values[above]) - log_level) / 2
-    return WaterFilling(float(np.minimum(values, level).sum()), float(level), int(above.sum()), each)
 
 
 # ---------------------------------------------------------------- how good the codes are
@@ -226,7 +212,8 @@ def quantization_error(latents: Array, codebook: Array, relative: bool = True) -
 
     0 is perfect, 1 is what a single code at the mean gives, more is worse than that. relative=False gives the
     squared distance itself, which also falls when the latents shrink.
-    Raises ValueError if latents that do not vary, or hardly, are to be compared with their variance.
+    Raises ValueError for codes of other dimensions, and if latents that do not vary, or hardly, are to be compared
+    with their variance.
     """
     latents, codebook = check_latents(latents), check_codebook(codebook)
     flat, codes = latents.detach().reshape(-1, latents.shape[-1]), codebook.detach()
@@ -249,10 +236,9 @@ def optimality_gap(latents: Array, codebook: Array, seed: int = 0) -> float:
     k-means is fitted to half of the latents, n of them, drawn by `seed`, and both are measured on all. What it gains
     on those that it knows and what it loses on the others, a share of about K / n each, cancel. So codes at the true
     centres have a gap of about 1: mostly .8 to 1.2 with 16 latents a code, the least that will do, and .9 to 1.1 with
-    64. It is lower where k-means got stuck, or where a cluster is so rare that its half holds none of it. Codes
+    64. It is lower where k-means got stuck, by the seed, and for clusters so rare that their half holds none. Codes
     that were trained on these very latents, all N, have one that is lower by K / N to 2 K / N: about .9 with 16.
-    k-means runs once and is not perfect: the gap varies with the seed and can be below 1.
-    Raises ValueError for fewer latents than 16 a code.
+    Raises ValueError for fewer latents than 16 a code, and for codes of other dimensions.
     """
     latents, codebook = check_latents(latents), check_codebook(codebook)
     flat = latents.reshape(-1, latents.shape[-1])
@@ -274,7 +260,7 @@ def reconstruction_error(reconstruction: Array, x: Array) -> float:
     reconstruction, x = as_tensor(reconstruction, "reconstruction"), as_tensor(x)
     if reconstruction.shape != x.shape or x.numel() == 0:
         raise ValueError(f"shapes must be equal and not empty: {tuple(reconstruction.shape)}, {tuple(x.shape)}")
-    wide = torch.promote_types(torch.promote_types(reconstruction.dtype, x.dtype), torch.float32)
+    wide = wide_type(reconstruction, x)
     if wide.is_complex:
         raise ValueError(f"both must hold real numbers, got {reconstruction.dtype} and {x.dtype}")
     error = (reconstruction.to(wide) - x.to(wide)).double().square().mean().item()
@@ -289,7 +275,8 @@ def separability(latents: Array, labels: Array, reader: Any = None) -> float:
 
     reader: a scikit-learn classifier; by default the vote of the 5 nearest neighbours. Compare it with the same
     figure for the inputs, and with the share of the largest class, which is what guessing gives.
-    Raises ValueError if a class has fewer than 5 members.
+    labels: a whole number for each latent.
+    Raises ValueError for another number of them, fewer than 2 classes, or a class of fewer than 5 members.
     """
     from sklearn.model_selection import cross_val_score
     from sklearn.neighbors import KNeighborsClassifier
@@ -308,7 +295,11 @@ def separability(latents: Array, labels: Array, reader: Any = None) -> float:
 
 
 def confidence_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap percentile interval of the mean of independent runs (scipy.stats.bootstrap, 2,000 resamples)."""
+    """Bootstrap percentile interval of the mean of independent runs (scipy.stats.bootstrap, 2,000 resamples).
+
+    values: (runs,). level: the share of such intervals that hold the mean, about, in (0, 1). Returns (low, high).
+    Raises ValueError for fewer than two values, values that are not finite, or another level.
+    """
     from scipy.stats import bootstrap
 
     values = np.asarray(values, dtype=np.float64)
@@ -319,7 +310,10 @@ def confidence_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -
 
 
 def entropy(weights: ArrayLike) -> float:
-    """Entropy in nats of not negative weights, normalised to sum 1. Raises ValueError if one is, or all are 0."""
+    """Entropy in nats of weights of any shape, normalised to sum 1: 0 if one has all, to log(how many there are).
+
+    Raises ValueError for a negative or infinite weight, or if all are 0.
+    """
     from scipy import stats
 
     weights = np.asarray(weights, dtype=np.float64)
@@ -331,6 +325,7 @@ def entropy(weights: ArrayLike) -> float:
 def summary(runs: "DataFrame", by: list[str], y: str) -> "DataFrame":
     """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
 
+    runs: one row a run.
     Raises ValueError for a group of fewer than two runs, a column that is not there, or values that are not finite.
     """
     from pandas import DataFrame
@@ -338,6 +333,5 @@ def summary(runs: "DataFrame", by: list[str], y: str) -> "DataFrame":
     check_columns(runs, *by, y)
     rows = []
     for names, values in runs.groupby(by, sort=False, dropna=False)[y]:
-        interval = confidence_interval(values)
-        rows.append((*names, values.mean(), *interval))
+        rows.append((*names, values.mean(), *confidence_interval(values)))
     return DataFrame(rows, columns=[*by, "mean", "low", "high"])

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 class VQAutoencoder(nn.Module):
-    """Encoder, quantiser, decoder. The encoder gives latents (..., D), channels last; the decoder takes them."""
+    """Encoder, quantiser, decoder (arXiv:1711.00937). Latents are (N, ..., D) between them, channels last."""
 
     encoder: nn.Module
     quantizer: Any  # a module with the stages of `VectorQuantizer`, or its call alone
@@ -38,12 +38,15 @@ class VQAutoencoder(nn.Module):
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
     def encode(self, x: Tensor) -> Tensor:
+        """x (N, ...) to latents (N, ..., D)."""
         return self.encoder(x)
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents or codes (N, ..., D) to what x is rebuilt as, (N, ...)."""
         return self.decoder(latents)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
+        """x (N, ...) to its reconstruction (N, ...), from codes, and what the quantiser returned."""
         quantized = self.quantizer(self.encode(x))
         return self.decode(quantized.latents_q), quantized
 
@@ -52,6 +55,7 @@ def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers of the given sizes: mlp(2, 64, 8) has one hidden layer of width 64.
 
     Leaky ReLU between them, so that a narrow net is limited by its width and not by units that died.
+    Raises ValueError for fewer than two sizes, or one below 1.
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"need at least two sizes, all positive, got {sizes}")
@@ -62,15 +66,22 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 def mlp_autoencoder(dim: int, quantizer: nn.Module, *, width: int = 64, decoder_width: int = 64) -> VQAutoencoder:
-    """Autoencoder for vectors (N, dim): one latent each. width: hidden units of the encoder, its capacity."""
-    latent_dim = _dim(quantizer)
+    """Autoencoder for vectors (N, dim): one latent each. width: hidden units of the encoder, its capacity.
+
+    decoder_width: the same of the decoder. quantizer: a module that says in `dim` how many dimensions latents have.
+    Raises ValueError for a size below 1.
+    """
+    latent_dim = cast(Any, quantizer.dim)  # a type checker takes what it does not find in nn.Module for a tensor
     return VQAutoencoder(
         mlp(dim, width, width, latent_dim), quantizer, mlp(latent_dim, decoder_width, decoder_width, dim)
     )
 
 
 class ToPatches(nn.Module):
-    """Images (N, C, H, W) in [0, 1] to patches (N, H/size, W/size, C * size^2) around 0."""
+    """Images (N, C, H, W) in [0, 1] to patches (N, H/size, W/size, C * size^2) around 0.
+
+    Raises ValueError for images of other axes, or whose sides are no multiples of size.
+    """
 
     def __init__(self, size: int):
         super().__init__()
@@ -84,7 +95,7 @@ class ToPatches(nn.Module):
 
 
 class FromPatches(nn.Module):
-    """The inverse of ToPatches."""
+    """The inverse of ToPatches: patches (N, h, w, C * size^2) to images (N, C, h * size, w * size)."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -111,11 +122,13 @@ def image_autoencoder(
     """Autoencoder for images (N, channels, H, W) in [0, 1]: one latent a patch, a grid (N, H/patch, W/patch, D).
 
     The encoder sees one patch at a time; the decoder also looks at the eight neighbours of a latent, so that
-    patches join. H and W must be multiples of `patch`. width: hidden units of the encoder, its capacity.
+    patches join. width: hidden units of the encoder, its capacity. decoder_width: the same of the decoder.
+    quantizer: a module that says in `dim` how many dimensions latents have.
+    Raises ValueError for a size below 1; the model does for images whose sides are no multiples of `patch`.
     """
     if min(patch, decoder_width) < 1:
         raise ValueError(f"patch and decoder_width must be positive, got {patch} and {decoder_width}")
-    pixels, latent_dim = channels * patch**2, _dim(quantizer)
+    pixels, latent_dim = channels * patch**2, cast(Any, quantizer.dim)
     encoder = nn.Sequential(ToPatches(patch), mlp(pixels, width, width, latent_dim))
     decoder = nn.Sequential(
         MixNeighbours(latent_dim, decoder_width),
@@ -126,10 +139,6 @@ def image_autoencoder(
     return VQAutoencoder(encoder, quantizer, decoder)
 
 
-def _dim(quantizer: nn.Module) -> int:
-    return cast(int, quantizer.dim)  # a type checker takes what it does not find in nn.Module for a tensor or module
-
-
 # ---------------------------------------------------------------- a model's latents and answers
 
 
@@ -137,7 +146,7 @@ def _dim(quantizer: nn.Module) -> int:
 def sample_latents(model: VQAutoencoder, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` latents (count, D), as the encoder gives them now, or all that random inputs give if they are fewer.
 
-    In evaluation mode: dropout is off, and no statistics of a batch are taken or kept.
+    x: (N, ...). In evaluation mode: dropout is off, and no statistics of a batch are taken or kept.
     Of inputs that give many latents each, four times as many as needed are encoded, so that the choice is wide.
     """
     with modes_kept(model):
@@ -165,12 +174,11 @@ def evaluate(model: VQAutoencoder, x: Tensor, batch_size: int = 1024) -> Outcome
     """
     if x.numel() == 0 or x.ndim == 0 or batch_size < 1:
         raise ValueError(f"need inputs (N, ...) and batch_size >= 1, got {tuple(x.shape)} and {batch_size}")
-    with modes_kept(model):
+    parts = []
+    with modes_kept(model), torch_threads_for(multiplications(model, x, batch_size)):
         model.eval()
-        with torch_threads_for(multiplications(model, x, batch_size)):
-            parts = []
-            for batch in x.split(batch_size):
-                latents = model.encode(batch)
-                quantized = model.quantizer(latents)
-                parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
-            return Outcome(*(torch.cat(part) for part in zip(*parts)))
+        for batch in x.split(batch_size):
+            latents = model.encode(batch)
+            quantized = model.quantizer(latents)
+            parts.append(Outcome(latents, quantized.index, model.decode(quantized.latents_q)))
+        return Outcome(*(torch.cat(part) for part in zip(*parts)))

@@ -1,22 +1,19 @@
 """The nearest code: first as a formula in three lines; then the same exactly, in little memory, for many at once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial, reduce
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqnotes._checks import Array, check_codebook, check_codebook_form, check_latents, check_latents_form
+from vqnotes._checks import Array, check_codebook_form, check_latents_form
+from vqnotes._rounding import full_precision, measure_again, wide_type
+from vqnotes._two_lowest import BLOCK, two_lowest
 
 __all__ = ["nearest_by_product", "nearest_code"]
 
 SCORES_PER_CHUNK = 2**20  # held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
-BLOCK = 64  # scores, see _two_lowest_of_blocks
-PART = 2**14  # latents that are in float64 at once
-DOUBTFUL = 64  # latents that a training step on a GPU measures again
 
 
 def nearest_by_product(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -59,11 +56,6 @@ def nearest_code(latents: Array, codebook: Array) -> Tensor:
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former since torch 2.7
 
 
-def wide_type(*tensors: Tensor) -> torch.dtype:
-    """One type for all, float32 at least: sums of half-precision squares would lose most of their digits."""
-    return reduce(torch.promote_types, [one.dtype for one in tensors], torch.float32)
-
-
 class _NearestCode(torch.autograd.Function):
     """The search as one operation without gradient, so that `torch.vmap` can be told how R of them are done."""
 
@@ -96,7 +88,6 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tens
     center = codes.mean(dim=1, keepdim=True)
     codes = codes - center
     matrix, longest = _score_matrix(codes), codes.norm(dim=2).amax(dim=1)[:, None, None]
-    two_lowest = _two_lowest_of_blocks if matrix.shape[1] > BLOCK else _two_lowest
 
     flat = latents.reshape(len(codes), -1, codes.shape[2])
     index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
@@ -104,7 +95,7 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tens
     for part, z, scores in _chunks(flat, center, matrix):
         lowest, best, second = two_lowest(scores)
         index[:, part], sure[:, part] = best[..., 0], _is_sure(lowest, second, z, longest)[..., 0]
-    _measure_again(index, ~sure, flat, codebooks, may_wait)
+    measure_again(index, ~sure, flat, codebooks, may_wait, _nearest_in_each)
     return index.reshape(latents.shape[:-1])
 
 
@@ -133,7 +124,7 @@ def _chunks(flat: Tensor, center: Tensor, matrix: Tensor) -> Iterator[tuple[slic
         some = part.stop - start
         z = torch.sub(flat[:, part], center, out=extended[:, :some, :dim])
         scores = buffer[: some * per_latent].view(runs, some, -1)
-        with _full_precision(flat.device.type):
+        with full_precision(flat.device.type):
             torch.bmm(extended[:, :some], matrix.mT, out=scores)
         yield part, z, scores
 
@@ -146,79 +137,3 @@ def _is_sure(lowest: Tensor, second: Tensor, z: Tensor, longest: Tensor) -> Tens
     kind = torch.finfo(lowest.dtype)
     largest = longest * (z.norm(dim=2, keepdim=True) + longest)  # that a score, or a part of it, can become
     return second - lowest > 2 * (z.shape[2] + 4) * kind.eps * largest + kind.tiny
-
-
-def _measure_again(index: Tensor, unsure: Tensor, flat: Tensor, codebooks: Tensor, may_wait: bool) -> None:
-    """Puts the code nearest by differences where the index (R, N) is unsure, for latents (R, N, D)."""
-    if not may_wait:
-        again = unsure.byte().topk(min(DOUBTFUL, unsure.shape[1]), dim=1).indices
-        some = flat.gather(1, again[..., None].expand(-1, -1, flat.shape[2]))
-        index.scatter_(1, again, _by_differences(some, codebooks))
-        return
-    for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
-        codes, again = codebooks[run], unsure[run].nonzero()[:, 0]
-        check_codebook(codes)
-        measure, rows = _by_differences, max(1, SCORES_PER_CHUNK // codes.shape[0])
-        if len(again) > len(codes):  # so many are worth a look at why
-            first = _first_of_equal(codes)
-            if len(first) < len(codes) or torch.promote_types(flat.dtype, codes.dtype) != torch.float64:
-                measure, rows = partial(_among, first), PART
-        for some in again.split(rows):
-            latents = flat[run, some]
-            check_latents(latents)
-            index[run, some] = measure(latents, codes)
-
-
-def _among(kept: Tensor, latents: Tensor, codebook: Tensor) -> Tensor:
-    """The search again, in float64, among the codes that are kept."""
-    codes = codebook[kept].double()
-    return kept[_nearest_in_each(latents[None].double(), codes[None], may_wait=True)[0]]
-
-
-def _first_of_equal(codebook: Tensor) -> Tensor:
-    """Indices of the codes that are not equal to an earlier one, ascending."""
-    distinct, group = codebook.unique(dim=0, return_inverse=True)
-    every = torch.arange(len(codebook), device=codebook.device)
-    return every.new_full((len(distinct),), len(codebook)).scatter_reduce_(0, group, every, "amin").sort().values
-
-
-def _two_lowest(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Along the last axis: the lowest score, where it is, and the second lowest, (..., 1) each. Overwrites them."""
-    lowest, place = scores.min(dim=-1, keepdim=True)
-    return lowest, place, scores.scatter_(-1, place, torch.inf).amin(dim=-1, keepdim=True)
-
-
-def _two_lowest_of_blocks(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, for (R, B, K) with K a multiple of BLOCK.
-
-    A minimum that says where it is costs more than one that does not. So the blocks are only asked for their minimum,
-    and the place is looked for in the best one alone.
-    """
-    blocks = scores.view(-1, BLOCK)
-    lowest_of_block = blocks.amin(dim=1).view(*scores.shape[:2], -1)
-    _, block, elsewhere = _two_lowest(lowest_of_block)
-    first = torch.arange(0, len(blocks), lowest_of_block.shape[2], device=scores.device).view(*scores.shape[:2], 1)
-    lowest, place, second = _two_lowest(blocks[first + block][..., 0, :])
-    return lowest, block * BLOCK + place, torch.minimum(second, elsewhere)
-
-
-def _by_differences(latents: Tensor, codebooks: Tensor) -> Tensor:
-    mode = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(latents.double(), codebooks.double(), compute_mode=mode).argmin(dim=-1)
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Neither autocast nor TF32. The latter has a new name since torch 2.9 and must then not be read by its old."""
-    with torch.autocast(device, enabled=False):
-        if device != "cuda":
-            yield
-            return
-        settings = torch.backends.cuda.matmul
-        name, full = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
-        before = getattr(settings, name)
-        setattr(settings, name, full)
-        try:
-            yield
-        finally:
-            setattr(settings, name, before)

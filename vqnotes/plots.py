@@ -1,12 +1,11 @@
 """Figures: one function a figure type. Each draws on the `ax` it is given and returns what it drew as a DataFrame.
 
 Where they show latents and codes: data grey, latents blue, live codes orange, dead codes crosses.
+Latents, codebooks and indices are as in `metrics`; what cannot be drawn is a ValueError, as there.
 """
 
-import base64
 import io
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vqnotes._checks import Array, as_tensor, check_codebook, check_index, check_labelled, check_latents
 from vqnotes._extras import course_extra
+from vqnotes._images import encoded, kind_of
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
 from vqnotes.nearest import nearest_code
 
@@ -26,13 +26,9 @@ with course_extra("vqnotes.plots"):
     from matplotlib.figure import Figure
     from PIL import Image
 
-if TYPE_CHECKING:
-    from vqnotes.diagnosis import Diagnosis
-
 __all__ = [
     "DATA", "DEAD", "LATENT", "LIVE", "PALETTE", "arms", "code_counts", "codes_and_latents", "curves",
-    "diagnosis", "encoded", "index_map", "kind_of", "latents_by_label", "picture", "show", "spectrum", "tornado",
-    "use_style"
+    "index_map", "latents_by_label", "picture", "show", "spectrum", "tornado", "use_style"
 ]  # fmt: skip
 
 PALETTE = sns.color_palette("colorblind")
@@ -45,20 +41,11 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc=STYLE)
 
 
-def encoded(image: Image.Image, kind: str) -> str:
-    """An image as a file small enough for a notebook, "jpeg" or "png" of 128 colours, in base64."""
-    stored = io.BytesIO()
-    (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
-    return base64.b64encode(stored.getvalue()).decode()
-
-
-def kind_of(figure: Figure) -> str:
-    """What suits it: "jpeg" if it holds pictures, "png" for drawings."""
-    return "jpeg" if any(ax.images for ax in figure.axes) else "png"
-
-
 def show(figure: Figure, alt: str) -> None:
-    """Shows the figure once, with a text for readers who cannot see it, and closes it."""
+    """Shows the figure once, with a text for readers who cannot see it, and closes it.
+
+    Raises ValueError if the text is empty.
+    """
     from IPython.display import display
 
     if not alt.strip():
@@ -102,7 +89,7 @@ def codes_and_latents(ax: Axes, latents: Array, codebook: Array, sample: int = 2
 def latents_by_label(ax: Axes, latents: Array, labels: Array, sample: int = 2000) -> pd.DataFrame:
     """Latents in the plane of `codes_and_latents`, one colour a label. Draws at most `sample`, the first.
 
-    Returns columns x, y, label.
+    labels: a whole number for each latent. Returns columns x, y, label.
     """
     latents, labels = check_labelled(latents, labels)
     flat = latents.detach().reshape(-1, latents.shape[-1]).cpu()
@@ -127,11 +114,9 @@ def _to_plane(flat: Tensor, *others: Tensor) -> list[Tensor]:
 def code_counts(ax: Axes, index: Array, size: int, label: str | None = None) -> pd.DataFrame:
     """How often each code is used, most used first, on a logarithmic axis; dead codes are crosses at the bottom.
 
-    Returns columns rank (from 1), count.
+    size: K. label: in the legend. Returns columns rank (from 1), count.
     """
-    meter = UsageMeter(size)
-    meter.update(index)
-    counts = meter.counts.sort(descending=True).values.numpy()
+    counts = UsageMeter(size).update(index).counts.sort(descending=True).values.numpy()
     frame = pd.DataFrame({"rank": np.arange(1, size + 1), "count": counts})
     live, dead = frame[frame["count"] > 0], frame[frame["count"] == 0]
     ax.fill_between(live["rank"], live["count"], step="mid", color=LIVE, linewidth=0.5, label=label)
@@ -145,6 +130,7 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
     """Mean of y over runs at each x, one line for each value of `by`, with its bootstrap 95 % interval as a band.
 
     runs: one row a run and x. Returns columns `by` (if there is one), x, mean, low, high.
+    Raises as `metrics.summary`.
     """
     table = summary(runs, [by, x] if by else [x], y)
     parts = table.groupby(by, sort=False, dropna=False) if by else [(None, table)]
@@ -159,7 +145,7 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
 def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
     """Every run as a dot and the mean with its bootstrap 95 % interval beside it, one row of dots an arm.
 
-    runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance.
+    runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance. Raises as `metrics.summary`.
     """
     table = summary(runs, [by], y)
     arms = runs.groupby(by, sort=False, dropna=False)[y]
@@ -184,19 +170,11 @@ def tornado(ax: Axes, effects: pd.DataFrame, by: str, level: str) -> pd.DataFram
         part = effects[effects[by] == name].sort_values("mean")
         shifts = [0.0] if len(part) == 1 else np.linspace(-0.2, 0.2, len(part))
         for shift, (_, bar) in zip(shifts, part.iterrows()):
-            color = PALETTE[0 if bar["mean"] > 0 else 1]
+            color, side, ha = (PALETTE[0], 1, "left") if bar["mean"] > 0 else (PALETTE[1], -1, "right")
             ax.barh(row + shift, bar["mean"], height=0.36, color=color, alpha=0.8)
             ax.plot([bar["low"], bar["high"]], [row + shift] * 2, color="black", linewidth=1.2)
-            side = 1 if bar["mean"] > 0 else -1
-            ax.annotate(
-                bar[level],
-                (max(bar["high"], 0) if side > 0 else min(bar["low"], 0), row + shift),
-                xytext=(4 * side, 0),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-                fontsize=8,
-            )
+            end = max(bar["high"], 0) if side > 0 else min(bar["low"], 0), row + shift
+            ax.annotate(bar[level], end, (4 * side, 0), textcoords="offset points", ha=ha, va="center", fontsize=8)
         frames.append(part)
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
@@ -206,7 +184,7 @@ def tornado(ax: Axes, effects: pd.DataFrame, by: str, level: str) -> pd.DataFram
 def spectrum(ax: Axes, x: Array, label: str | None = None) -> pd.DataFrame:
     """Share of the variance held by the first n principal components, with the effective dimension marked.
 
-    Returns columns components (from 1), share.
+    x: (..., D). Returns columns components (from 1), share. Raises ValueError for x that does not vary.
     """
     x = as_tensor(x, "x")
     variances = principal_variances(x)
@@ -225,6 +203,7 @@ def picture(ax: Axes, image: Array, title: str = "") -> pd.DataFrame:
     """An image (C, H, W) in [0, 1], with one or three channels; values outside are cut off.
 
     Returns the mean of each channel as drawn: columns channel, mean.
+    Raises ValueError for other shapes, and for NaN.
     """
     image = as_tensor(image, "image")
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel() or image.is_complex():
@@ -242,7 +221,7 @@ def picture(ax: Axes, image: Array, title: str = "") -> pd.DataFrame:
 def index_map(ax: Axes, index: Array, title: str = "") -> pd.DataFrame:
     """Which code was used where: a grid of indices (H, W), one colour a code, the frequent ones far apart.
 
-    Returns columns code, count: the codes on the map, most used first.
+    Returns columns code, count: the codes on the map, most used first. Raises ValueError for other shapes.
     """
     index = check_index(index)
     if index.ndim != 2:
@@ -257,43 +236,3 @@ def index_map(ax: Axes, index: Array, title: str = "") -> pd.DataFrame:
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
     return pd.DataFrame({"code": codes[order].cpu().numpy(), "count": counts[order].cpu().numpy()})
-
-
-def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
-    """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
-
-    axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
-    Raises ValueError for another number of axes, and for codes that are put together: they share no picture.
-    """
-    axes = np.ravel(axes)
-    if len(axes) != 4:
-        raise ValueError(f"need four axes, got {len(axes)}")
-    if found.drawing is None:
-        raise ValueError(f"{found.verdict!r} is said of codes put together: draw one of its codebooks, got the whole")
-    where, uses, losses, dimensions = axes
-    latents, codes, counts = found.drawing
-    codes_and_latents(where, latents, codes)
-    where.set_aspect("equal", adjustable="datalim")
-    code_counts(uses, torch.arange(len(codes)).repeat_interleave(counts), len(codes))
-    evidence = found.evidence.items()
-    rows = [(name, one.value, one.reference) for name, one in evidence if name.startswith(("error", "lost"))]
-    for shift, column, label, color in ((-0.2, 1, "yours", LIVE), (0.2, 2, "reference", DATA)):
-        losses.barh(np.arange(len(rows)) + shift, [row[column] for row in rows], 0.38, label=label, color=color)
-    losses.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xscale="log", xlabel="share left over")
-    losses.invert_yaxis()
-    for points, name, color in (
-        (latents, "latents", LATENT),
-        (codes[nearest_code(latents, codes)], "codes used", LIVE),
-    ):
-        shares = principal_variances(points) / max(principal_variances(points).sum(), np.finfo(float).tiny)
-        dimensions.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3, label=name, color=color)
-    dimensions.set(xlabel="principal component", ylabel="share of the variance", yscale="log", ylim=(1e-4, 1.2))
-    if "dimensions filled" in found.evidence:
-        filled = found.evidence["dimensions filled"]
-        rows.append(("dimensions filled", filled.value, filled.reference))
-        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="paid for by the bits")
-    for ax, title in zip(axes, ("codes among latents", "uses of each code", "losses", "dimensions")):
-        ax.set_title(title)
-    for ax in (losses, dimensions):
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
-    return pd.DataFrame(rows, columns=["name", "yours", "reference"])

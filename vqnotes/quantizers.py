@@ -1,7 +1,6 @@
 """The vector quantiser in stages, so that a remedy can change one of them; and how its codebook is started."""
 
-from inspect import Signature
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqnotes._checks import check_latents, check_latents_form, check_not_negative, check_share
-from vqnotes._combining import check_combination, signature_of
+from vqnotes._combining import Combinable
+from vqnotes._rounding import wide_type
 from vqnotes.kmeans import enough, kmeans
-from vqnotes.nearest import nearest_code, wide_type
+from vqnotes.nearest import nearest_code
 
 __all__ = ["BLIND_INITS", "INITS", "Quantized", "VectorQuantizer"]
 
@@ -30,7 +30,7 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Combinable):
     """Vector quantiser of VQ-VAE (arXiv:1711.00937), in stages that subclasses change one at a time.
 
         prepare(latents)             what is compared with the codes: here the latents as they are
@@ -40,9 +40,9 @@ class VectorQuantizer(nn.Module):
         loss(latents, chosen)        codebook loss + beta * commitment loss (eq. 3)
         after_step(latents, index)   the update outside autograd: moving averages (appendix A.1)
 
+    In all of them latents, and the codes `chosen` for them, are (..., D), codes (K, D), an index (...,) int64.
     Remedies combine by inheritance: each stage passes on to super() what it does not change, and so does
-    `__init__`. A remedy says which others it does not work with, and why, in `excludes` and `comes_before`:
-    {other class: reason}. It keeps each option as an attribute of the same name, which is what `repr` shows.
+    `__init__`. What a remedy says beside, as which others it does not work with: `_combining.Combinable`.
 
     codebook_size: K. dim: D. beta: weight of the commitment loss, at least 0.
     update: "gradient" moves the codes by the codebook loss; "ema" moves each code to the moving average of the
@@ -52,11 +52,8 @@ class VectorQuantizer(nn.Module):
     Squares, and so the loss, are infinite beyond about 1e19 in size.
     """
 
-    excludes: dict[type, str] = {}
-    comes_before: dict[type, str] = {}
     codebook: Tensor
     share: Tensor  # with update="ema" only
-    __signature__: Signature  # of a subclass: what all that it inherits from take
 
     def __init__(
         self,
@@ -135,7 +132,7 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(self.codebook.lerp(mean, rate[:, None]))  # torch.vmap does not know lerp_
 
     def decode(self, index: Tensor) -> Tensor:
-        """The codes (..., D) of an index (...,), as the decoder gets them."""
+        """The codes (..., D) of an index (...,) in 0 .. K-1, as the decoder gets them."""
         return rows(self.codes(), index)
 
     @torch.no_grad()
@@ -152,12 +149,11 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"how must be one of {INITS}, got {how!r}")
         rng = np.random.default_rng(seed)
         shape = self.codebook_size, self.dim
-        codes: np.ndarray | Tensor
-        share: np.ndarray | Tensor = np.zeros(self.codebook_size)
+        share = torch.zeros(self.codebook_size)
         if how == "uniform":
-            codes = rng.uniform(-1 / self.codebook_size, 1 / self.codebook_size, shape)
+            codes = torch.from_numpy(rng.uniform(-1 / self.codebook_size, 1 / self.codebook_size, shape))
         elif how == "normal":
-            codes = rng.standard_normal(shape)
+            codes = torch.from_numpy(rng.standard_normal(shape))
         else:
             if latents is None:
                 raise ValueError(f"{how!r} needs latents")
@@ -166,7 +162,7 @@ class VectorQuantizer(nn.Module):
                 codes = flat[torch.from_numpy(rng.choice(len(flat), self.codebook_size, replace=False))]
             else:
                 codes, share = kmeans(flat, self.codebook_size, seed)
-        self.place_codes(torch.as_tensor(codes), torch.as_tensor(share))
+        self.place_codes(codes, share)
 
     @torch.no_grad()
     def place_codes(self, codes: Tensor, share: Tensor) -> None:
@@ -174,18 +170,6 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(codes)
         if self.update == "ema":
             self.share.copy_(share)
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.__signature__ = signature_of(cls)
-
-    def __new__(cls, *size: Any, **options: Any) -> Any:
-        check_combination(cls)
-        return super().__new__(cls)
-
-    def extra_repr(self) -> str:
-        names = [name for name in signature_of(type(self)).parameters if hasattr(self, name)]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def straight_through(value: Tensor, moved: Tensor) -> Tensor:

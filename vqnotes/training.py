@@ -1,8 +1,6 @@
 """Training: one run from start to end, or many at once; with progress, interruptible, the same for the same seed."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +10,7 @@ from tqdm.auto import tqdm
 
 from vqnotes._batches import batches_of
 from vqnotes._interrupts import interruptible, note_end
+from vqnotes._optimizers import check_closure, optimizer_of
 from vqnotes._stacked import Stacked, check_alike
 from vqnotes._threads import threads_for, torch_threads_for
 from vqnotes._workload import codes_compared, modes_kept, multiplications
@@ -62,33 +61,7 @@ class Plan:
                 f"steps={self.steps}, warmup={self.warmup}, batch_size={self.batch_size}, lr={self.lr}, "
                 f"codebook_lr={self.codebook_lr}"
             )
-        _check_closure(getattr(self.optimizer, "func", self.optimizer))  # of a functools.partial
-
-    def optimizer_of(self, named_parameters: Iterable[tuple[str, Tensor]]) -> torch.optim.Optimizer:
-        """The optimiser, in its fused form (one kernel for all tensors) if it has one."""
-        codebook_lr = self.lr if self.codebook_lr is None else self.codebook_lr
-        by_rate: dict[float, list[Tensor]] = {self.lr: [], codebook_lr: []}
-        for name, parameter in named_parameters:
-            by_rate[codebook_lr if name.startswith("model.quantizer.") else self.lr].append(parameter)
-        groups = [{"params": group, "lr": lr} for lr, group in by_rate.items() if group]
-        own = getattr(self.optimizer, "keywords", {})  # of a functools.partial
-        if "lr" in own:
-            raise ValueError(f"the learning rate is fit's own: give lr={own['lr']} to fit, not to the optimiser")
-        try:
-            optimizer = self.optimizer(groups) if "fused" in own else self.optimizer(groups, fused=True)
-        except (TypeError, RuntimeError):  # it does not know the word; it cannot be fused here, or with its options
-            optimizer = self.optimizer(groups)
-        _check_closure(optimizer)
-        return optimizer
-
-
-def _check_closure(optimizer: object) -> None:
-    """ValueError if its steps must be given a closure, to measure the loss several times, as LBFGS does."""
-    step = getattr(optimizer, "step", None)
-    closure = step and inspect.signature(step).parameters.get("closure")
-    if closure and closure.default is inspect.Parameter.empty:
-        name = getattr(optimizer, "__name__", type(optimizer).__name__)
-        raise ValueError(f"{name} needs a closure that measures the loss again: take one that steps by a gradient")
+        check_closure(getattr(self.optimizer, "func", self.optimizer))  # of a functools.partial
 
 
 # ---------------------------------------------------------------- one run, many runs
@@ -133,7 +106,7 @@ def fit(
     """
     plan = Plan(steps, warmup, init, batch_size, shuffle, lr, codebook_lr, optimizer, progress)
     run = Run(model, x, seed)
-    updates = plan.optimizer_of(run.named_parameters())
+    updates = optimizer_of(optimizer, run.named_parameters(), lr, codebook_lr)
 
     def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
         return run(x[index[0]], quantize)
@@ -180,7 +153,11 @@ def fit_many(
     if len(xs) != len(seeds) or any(one.shape != xs[0].shape for one in xs):
         shapes = [tuple(one.shape) for one in xs]
         raise ValueError(f"need one x for each of {len(seeds)} seeds, all of one shape, got {shapes}")
-    models = [_built(build, seed) for seed in seeds]
+    models = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            models.append(build(seed))
     if len(set(map(id, models))) < len(models):
         raise ValueError("build must make a new model for each seed, it returned the same one twice")
     runs = [Run(model, one, seed) for model, one, seed in zip(models, xs, seeds)]
@@ -194,7 +171,7 @@ def fit_many(
         return stacked(inputs[first + index], quantize)
 
     try:
-        updates = plan.optimizer_of(stacked.parameters.items())
+        updates = optimizer_of(optimizer, stacked.parameters.items(), lr, codebook_lr)
         histories = _train("fit_many", plan, runs, updates, measure, callback, shown=models)
     except ValueError as error:
         lost = [seed for seed, finite in zip(seeds, stacked.finite()) if not finite]
@@ -204,12 +181,6 @@ def fit_many(
     finally:
         stacked.unstack()
     return list(zip(models, histories))
-
-
-def _built(build: Callable[[int], VQAutoencoder], seed: int) -> VQAutoencoder:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(seed)
 
 
 # ---------------------------------------------------------------- the loop over steps
@@ -258,7 +229,11 @@ def _train(
     callback = callback or (lambda step, shown: None)
     curves = []  # what each step measured; it stays on the device, so that no step waits for it
 
-    with interruptible() as stopped, _training_mode(models, seeds[0], x.device):
+    random_state = torch.random.fork_rng([x.device] if x.is_cuda else [])
+    with interruptible() as stopped, modes_kept(*models), random_state, torch.enable_grad():
+        for model in models:
+            model.train()
+        torch.manual_seed(seeds[0])  # for layers and quantisers that draw
         for step in tqdm(range(plan.steps), desc="training", leave=False, disable=not plan.progress):
             if step == plan.warmup:
                 _start_codes(runs, plan.init)
@@ -284,17 +259,6 @@ def _train(
     note_end((name, plan, _key(runs, optimizer)), title, len(curves), plan.steps, "steps", cut=stopped())
     table = torch.stack(curves, dim=2) if curves else torch.empty(2, len(models), 0)
     return [History(errors, losses, stopped()) for errors, losses in zip(*table.tolist())]
-
-
-@contextmanager
-def _training_mode(models: list[VQAutoencoder], seed: int, device: torch.device) -> Iterator[None]:
-    """Layers in training mode, gradients on, PyTorch's random numbers from the seed; afterwards all is as before."""
-    random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with modes_kept(*models), random_state, torch.enable_grad():
-        for model in models:
-            model.train()
-        torch.manual_seed(seed)  # for layers and quantisers that draw
-        yield
 
 
 def _start_codes(runs: list[Run], init: str | None) -> None:

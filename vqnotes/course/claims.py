@@ -64,7 +64,10 @@ def base_seed() -> int:
 
 
 def seeds(count: int) -> range:
-    """`count` different seeds, all others for another VQNOTES_SEED: 1000 * VQNOTES_SEED + 0, 1, 2, ..."""
+    """`count` different seeds, all others for another VQNOTES_SEED: 1000 * VQNOTES_SEED + 0, 1, 2, ...
+
+    Raises ValueError for a count not in 1 .. 1000, or as `base_seed`.
+    """
     if not 1 <= count <= 1000:
         raise ValueError(f"count must be in 1 .. 1000, got {count}")
     start = 1000 * base_seed()

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from vqnotes._extras import course_extra
-from vqnotes.plots import encoded, kind_of
+from vqnotes._images import encoded, kind_of
 
 with course_extra("vqnotes.course.explorers"):
     import ipywidgets

@@ -2,8 +2,8 @@
 
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
 which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `report` says it with its
-evidence and advice. `model` listens to a whole model (`listening` has a file for each library), and `watch` does so
-during training. A file imports only from those before it.
+evidence and advice, `drawing` shows it. `model` listens to a whole model (`listening` has a file for each library),
+and `watch` does so during training. A file imports only from those before it.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 from vqnotes._checks import Array
 from vqnotes.diagnosis import report
+from vqnotes.diagnosis.drawing import draw
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
@@ -25,6 +26,7 @@ __all__ = [
     "diagnose",
     "diagnose_model",
     "diagnose_stack",
+    "draw",
 ]
 
 

@@ -5,7 +5,7 @@ Nothing is guessed. Where shapes can be read in two ways, `places` decides; with
 
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqnotes._checks import real_numbers
 
-__all__ = ["Inputs", "UnpairedInputs", "axes_of", "cuts"]
+__all__ = ["Inputs", "UnpairedInputs", "Unused", "axes_of", "cuts"]
 
 QUANTITIES = (torch.bool, torch.uint8, torch.int8, torch.int16)  # pixels and samples of sound, not ids
 
@@ -22,8 +22,15 @@ class UnpairedInputs(ValueError):
     """Inputs that cannot stand beside the latents, or of which it is not known which belongs to which."""
 
 
+class Unused(NamedTuple):
+    """Why inputs that were given say nothing of the encoder, in half a sentence with the shapes, and what to do."""
+
+    why: str
+    remedy: str
+
+
 def axes_of(places: Any) -> tuple[int, ...] | None:
-    """The axes of the inputs along which places run, as a tuple; one axis may come as a number."""
+    """The axes of the inputs along which places run, as a tuple; one may come as a number. ValueError for others."""
     if places is None:
         return None
     try:
@@ -38,6 +45,8 @@ class Inputs:
     grid: of the latents, (N, places ...). places: the axes of the inputs along which the places run.
     mask: which of these latents count, (M,); where none does, inputs may be NaN, and are 0 then.
     axes: the places as they were understood; None if a latent has an input of its own.
+    Raises UnpairedInputs for inputs that do not belong to the grid, can be read in two ways, or are ids; ValueError
+    for what is empty, not finite or does not vary, and for a reconstruction of another shape.
     """
 
     def __init__(
@@ -154,6 +163,7 @@ class Inputs:
         return patches[tuple(map(torch.from_numpy, at))].reshape(len(rows), -1).float()
 
     def whole(self, rows: Tensor) -> Tensor:
+        """All of these inputs, whatever belongs to which latent, (n, all their numbers) float32."""
         return self.inputs[rows].reshape(len(rows), -1).float()
 
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
+from vqnotes._rounding import PART
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
+from vqnotes.diagnosis.inputs import Unused
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
 from vqnotes.kmeans import kmeans
-from vqnotes.nearest import PART, nearest_code
+from vqnotes.nearest import nearest_code
 
 __all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
 
@@ -71,6 +73,7 @@ class Measures:
     scale: float | None = None  # width of the latents over that of the codes
     gap_scaled: float | None = None  # if codes were moved and scaled to the latents' centre and width
     gap_directions: float | None = None  # if latents were brought to the length that all codes have
+    unused: Unused | None = None  # why inputs that were given were not used
     bits: float | None = None  # of codes that are put together: the sum of log2 K
     codebooks: tuple["Measures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
 
@@ -109,6 +112,10 @@ def measure(observed: Observed) -> Measures:
                 found |= _doubtful_measures(scaled, found)
     if observed.stacked:
         found |= {"bits": observed.total_bits, "codebooks": alone or (Measures(**found),)}
+    found["unused"] = observed.unused
+    if observed.inputs is not None and not observed.has_inputs:
+        few = f"inputs {observed.inputs.shape} were given, but belong to {len(observed.beside)} latents that count"
+        found["unused"] = Unused(f"{few}: it takes {FEWEST}", f"pass inputs for {FEWEST} latents or more")
     with one_thread():
         if observed.has_inputs and scaled.spread > 0:
             found |= _encoder_measures(scaled, reference)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vqnotes._checks import Array, check_codebook, check_latents, check_latents_form, real_numbers
-from vqnotes.diagnosis.inputs import Inputs
+from vqnotes.diagnosis.inputs import Inputs, Unused
 from vqnotes.nearest import nearest_code
 
 __all__ = [
@@ -47,7 +47,7 @@ def _whole_number(given: Any, name: str) -> int:
 
 
 def seed_of(seed: Any) -> int:
-    """A seed that torch, NumPy and scikit-learn all take."""
+    """A seed that torch, NumPy and scikit-learn all take, in 0 .. 2^32 - 1; ValueError for anything else."""
     seed = _whole_number(seed, "seed")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
@@ -93,6 +93,7 @@ class Observed:
     stacked: bool = False  # whether codes are put together, and each codebook gets a verdict of its own
     inputs: Inputs | None = None
     labels: Tensor | None = None  # one for each of the M latents, or for each input
+    unused: Unused | None = None  # why there are no inputs, if some were given
 
     @cached_property
     def rows(self) -> Tensor:
@@ -184,16 +185,18 @@ def observe(
     reconstruction: Array | None = None,
     seed: int = 0,
     uses: Tensor | None = None,
+    unused: Unused | None = None,
 ) -> Observed:
     """What `diagnosis.diagnose` is given, parsed and checked. Arguments and errors are explained there.
 
     uses: how often each code was used, (K,), where the latents are a sample of those that were coded.
+    unused: why there are no inputs, if some were given.
     """
     latents, codes = real_numbers(latents, "latents"), _codes(codebook)
     if latents.ndim:
         latents = _channels_last(latents, codes.shape[1], channel_axis)
     parts = [[(latents, codes, index, uses)]]
-    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=False)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, stacked=False)
 
 
 def observe_stack(
@@ -206,10 +209,11 @@ def observe_stack(
     reconstruction: Array | None = None,
     seed: int = 0,
     uses: list[Tensor] | None = None,
+    unused: Unused | None = None,
 ) -> Observed:
     """What `diagnosis.diagnose_stack` is given, parsed and checked. Arguments and errors are explained there.
 
-    uses: of each level as for `observe`, in their order.
+    uses: of each level as for `observe`, in their order. unused: as for `observe`.
     """
     try:
         parts = [[(latents, codebook, index) for latents, codebook, index in part] for part in parts]
@@ -226,11 +230,20 @@ def observe_stack(
     shapes = [tuple(latents.shape[:-1]) for part in parts for latents, *_ in part]
     if len(set(shapes)) > 1:
         raise ValueError(f"all levels need latents at the same places, got shapes without D {shapes}")
-    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, stacked=True)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, stacked=True)
 
 
 def _observed(
-    parts: Any, mask: Any, labels: Any, inputs: Any, places: Any, reconstruction: Any, seed: Any, *, stacked: bool
+    parts: Any,
+    mask: Any,
+    labels: Any,
+    inputs: Any,
+    places: Any,
+    reconstruction: Any,
+    seed: Any,
+    unused: Unused | None,
+    *,
+    stacked: bool,
 ) -> Observed:
     """parts: of each level its latents (..., D), codes, index and uses, the last two perhaps None."""
     seed = seed_of(seed)
@@ -246,7 +259,7 @@ def _observed(
     latents = torch.cat(firsts, dim=1) if len(firsts) > 1 else firsts[0]
     coded = [[_coded(grid, mask, *level) for level in part] for part in parts]
     labels, inputs = _labels(labels, grid), _inputs(inputs, grid, mask, places, reconstruction)
-    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels)
+    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels, unused)
     if observed.has_inputs:
         inputs.check_variation(observed.beside)
     return observed

@@ -67,7 +67,7 @@ class Advice(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """What `plots.diagnosis` draws: a sample of the latents (n, D), the codebook (K, D), uses of each code (K,)."""
+    """What `draw` shows: a sample of the latents (n, D), the codebook (K, D), uses of each code (K,)."""
 
     latents: Tensor
     codebook: Tensor
@@ -217,7 +217,10 @@ def _explained(observed: Observed, m: Measures, verdict: str, reason: str, of_se
     codebook, encoder = codebook_at_fault(m), encoder_at_fault(m)
     needs = []
     if encoder is Answer.UNKNOWN and not of_several:
-        needs.append(INPUTS if m.inputs_loss is None else LABELS)
+        if m.unused is not None:
+            needs.append(Advice(f"inputs were given, but not used: {m.unused.remedy}", "data", "09"))
+        else:
+            needs.append(INPUTS if m.inputs_loss is None else LABELS)
     if codebook is Answer.UNKNOWN and m.sample < AT_MOST and not compares_otherwise(m):
         needs.append(MORE_LATENTS)
     advice = advice_for(
@@ -329,11 +332,13 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
             notes.append("the whole has no error: a level codes something else than what the one before left")
     if of_several:
         notes.append("of several codebooks each is judged by its codes alone; the encoder, by all of them together")
-    elif encoder is Answer.UNKNOWN and m.inputs_loss is not None:
+    elif encoder is Answer.UNKNOWN and (m.inputs_loss is not None or m.unused is not None):
         notes.append(f"the encoder is not judged: {encoder_not_judged(m)}")
     elif encoder is Answer.UNKNOWN:
         notes.append("the encoder is not judged: without inputs, or labels and inputs, latents have no reference")
-    elif m.inputs_loss is None:
+    elif m.unused is not None:
+        notes.append(f"dimensions are not judged: {m.unused.why}")
+    elif m.inputs_loss is None and m.spread > 0:
         notes.append("dimensions are not judged: without inputs they have no reference")
     if m.reader is not None:
         itself = "" if m.model_loss is None else f"; the model as a whole leaves {m.model_loss:.3g}"

@@ -43,7 +43,7 @@ THRESHOLDS = {
 
 
 class Answer(Enum):
-    """What the measures say to a question."""
+    """What the measures say to a question. TypeError where it is taken for a truth value."""
 
     YES = "yes"
     NO = "no"
@@ -131,7 +131,7 @@ def labels_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
 def encoder_not_judged(m: Measures) -> str:
     """Why nothing is known of the encoder, in half a sentence."""
-    why = []
+    why = [] if m.unused is None else [m.unused.why]
     if m.inputs_loss is not None and m.inputs_loss > 0.95:
         why.append(f"the inputs do not tell: codes placed on them leave {m.inputs_loss:.0%} of their variance")
     elif m.inputs_loss is not None:

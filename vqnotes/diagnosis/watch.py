@@ -53,7 +53,10 @@ class CollapseWatch:
         self.rested = time.perf_counter() + 19 * (time.perf_counter() - now)
 
     def look(self, step: int, model: nn.Module | list[nn.Module]) -> None:
-        """Diagnoses the model or models now, notes what has changed, and warns if it is for the worse."""
+        """Diagnoses the model or models now, notes what has changed, and warns if it is for the worse.
+
+        step: the number that stands in `turns`. Raises as `diagnose_model` at the first look, and later only warns.
+        """
         before = self.latest
         runs = {f"run {i}: ": one for i, one in enumerate(model)} if isinstance(model, list | tuple) else {"": model}
         try:

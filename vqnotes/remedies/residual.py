@@ -23,18 +23,18 @@ class ResidualVQ(nn.Module):
     The gradient is that of the sum, once: `estimate` of the kind is asked about it and not stage by stage, as in the
     DiVeQ authors' code. (vector-quantize-pytorch adds up the stages' gradients, so latents get S times as much.)
 
-    codebook_size: the product of the stages' sizes. stages: their sizes. kind, options: what every stage is.
-    Raises ValueError if the sizes' product is not codebook_size, or for a kind that cannot code what is left.
+    stages: how many codes each has, at least 1. They say the size: K is their product. dim: D, of all stages.
+    kind, options: what every stage is.
+    Raises ValueError for no stages, one without codes, or a kind that cannot code what is left.
     """
 
     stages: Any  # an nn.ModuleList; what is in it has the methods of `VectorQuantizer`
 
     def __init__(
         self,
-        codebook_size: int,
+        stages: Sequence[int],
         dim: int,
         *,
-        stages: Sequence[int],
         kind: type[VectorQuantizer] = VectorQuantizer,
         **options: Any,
     ):
@@ -44,11 +44,11 @@ class ResidualVQ(nn.Module):
                 f"stages must be able to code what is left, got kind={kind.__name__}, which bounds latents, or has "
                 "codes of a fixed size"
             )
-        stages = [int(size) for size in stages]
-        if not stages or math.prod(stages) != codebook_size:
-            raise ValueError(f"stages {stages} make {math.prod(stages)} codes, not {codebook_size}")
-        self.codebook_size, self.dim = codebook_size, dim
-        self.stages = nn.ModuleList(kind(size, dim, **options) for size in stages)
+        sizes = [int(size) for size in stages]
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"need at least one stage, each of at least one code, got {sizes}")
+        self.codebook_size, self.dim = math.prod(sizes), dim
+        self.stages = nn.ModuleList(kind(size, dim, **options) for size in sizes)
 
     def forward(self, latents: Tensor) -> Quantized:
         """latents (..., D) to Quantized(latents_q (..., D), index (..., S), loss)."""

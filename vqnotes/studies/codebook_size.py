@@ -153,7 +153,7 @@ def images(scale: Scale) -> Images:
 
 
 def measure_model(model: models.VQAutoencoder, test: Tensor) -> tuple[dict, models.Outcome]:
-    """The measures of one model on the test images, and its answer.
+    """The measures of one model on the test images (N, C, H, W), and its answer. Each is explained in `metrics`.
 
     usage, perplexity, error (`reconstruction_error`), effective dimension (of the codes as used). Of all codes, dead
     ones too: cosine distance; spread, the mean distance between two codes over the root mean square distance between
@@ -172,13 +172,14 @@ def measure_model(model: models.VQAutoencoder, test: Tensor) -> tuple[dict, mode
 
 
 def gap(model: models.VQAutoencoder, train: Tensor, seed: int) -> float:
-    """`optimality_gap` on up to 32 latents a code of the training images."""
+    """`metrics.optimality_gap` on up to 32 latents a code of the training images (N, C, H, W). Raises as it does."""
     return metrics.optimality_gap(latents_for_codes(model, train, seed), model.quantizer.codes().detach(), seed)
 
 
 def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: Tensor, test: Tensor) -> dict:
-    """Trains one model a seed with `size` codes, on the device of the images. Returns what is saved of it.
+    """Trains one model a seed with `size` codes, on the device of the images (N, C, H, W).
 
+    Returns what is saved of it: "rows", one a look and seed, and "shown", of the first seed: see `Results`.
     k-means places the codes before the first step that uses them, in the arm "untrained start" at step 0.
     """
     warmup, looks = int(ARMS[arm] * scale.steps), [int(share * scale.steps) for share in LOOKS]

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from vqnotes._batches import batches_of
-from vqnotes._checks import check_index, check_latents
+from vqnotes._checks import Array, check_index, check_latents
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes._threads import torch_threads_for
 
@@ -85,10 +85,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, t, width) to the same."""
         x = x + self.attention(self.before_attention(x))
         return x + self.mlp(self.before_mlp(x))
 
     def attention(self, x: Tensor) -> Tensor:
+        """What each position takes from those up to its own: (N, t, width) to the same."""
         rows, length, width = x.shape
         split = self.to_qkv(x).reshape(rows, length, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (N, heads, t, width / heads)
@@ -247,23 +249,25 @@ def _bits(logits: Tensor, rows: Tensor) -> Tensor:
 # ---------------------------------------------------------------- samples beside real data
 
 
-def coverage(real: Tensor, samples: Tensor, k: int = 5) -> float:
+def coverage(real: Array, samples: Array, k: int = 5) -> float:
     """Share of the real points that have a sample no farther away than their k-th nearest real neighbour, in [0, 1].
 
+    real: (N, ...), samples: (M, ...), of one size.
     Naeem et al., arXiv:2002.09797. Low if parts of the data have no sample near them; `expected_coverage` if both
     come from one distribution. It does not punish copies: a model that repeats its training data does well.
-    Raises ValueError unless 1 <= k < N.
+    Raises ValueError unless 1 <= k < N, and for points of different sizes.
     """
     return float(_within(real, samples, k).any(axis=1).mean())
 
 
-def density(real: Tensor, samples: Tensor, k: int = 5) -> float:
+def density(real: Array, samples: Array, k: int = 5) -> float:
     """Mean number of real neighbourhoods that a sample lies in, over k: at least 0, about 1 for one distribution.
 
+    real: (N, ...), samples: (M, ...), of one size.
     Naeem et al., arXiv:2002.09797. A neighbourhood reaches from a real point to its k-th nearest real neighbour.
     Low if samples lie where no data are. It does not ask for variety: samples that stay where the data are densest
     can exceed 1.
-    Raises ValueError unless 1 <= k < N.
+    Raises ValueError unless 1 <= k < N, and for points of different sizes.
     """
     return float(_within(real, samples, k).sum(axis=0).mean() / k)
 
@@ -280,7 +284,7 @@ def expected_coverage(real: int, samples: int, k: int = 5) -> float:
     return 1 - math.prod((real - step) / (samples + real - step) for step in range(1, k + 1))
 
 
-def spread(points: Tensor) -> float:
+def spread(points: Array) -> float:
     """Root mean square distance between two different points (N, ...), in their own unit: diversity, if it is large.
 
     The mean runs over all pairs, and needs none of them: the mean squared distance is twice the total variance,
@@ -303,7 +307,7 @@ def histograms(index: Tensor, size: int) -> Tensor:
     return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))
 
 
-def _within(real: Tensor, samples: Tensor, k: int) -> np.ndarray:
+def _within(real: Array, samples: Array, k: int) -> np.ndarray:
     """Which samples lie in the neighbourhood of which real point: bool (N, M)."""
     from scipy.spatial.distance import cdist
 
@@ -317,8 +321,8 @@ def _within(real: Tensor, samples: Tensor, k: int) -> np.ndarray:
     return cdist(x, y) <= radii[:, None]
 
 
-def _vectors(points: Tensor) -> np.ndarray:
-    check_latents(points)
+def _vectors(points: Array) -> np.ndarray:
+    points = check_latents(points)
     if points.ndim < 2:
         raise ValueError(f"need points (N, ...), got shape {tuple(points.shape)}")
     return points.detach().flatten(1).double().cpu().numpy()

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from vqnotes import data, metrics, models, training
+from vqnotes._checks import check_columns
 from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.quantizers import VectorQuantizer
@@ -49,13 +50,13 @@ LONG = Path(__file__).with_name("remedies.csv")
 
 @dataclass(frozen=True)
 class Remedy:
-    """What is changed against the plain quantiser: its class, options and size, the start, the share of warm-up."""
+    """What is changed against the plain quantiser. size: what the class is called with, in order."""
 
     kind: Callable = VectorQuantizer
     options: dict = field(default_factory=dict)
-    size: tuple[int, ...] = (CODES, 8)
+    size: tuple = (CODES, 8)
     init: str | None = "uniform"
-    warmup: float = 0.0
+    warmup: float = 0.0  # share of the steps
     wider: int = 1  # times as many hidden units in the encoder
 
 
@@ -85,13 +86,14 @@ REMEDIES = {
     "CVQ": Remedy(OnlineClustering, QUICK),
     "FSQ": Remedy(FSQ, {"levels": (4, 4, 4)}, size=()),
     "LFQ": Remedy(LFQ, size=(6,)),
-    "residual": Remedy(ResidualVQ, {"stages": (8, 8)}),
+    "residual": Remedy(ResidualVQ, size=((8, 8), 8)),
     "expiry + rotation": Remedy(ExpiryRotation, QUICK),
     "warm-up + expiry": Remedy(CodeExpiry, QUICK, init="kmeans", warmup=0.5),
 }
 
 
 def modes(seed: int) -> data.LabelledData:
+    """The beds "tokens" and "starved": x (4800, 16) of 32 modes."""
     return data.gaussian_modes(modes=32, per_mode=150, dim=16, seed=seed)
 
 
@@ -123,7 +125,7 @@ def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options: 
 
 
 def measures(one: data.LabelledData, model: models.VQAutoencoder) -> dict[str, float]:
-    """What the league compares; each is explained where `metrics` computes it.
+    """What the league compares, by name: each is explained where `metrics` computes it; codes in effect as a share.
 
     The gap is between the quantiser's codes and k-means, both on the latents as the quantiser sees them (`prepare`).
     """
@@ -142,7 +144,10 @@ def measures(one: data.LabelledData, model: models.VQAutoencoder) -> dict[str, f
 
 
 def compete(seeds: Iterable[int], remedy: str, bed: str, steps: int) -> list[dict]:
-    """The measures of one remedy on one bed, one dict a seed, with the milliseconds that a step took a run."""
+    """The measures of one remedy on one bed, one dict a seed, with the milliseconds that a step took a run.
+
+    Raises KeyError for an unknown remedy or bed.
+    """
     start = time.perf_counter()
     entered = trained(remedy, bed, seeds, steps)
     spent = {"ms a step": 1000 * (time.perf_counter() - start) / steps / len(entered)}
@@ -150,7 +155,13 @@ def compete(seeds: Iterable[int], remedy: str, bed: str, steps: int) -> list[dic
 
 
 def table(runs: pd.DataFrame, bed: str) -> pd.DataFrame:
-    """The league of one bed: medians over seeds, one row a remedy, ranked by gap and error (mean of both ranks)."""
+    """The league of one bed: medians over seeds, one row a remedy, ranked by gap and error (mean of both ranks).
+
+    runs: one row a run, with columns bed, remedy, seed and `measures`. Raises ValueError for a bed without runs.
+    """
+    check_columns(runs, "bed", "remedy", "seed", "gap", "relative error")
+    if not (runs["bed"] == bed).any():
+        raise ValueError(f"need runs of the bed {bed!r}, got those of {sorted(set(runs['bed']))}")
     part = runs[runs["bed"] == bed].drop(columns=["bed", "seed"])
     league = part.groupby("remedy", sort=False).median()
     league.insert(0, "rank", league[["gap", "relative error"]].rank().mean(axis=1))

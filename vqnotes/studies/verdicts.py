@@ -132,7 +132,12 @@ def settings() -> list[dict]:
 
 
 def inputs_of(family: str, seed: int) -> data.LabelledData:
-    """The data of a family; of photographs 300 crops of 32 x 32 pixels, without labels."""
+    """The data of a family; of photographs and "wide view" 300 crops of 32 x 32 pixels, without labels.
+
+    Raises ValueError for an unknown family.
+    """
+    if family not in SIZES:
+        raise ValueError(f"family must be one of {list(SIZES)}, got {family!r}")
     if family in PICTURES:
         crops = data.random_crops(data.photographs(), 300, 32, seed=seed)
         return data.LabelledData(crops, None)  # type: ignore[arg-type]  # all other data have labels
@@ -142,7 +147,7 @@ def inputs_of(family: str, seed: int) -> data.LabelledData:
 
 
 def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = STEPS) -> list[tuple]:
-    """One model a seed with its data: [(data, model)]."""
+    """One model a seed with its data: [(data, model)]. codes: K. Raises as `examine`."""
     how, sets = CASES[case], [inputs_of(family, seed) for seed in seeds]
 
     def build(seed: int) -> models.VQAutoencoder:
@@ -160,7 +165,10 @@ def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = 
 
 
 def wide_view(width: int, dim: int) -> nn.Sequential:
-    """An encoder like those of large image models: a latent sees 5 x 5 patches of 4 x 4 pixels, not its own alone."""
+    """An encoder like those of large image models: a latent sees 5 x 5 patches of 4 x 4 pixels, not its own alone.
+
+    Images (N, 3, H, W) to latents (N, H/4, W/4, dim).
+    """
     layers = [models.ToPatches(4), models.MixNeighbours(48, width), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers, models.MixNeighbours(width, width), nn.LeakyReLU(0.1), nn.Linear(width, dim))
 
@@ -171,7 +179,10 @@ def _pace(family: str) -> dict:
 
 
 def decoders_trained_on(entered: list[tuple], family: str, init: str | None, steps: int) -> list[float]:
-    """Relative errors of copies whose decoder alone learnt for some more steps, after `init` of the codes."""
+    """Relative errors of copies whose decoder alone learnt for some more steps, after `init` of the codes.
+
+    entered: as from `made`. One `metrics.reconstruction_error` a model, in their order.
+    """
     copies = [copy.deepcopy(model) for _, model in entered]
 
     def hold(step: int, runs: list) -> None:
@@ -186,7 +197,7 @@ def decoders_trained_on(entered: list[tuple], family: str, init: str | None, ste
 
 
 def floor(x: Tensor, codes: int) -> float:
-    """Relative error of as many codes placed by k-means on the inputs themselves, or on their patches."""
+    """Relative error of as many codes placed by k-means on the inputs x (N, P), or on the patches of images."""
     points = models.ToPatches(4)(x).flatten(0, 2) if x.ndim == 4 else x
     points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:MOST_POINTS]]
     centroids, _ = kmeans(points, codes)
@@ -194,7 +205,10 @@ def floor(x: Tensor, codes: int) -> float:
 
 
 def examine(seeds: Iterable[int], half: str, family: str, case: str, codes: int, steps: int = STEPS) -> list[dict]:
-    """Trains, intervenes and measures one setting, one row a seed."""
+    """Trains, intervenes and measures one setting: one dict a seed, a row of the table that `models_made` reads.
+
+    Raises ValueError for an unknown family, KeyError for an unknown case.
+    """
     entered, rows = made(seeds, family, case, codes, steps), []
     more = max(1, steps * DECODER_STEPS // STEPS)
     control, new = (decoders_trained_on(entered, family, init, more) for init in (None, "kmeans"))

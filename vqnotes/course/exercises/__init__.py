@@ -24,7 +24,7 @@ class _NotAttempted(Exception):
 
 
 def given(result: Any) -> Any:
-    """What the reader's function returned, handed through, unless it is the placeholder or nothing at all."""
+    """What the reader's function returned, handed through. ValueError for None; the placeholder ends the check."""
     if any(one is ... for one in (result if isinstance(result, tuple) else [result])):
         raise _NotAttempted
     if result is None:

@@ -49,6 +49,7 @@ class Listener:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        """Meanwhile calls are heard; afterwards no hook is left on the model."""
         hooks = []
         holding = {name[:i] for name in self.names for i, letter in enumerate(name) if letter == "."}
         try:

@@ -34,9 +34,11 @@ class Ear:
         self.name, self.module, self.heard = name, module, heard
 
     def hooks(self) -> list:
+        """The hooks by which it hears, set on the module; whoever asks for them removes them."""
         return [self.module.register_forward_hook(self.hear, with_kwargs=True)]
 
     def hear(self, module: nn.Module, arguments: tuple, named: dict, output: Any) -> None:
+        """A forward hook with named arguments: hands to `keep` what was compared in this call."""
         raise NotImplementedError
 
     def keep(
@@ -49,7 +51,11 @@ class Ear:
         index: Tensor,
         mask: Tensor | None = None,
     ) -> None:
-        """One head, unless latents and codes come with heads."""
+        """Appends the call. axis: of entered and returned that holds the dimensions.
+
+        latents ([heads,] batch, places ..., D) and codes ([heads,] K, D) as they were compared, index without D;
+        mask (batch, places ...), True where a latent counts. One codebook for all heads comes as (1, K, D).
+        """
         if codes.ndim == 2:
             latents, codes, index = latents[None], codes[None], index[None]
         shared = len(codes) < len(latents)
@@ -67,12 +73,14 @@ def first_argument(arguments: tuple, named: dict) -> Tensor:
 def by_example(call: Call, batch: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """The call's latents (heads, batch, places ..., D), index and mask, one row an example; None if they are not.
 
-    Latents of all places in a single row, as (batch * places, D), count as example after example.
+    A first axis that is a multiple of the batch, as in (batch * places, D), counts as example after example; so does
+    one behind others of length 1.
     """
-    count = math.prod(call.latents.shape[1:-1])
-    if call.latents.ndim > 2 and call.latents.shape[1] == batch:
+    sides = call.latents.shape[1:-1]
+    if sides and sides[0] == batch:
         return call.latents, call.index, call.mask
-    if count % batch:
+    count = math.prod(sides)
+    if next((side for side in sides if side > 1), 1) % batch:
         return None
     places = (count // batch,) if count > batch else ()
     latents = call.latents.reshape(len(call.latents), batch, *places, -1)

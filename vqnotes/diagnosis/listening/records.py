@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vqnotes._checks import dense_tensor
-from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs
+from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs, Unused
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example
-from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, read_places, rebuilt
+from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, moves_others, read_places, rebuilt
 from vqnotes.diagnosis.listening.units import Unit, units
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import (
@@ -29,6 +29,8 @@ from vqnotes.diagnosis.report import Diagnosis, report, report_stack
 __all__ = ["Heard", "Record", "Sample"]
 
 MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
+BY_HAND = "call diagnose(latents, codebook, inputs=...) with the input, or the piece of it, that each latent codes"
+APART = f"let each input have latents of its own, (inputs, places ..., D), or {BY_HAND}"
 
 
 class Heard:
@@ -43,6 +45,10 @@ class Heard:
         self.inputs: Sample | None = None
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
+        """Calls the model on a batch of inputs x (N, ...), and takes in what is heard, and the labels y (N,).
+
+        Raises ValueError for quantisers that are called otherwise than on the first batch, or not at all.
+        """
         output = self.call(x)
         calls = self.listener.calls.copy()
         if not self.count:
@@ -64,16 +70,20 @@ class Heard:
         if idle := set(self.listener.names) - set(self.names):
             raise ValueError(f"quantisers were found but never called: {sorted(idle)}")
         made = units(self.listener.model, calls, self.listener.entered)
-        self.records = [Record(unit, calls, len(x), self.seed) for unit in made]
+        self.records = [Record(unit, calls, x, self.seed) for unit in made]
         feeding = fed_by(self.listener, self.call, x, made) if len(made) > 1 else {}
         for record in self.records:
             if before := feeding.get(record.unit.name):
-                record.notes.append(f"the inputs were not used: what enters depends on what {before!r} returned")
+                record.leave_out(
+                    f"what enters depends on what {before!r} returned",
+                    f"the diagnosis of {before!r} judges the encoder before it; labels= may clear this one",
+                    how="are not compared",
+                )
             elif not record.rows:
                 record.read_places(self.call, self.listener, x, calls, self.places)
         paired = [record for record in self.records if record.axes is not None]
         if self.places is not None and not any(record.axes for record in paired):
-            why = sum((one.notes for one in self.records), []) or ["each of the inputs has one latent"]
+            why = [one.unused.why for one in self.records if one.unused] or ["each of the inputs has one latent"]
             raise ValueError(f"places={self.places}: {'; '.join(why)}")
         # With other ways for the inputs to its output, the model's error tells nothing of this encoder.
         self.by_codes = len(made) == 1 and depends_on_codes_alone(self.listener, self.call, x)
@@ -83,6 +93,7 @@ class Heard:
         self.inputs = Sample(min([most, *(record.sample.most for record in paired)]))
 
     def call(self, x: Tensor) -> Any:
+        """What the model returns; ValueError, with the batch's shape, if it cannot take it."""
         model = self.listener.model
         try:
             return self.listener(x)
@@ -91,7 +102,10 @@ class Heard:
             raise ValueError(f"{reason}: {error}") from error
 
     def labels_of(self, given: Any) -> Tensor | None:
-        """One for each input that was heard: those given, or those that the batches brought."""
+        """One for each input that was heard, (N,): those given, or those that the batches brought; None if neither.
+
+        Raises ValueError for fewer than were heard.
+        """
         if given is not None:
             given = dense_tensor(given, "labels").cpu()
             if given.ndim != 1 or len(given) < self.count:
@@ -108,6 +122,10 @@ class Sample:
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, keys: np.ndarray, tensors: dict[str, Tensor]) -> None:
+        """Examples with their keys (n,): tensors (n, ...) by name. Shorter ones get zeros behind them.
+
+        Raises ValueError for tensors of other axes than those before.
+        """
         count, every = len(self.keys), np.concatenate([self.keys, keys])
         stay = np.sort(np.argsort(every, kind="stable")[: self.most])
         rows = stay[stay >= count] - count
@@ -144,13 +162,16 @@ def _padded(tensor: Tensor, sides: Sequence[int], most: int) -> Tensor:
 class Record:
     """What was heard of one unit of quantisers: how often each code was used, and a sample of the latents.
 
-    axes: of the inputs, along which its places run; () if an input has one latent; None: they are not paired.
+    axes: of the inputs, along which its places run; () if an input has one latent; None: they are not paired, and
+    unused says why.
     entries: the names of the quantisers that its latents enter first.
     """
 
-    def __init__(self, unit: Unit, calls: list[Call], batch: int, seed: int):
-        self.unit = unit
+    def __init__(self, unit: Unit, calls: list[Call], x: Tensor, seed: int):
+        self.unit, self.shape, batch = unit, tuple(x.shape), len(x)
+        self.shapes = dict.fromkeys(tuple(calls[level.call].latents.shape[1:]) for level in unit.levels)
         self.notes: list[str] = []
+        self.unused: Unused | None = None
         self.axes: tuple | None = None
         self.places: tuple = ()
         self.heard, self.masked, self.random = 0, 0, np.random.default_rng(seed)
@@ -166,10 +187,17 @@ class Record:
         numbers = sum(codes.shape[1] for codes in self.codes)
         needed = min(AT_MOST, max(AT_LEAST, PER_CODE * max(map(len, self.codes))))
         self.sample = Sample(min(AT_MOST, max(needed, MOST_NUMBERS // numbers)) // each + 1)
-        if self.rows:
-            shapes = dict.fromkeys(str(tuple(calls[level.call].latents.shape[1:-1])) for level in unit.levels)
-            why = "of several calls in a pass" if unit.loose else f"which are not so many for each of {batch} inputs,"
-            self.notes.append(f"the inputs were not used: latents {' and '.join(shapes)} {why} are taken as one set")
+        if unit.loose:
+            self.leave_out("latents of several calls in a pass are taken as one set", BY_HAND)
+        elif self.rows:
+            self.leave_out(f"these are not so many for each of {batch} inputs, and taken as one set", APART)
+
+    def leave_out(self, why: str, remedy: str, how: str = "could not be paired") -> None:
+        """The inputs are not used, for this reason."""
+        self.axes = None
+        shapes = " and ".join(map(str, self.shapes))
+        said = f"inputs {self.shape} were given, but {how} with latents {shapes}: {why}"
+        self.unused = Unused(said, remedy)
 
     def read_places(self, call: Callable, listener: Listener, x: Tensor, calls: list[Call], given: Any) -> None:
         """Finds out which piece of the inputs x belongs to which latent."""
@@ -180,19 +208,35 @@ class Record:
             return self.entering(listener.calls, len(x))
 
         self.places = self.places_of(calls, len(x))
-        self.axes, note = read_places(hear, x, self.places, given)
-        self.shape = x.shape
-        if note:
-            self.notes.append(note if self.axes is not None else f"the inputs were not used: {note}")
+        try:
+            if not self.places and moves_others(hear, x):
+                self.rows = True
+                self.leave_out("an input that is changed moves the latents of others, too", APART)
+                return
+            self.axes, note = read_places(hear, x, self.places, given)
+        except UnpairedInputs as error:
+            self.leave_out(str(error), f"pass labels=, or {BY_HAND}")
+        else:
+            self.notes += [note] if note else []
+
+    def by_example(self, call: Call, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `by_example`; UnpairedInputs if what was heard on the first batch does not hold of this one."""
+        found = by_example(call, batch)
+        if found is None:
+            raise UnpairedInputs(
+                f"latents {tuple(call.latents.shape[1:])} are not so many for each of {batch} inputs, as they were "
+                f"for {self.shape[0]}: {APART}"
+            )
+        return found
 
     def places_of(self, calls: list[Call], batch: int) -> tuple:
         """The places of the latents, () if an input has one."""
-        latents, _, _ = by_example(calls[self.unit.levels[0].call], batch)
+        latents, _, _ = self.by_example(calls[self.unit.levels[0].call], batch)
         return tuple(latents.shape[2:-1]) if latents[0, 0, ..., 0].numel() > 1 else ()
 
     def entering(self, calls: list[Call], batch: int) -> tuple[Tensor, Tensor]:
         """What enters all parts together, (batch, places, D), and whether it counts, (batch, places)."""
-        first = [(by_example(calls[part[0].call], batch), part[0].head) for part in self.unit.parts]
+        first = [(self.by_example(calls[part[0].call], batch), part[0].head) for part in self.unit.parts]
         latents = torch.cat([heard[0][head].reshape(batch, -1, heard[0].shape[-1]) for heard, head in first], dim=-1)
         mask = first[0][0][2]
         return latents, latents.new_ones(latents.shape[:2]) if mask is None else mask.reshape(batch, -1)
@@ -219,7 +263,7 @@ class Record:
 
     def of_one(self, call: Call, head: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (batch, places ..., D), index and which of them count; or rows of them (n, D)."""
-        latents, index, mask = (call.latents, call.index, call.mask) if self.rows else by_example(call, batch)
+        latents, index, mask = (call.latents, call.index, call.mask) if self.rows else self.by_example(call, batch)
         latents, index = latents[head], index[head]
         mask = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
         if self.rows:
@@ -238,7 +282,7 @@ class Record:
         ):
             raise ValueError(
                 f"inputs must be of one size but for lengths, with as many latents for each length, got batches "
-                f"{tuple(self.shape)} with latents on {self.places} and {tuple(x.shape)} with {tuple(places)}"
+                f"{self.shape} with latents on {self.places} and {tuple(x.shape)} with {tuple(places)}"
             )
 
     def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
@@ -274,9 +318,12 @@ class Record:
             return tensor.flatten(0, -2) if name.startswith("latents") else tensor.flatten()  # one for each input
 
         counts = of("counts 0")
+        if labels is not None and self.rows:
+            self.notes.append("the labels were not used: it is not known which latents they belong to")
         beside: dict[str, Any] = {
             "labels": None if labels is None or self.rows else labels[of("number")],
             "inputs": self.paired(inputs, counts),
+            "unused": self.unused,
             "mask": None if counts.all() else counts,
             "seed": seed,
         }
@@ -288,7 +335,7 @@ class Record:
         return observe_stack([[next(one) for _ in part] for part in self.unit.parts], uses=self.uses, **beside)
 
     def paired(self, inputs: Sample, counts: Tensor) -> Inputs | None:
-        """The inputs that are kept, beside the first of the latents; None, and a note, if they do not belong."""
+        """The inputs that are kept, beside the first of the latents; None, and a reason, if they do not belong."""
         if self.axes is None:
             return None
         x, back = inputs.of("x"), inputs.of("rebuilt") if "rebuilt" in inputs.tensors else None
@@ -296,5 +343,5 @@ class Record:
         try:
             return Inputs(x, grid, self.axes or None, back, counts[: len(x)].flatten())
         except UnpairedInputs as error:
-            self.notes.append(f"the inputs were not used: {error}")
+            self.leave_out(str(error), f"pass labels=, or {BY_HAND}")
             return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.inputs import cuts
+from vqnotes.diagnosis.inputs import UnpairedInputs, cuts
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import first_argument
 from vqnotes.diagnosis.listening.units import Unit
@@ -17,6 +17,7 @@ from vqnotes.diagnosis.listening.units import Unit
 __all__ = [
     "depends_on_codes_alone",
     "fed_by",
+    "moves_others",
     "read_places",
     "readings",
     "rebuilt",
@@ -49,29 +50,27 @@ def readings(shape: tuple, inner: tuple) -> list[tuple]:
     return list(found.values())
 
 
-def read_places(
-    hear: Callable, x: Tensor, inner: tuple, given: tuple | None = None
-) -> tuple[tuple | None, str | None]:
-    """The axes of the inputs x (N, ...) along which the latents' places run, and a note on how this is known.
+def read_places(hear: Callable, x: Tensor, inner: tuple, given: tuple | None = None) -> tuple[tuple, str | None]:
+    """The axes of the inputs x (N, ...) along which the latents' places run, and a note where others would fit too.
 
     The inputs are changed at one place of a reading, and the model is asked which latents move: a reading is right if
-    those at that place do. If none is clearly right, there are no axes, and the note names what was tried.
+    those at that place do. If none is clearly right, UnpairedInputs names what was tried.
     hear: called with inputs, returns latents (N, places, D) and which of them count, (N, places).
-    inner: the places of the latents, () if an input has one. given: the axes, if they are known.
+    inner: the places of the latents, () if an input has one. given: the axes, if they are known;
+    ValueError if they are none of x.
     """
     if not inner:
         return (), None
     shape = tuple(x.shape)
-    said = f"inputs (N, {', '.join(map(str, shape[1:]))})"
     if given is not None:
         if len(set(given)) < len(given) or any(axis not in range(1, x.ndim) for axis in given):
             raise ValueError(f"places={given} must be different axes of inputs {shape}, not the first")
         if cuts([shape[axis] for axis in given], inner) is None:
-            return None, f"{said} cannot be cut along axes {given} into places {inner}"
+            raise UnpairedInputs(f"inputs {shape} cannot be cut along axes {given} into places {inner}")
         return given, None
     tried = readings(shape, inner)
     if not tried:
-        return None, f"{said} do not belong to latents on places {inner}: no sides are multiples of them"
+        raise UnpairedInputs(f"no sides of inputs {shape} are multiples of the latents' places {inner}")
     local = {axes: _locality(hear, x, axes, cuts([shape[axis] for axis in axes], inner)) for axes in tried}
     moved = {axes: one for axes, one in local.items() if one is not None}
     if len(tried) == 1 and not moved:  # nothing moves at all: nothing speaks against it
@@ -80,13 +79,29 @@ def read_places(
         best = max(moved, key=lambda axes: moved[axes][near])
         others = [one[near] for axes, one in moved.items() if axes != best]
         if moved[best][near] >= LOCAL and all(moved[best][near] >= CLEARLY * one for one in others):
+            said = f"inputs (N, {', '.join(map(str, shape[1:]))})"
             note = f"{said} could be read along axes {' or '.join(map(str, tried))}; latents move with {best}"
             return best, note if len(tried) > 1 else None
     ways = " or ".join(f"places={axes}" for axes in tried)
-    return None, (
-        f"{said} changed at one place of {ways} do not move the latents {inner} there more than elsewhere; "
+    raise UnpairedInputs(
+        f"inputs {shape} changed at one place of {ways} do not move the latents {inner} there more than elsewhere; "
         f"say places= if you know better"
     )
+
+
+def moves_others(hear: Callable, x: Tensor) -> bool:
+    """Whether inputs that are changed move the latents of others about as much as their own. hear: see `read_places`.
+
+    Such latents are not one for each input, even if there are as many.
+    """
+    x = x[:EXAMPLES_TRIED]
+    changed = torch.arange(len(x)) < (len(x) + 1) // 2
+    put = x.clone()
+    put[changed] = x.roll(1, 0)[changed]
+    before, after = hear(x)[0], hear(put)[0]
+    moved = (after - before).double().norm(dim=-1).nan_to_num().sum(1)  # padding may be NaN
+    total = moved.sum().item()
+    return total > 0 and _above(moved[changed].sum().item() / total, changed.double().mean().item()) < LOCAL
 
 
 def _locality(hear: Callable, x: Tensor, axes: tuple, pieces: tuple) -> tuple[float, float] | None:

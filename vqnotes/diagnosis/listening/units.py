@@ -35,6 +35,7 @@ class Unit:
 
     @property
     def levels(self) -> list[Level]:
+        """All levels of all parts, one after another."""
         return [level for part in self.parts for level in part]
 
 

@@ -43,13 +43,16 @@ class VectorQuantizeEar(Ear):
         ]
 
     def enter(self, module: nn.Module, arguments: tuple) -> None:
+        """A call of the quantiser begins."""
         self.inside = []
 
     def hear(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
+        """Its codebook was called; what came of it is for `leave` to keep."""
         if self.inside is not None:
             self.inside = [first_argument(arguments, named), named.get("mask"), *output[:2]]
 
     def leave(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
+        """The call ends. Raises ValueError for codes that are not those of the codebook, or several a latent."""
         (latents, mask, chosen, index), self.inside = self.inside, None
         codes, entered = module._codebook.embed, first_argument(arguments, named)
         if index.shape != latents.shape[:-1]:

@@ -37,7 +37,7 @@ def levels_of(latents, sizes, spoilt=None):
     return levels
 
 
-def test_figures_of_a_stack_are_those_of_the_sum(latents):
+def test_measures_of_a_stack_are_those_of_the_sum(latents):
     levels = levels_of(latents, (32, 16, 8))
     f = measure(observe_stack([levels]))
     codes = [codes for _, codes, _ in levels]
@@ -52,7 +52,7 @@ def test_figures_of_a_stack_are_those_of_the_sum(latents):
         assert one.error == pytest.approx(quantization_error(reaches, some), rel=0.05) and 0.9 < one.gap < 1.15
 
 
-def test_figures_of_parts_are_those_of_all_side_by_side(latents):
+def test_measures_of_parts_are_those_of_all_side_by_side(latents):
     parts = [[(part, kmeans(part, 16)[0], None)] for part in latents.split([2, 3, 3], dim=1)]
     f = measure(observe_stack(parts))
     errors = sum(quantization_error(part, codes, relative=False) for [(part, codes, _)] in parts)

@@ -103,6 +103,13 @@ def test_coverage_and_density_refuse_what_they_cannot_judge(measure, real, sampl
         measure(real, samples, k)
 
 
+def test_points_may_be_arrays():
+    real, samples = normal(40, 3), normal(30, 3, seed=1)
+    for measure in coverage, density:
+        assert measure(real.numpy(), samples.numpy()) == measure(real, samples)
+    assert spread(real.numpy()) == spread(real)
+
+
 def test_the_others_refuse_bad_input_too():
     for call, shown in [
         (lambda: spread(normal(1, 3)), r"\(1, 3\)"),
