@@ -1,8 +1,9 @@
 """The practitioner's door: which collapse is it, by which evidence, and what to try.
 
 In the order of the work: `observed` takes in what people bring, `measures` puts numbers beside references, `rules`
-makes a verdict of them, `report` says it with its evidence and advice. `model` listens to a whole model (`listening`
-has a file for each library), and `watch` does so during training. A file imports only from those before it.
+makes a verdict of them, `report` says it with its evidence and advice. `tokens` does all of that for ids alone, by
+`ids` and `estimates`. `model` listens to a whole model (`listening` has a file for each library), and `watch` does so
+during training. A file imports only from those before it.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
 from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis
+from vqnotes.diagnosis.tokens import diagnose_tokens
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "diagnose",
     "diagnose_model",
     "diagnose_stack",
+    "diagnose_tokens",
 ]
 
 
