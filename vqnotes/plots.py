@@ -263,13 +263,15 @@ def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
     """The evidence of a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
-    Raises ValueError for another number of axes, and for codes that are put together: they share no picture.
+    Raises ValueError for another number of axes, and for what has no picture: codes put together, and ids alone.
     """
     axes = np.ravel(axes)
     if len(axes) != 4:
         raise ValueError(f"need four axes, got {len(axes)}")
     if found.drawing is None:
-        raise ValueError(f"{found.verdict!r} is said of codes put together: draw one of its codebooks, got the whole")
+        raise ValueError(
+            f"{found.verdict!r} is said of codes put together, or of ids: draw one codebook with its latents"
+        )
     where, uses, losses, dimensions = axes
     latents, codes, counts = found.drawing
     codes_and_latents(where, latents, codes)

@@ -256,7 +256,7 @@ def counted(array: Ids, size: int, padding: list[int], seed: int) -> Counted:
 def _said_of(strays: Counter, stray: int, total: int, size: int, from_one: bool) -> str:
     """What is wrong with ids that are no codes, and what may be done."""
     several = strays.most_common(4)
-    shown = ", ".join(f"{one} ({times:,} times)" for one, times in several[:3])
+    shown = ", ".join(f"{one if abs(one) < 2**64 else float(one)} ({times:,} times)" for one, times in several[:3])
     first = f"{stray:,} of {total:,} ids are not in 0 .. {size - 1}: {shown}{', ...' if len(several) > 3 else ''}"
     if [*strays] == [size] and from_one:
         return f"{first}; and 0 does not occur. If ids count from 1, subtract 1"

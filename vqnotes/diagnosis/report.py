@@ -96,7 +96,7 @@ class Diagnosis:
 
     def _rows(self) -> list[tuple[str, ...]]:
         """The table, with a column of intervals if there are any."""
-        rows = [("", "yours", "95% interval", "reference", "speaks for")]
+        rows: list[tuple[str, ...]] = [("", "yours", "95% interval", "reference", "speaks for")]
         rows += [
             (name, _number(e.value), _interval(e), _reference(e), e.speaks_for) for name, e in self.evidence.items()
         ]

@@ -30,6 +30,8 @@ TOKEN_VERDICTS = (
     "all codes in use",
 )
 
+SEEN = TOKEN_VERDICTS[-2:]  # they state what was seen
+
 RARE = 0.1  # of the even share 1/K: codes that are chosen less often are not asked for
 NEARLY = 0.95  # of the codes are nearly all
 
@@ -98,8 +100,7 @@ def diagnose_tokens(
     "cannot tell" if ids are too few. What could be missed is asked of codes that are chosen at least a tenth as often
     as if all were equal; rarer ones may always exist. Ids say no more: usage is a symptom. Whether it is token
     collapse, embedding collapse or spare codes, `diagnose` tells, from latents and codebook.
-    The confidence is that of the interval on which the verdict rests, and at least 0.95. What was seen needs none: it
-    is 1.
+    The confidence is that of the interval on which the verdict rests, at least 0.95; that of what was seen is 1.
 
     Figures, each with its 95 % interval. Codes in use, beside those that as many ids show if all codes are equally
     likely; the interval ends with what could be missed. Live codes, at least: Chao's lower bound (1984, 1987).
@@ -109,7 +110,8 @@ def diagnose_tokens(
     H(X_t | X_t-1) / H(X_t): how much an id tells of the next, beside the same of shuffled ids.
     Intervals come from the jackknife over up to 64 groups of items; below 30 items, of stretches of neighbouring
     ids. For independent ids, N from K/4 to 64 K, and for items whose ids come in clumps, they held the truth in at
-    least 90 of 100 trials. Without items, ids that repeat in runs have intervals that are too narrow: a note says so.
+    least 90 of 100 trials. If ids repeat in runs and there are no items, the intervals are too narrow: that is said
+    first, and the verdict has no confidence.
 
     Memory: 512 bytes for each code, and parts of 2^20 ids; with collisions some 64 bytes for each item.
     Raises ValueError for ids that are not whole, or outside 0 .. K-1 and no padding; for an index that is empty or
@@ -164,6 +166,11 @@ class _Measures:
     @cached_property
     def clumping(self) -> float:
         return estimates.clumping(self.ids.counts)
+
+    @property
+    def dependent(self) -> bool:
+        """Whether ids depend on each other, and it is not known which are independent."""
+        return self.clumping > 1 and not self.ids.units.items
 
     @cached_property
     def entropy(self) -> estimates.Entropy:
@@ -249,7 +256,7 @@ def _sharing(times: np.ndarray) -> np.ndarray:
 
 
 def _decide(m: _Measures) -> tuple[str, str, float | None]:
-    """The verdict, the reason in a sentence, and the confidence."""
+    """The verdict, the reason in a sentence, and the confidence if ids are independent."""
     few, nearly = THRESHOLDS["effect"] * m.size, NEARLY * m.size
     seen = f"{m.seen:,} of {m.size:,} codes occur"
     at_most = f"{seen}; at most {m.at_most:,} can be as frequent as {_once(m)}."
@@ -271,6 +278,8 @@ def _decide(m: _Measures) -> tuple[str, str, float | None]:
 
 def _diagnosis(m: _Measures) -> Diagnosis:
     verdict, reason, confidence = _decide(m)
+    if m.dependent and verdict not in SEEN:
+        confidence = None
     advice = [DIAGNOSE] if verdict != "cannot tell" else [_more_ids(m), DIAGNOSE]
     return Diagnosis(verdict, reason, _evidence(m), advice, _notes(m), None, _doubts(m), confidence)
 
@@ -315,6 +324,11 @@ def _doubts(m: _Measures) -> list[str]:
     if share > 0.5 and m.size > 8 and not m.ids.padded:
         most = int(m.uses.argmax())
         doubts.append(f"id {most} makes up {share:.0%} of the ids. Is it padding? Then pass padding={most}")
+    if m.dependent:
+        doubts.append(
+            f"ids depend on their neighbours, and there are no {ids.ITEMS} items to tell how much: entropy is "
+            f"underestimated and intervals are too narrow. If you can, give an index of (items, length)"
+        )
     return doubts
 
 
@@ -335,8 +349,7 @@ def _notes(m: _Measures) -> list[str]:
     else:
         notes.append(
             f"the other intervals are over {m.groups} stretches of {units.length:,} neighbouring ids, for want of "
-            f"{ids.ITEMS} items along a first axis. If ids repeat in runs, or depend on ids farther off, they are "
-            f"too narrow"
+            f"{ids.ITEMS} items along a first axis"
         )
     if m.clumping > 1:
         worth = m.total / m.clumping
