@@ -142,7 +142,7 @@ def test_intervals_hold_the_truth(kind):
         truth, often = stats.entropy(p), (p >= tokens.RARE / size).sum()
         for _ in range(trials):
             counts = groups_of(p, round(size * times), generator)
-            found = tokens._Measures(ids.Counted(counts, None, 0, []), None, 0, 0)
+            found = tokens._Measures(ids.Counted(counts, None, 0, []), None, 0, ())
             low, high = estimates.entropy(counts, estimates.clumping(counts)).interval
             held[size, times] += low - 1e-9 <= truth <= high + 1e-9
             held["codes"] += found.at_most >= often
@@ -186,6 +186,21 @@ def test_clumps_are_counted_as_one():
     freedom = 63 * (counts.any(axis=0).sum() - 1)
     assert estimates.clumping(5 * counts) == pytest.approx(chi2 / freedom) and 4.5 < chi2 / freedom < 5.5
     assert estimates.clumping(counts[:1]) == estimates.clumping(counts[:, :1]) == 1  # nothing tells
+
+
+def test_codes_in_use_by_the_jackknife():
+    p, held = shares("zipf", 500), 0
+    counts = groups_of(p, 3000, rng())
+    seen, (low, high) = estimates.codes_in_use(counts)
+    without = np.array([np.delete(counts, g, axis=0).any(axis=0).sum() for g in range(64)])
+    reach = 1.998 * math.sqrt(63 / 64 * ((without - without.mean()) ** 2).sum())
+    assert seen == counts.any(axis=0).sum() and (low, high) == pytest.approx((seen - reach, seen + reach), abs=0.01)
+    for seed in range(100):
+        low, high = estimates.codes_in_use(groups_of(p, 3000, rng(seed))).interval
+        held += low <= (1 - (1 - p) ** 3000).sum() <= high
+    assert held >= 90
+    assert estimates.codes_in_use(np.full((64, 5), 9)) == (5, (5, 5))
+    assert estimates.codes_in_use(np.eye(15, 40)) == (15, (1, 40))
 
 
 def test_live_codes_by_hand():
@@ -292,9 +307,10 @@ def test_verdicts(verdict, index, size, reason):
     assert any("spare codes" in note and "token collapse" in note for note in found.notes)
     assert ("more ids" in found.advice[0].remedy) == (verdict == "cannot tell")
     assert found.advice[-1] == tokens.DIAGNOSE
-    for one in found.evidence.values():
-        low, high = one.interval
-        assert low <= one.value <= high
+    for name, one in found.evidence.items():
+        if name != "codes not rare, at most":  # it is an end itself
+            low, high = one.interval
+            assert low <= one.value <= high
 
 
 def test_more_ids_as_advised_are_enough():
@@ -316,7 +332,8 @@ def test_confidence_grows_with_the_ids():
 def test_figures_stand_beside_what_so_many_ids_show():
     found = diagnose_tokens(drawn("uniform", 100, 150), 100)
     in_use = found.evidence["codes in use"]
-    assert in_use.value == len(np.unique(drawn("uniform", 100, 150))) and in_use.interval[0] == in_use.value
+    assert in_use.value == len(np.unique(drawn("uniform", 100, 150)))
+    assert found.evidence["codes not rare, at most"].value == 100
     assert in_use.reference == round(100 * (1 - 0.99**150)) and "of 150 ids, if all 100" in in_use.compared_with
     assert found.evidence["live codes, at least"].value > in_use.value
     assert found.evidence["live codes, at least"].speaks_for == "not seen is not dead"
@@ -502,6 +519,12 @@ def test_without_pairs_there_is_no_redundancy(index):
     assert "redundancy" not in found.evidence and any("redundancy is not measured" in one for one in found.notes)
 
 
+def test_a_short_last_axis_may_be_one_of_codebooks():
+    said = "if it runs over codebooks, pass stages_axis=-1"
+    short, long = (diagnose_tokens(INDEX.reshape(-1, length), 200) for length in (4, 60))
+    assert said in short.notes[-1] and not any(said in note for note in long.notes)
+
+
 def test_units_are_items_where_there_are_enough():
     assert ids.Units.of(INDEX, 0).items and not ids.Units.of(INDEX[:29], 0).items
     assert not ids.Units.of(INDEX.flatten(), 0).items
@@ -550,6 +573,8 @@ def test_doubts_of_a_codebook_are_told_of_the_whole():
     levels = np.stack([LEVELS[:, 0], np.where(rng().random(900) < 0.7, 3, drawn("uniform", 16, 900))], axis=1)
     found = diagnose_tokens(levels, 16, stages_axis=1)
     assert found.whole.doubts == [f"codebook 1: {found.parts[0][1].doubts[0]}"]
+    twice = diagnose_tokens(levels[:, [0, 1, 1]], 16, stages_axis=1)
+    assert twice.whole.doubts == [f"codebook 1, 2: {found.parts[0][1].doubts[0]}"]
 
 
 LONG = rng().integers(2, size=(700, 70)) * rng(1).integers(2, size=(700, 1))  # half of the tuples are all 0
@@ -612,7 +637,7 @@ def test_tuples_of_maps_are_those_of_each_place():
         ({"index": np.array([3, 65535], dtype=np.uint16)}, r"65535 \(1 times\)\. .*, pass padding=65535; if not"),
         ({"index": np.array([3, 2**64 - 1], dtype=np.uint64)}, "1 of 2 ids .*18446744073709551615"),
         ({"index": np.array([3.0, 1e300])}, r"1 of 2 ids are not in 0 .. 199: 1e\+300"),
-        ({"index": np.arange(300)}, r"100 of 300 ids .*, \.\.\.\. Is size=200 right\?"),
+        ({"index": np.arange(300)}, r"100 of 300 ids .*, \.\.\.; they run from 0 to 299\. Is size=200 right\?"),
         ({"index": 1 + np.arange(200)}, "200 .1 times.; and 0 does not occur. If ids count from 1, subtract 1"),
         ({"padding": -1, "index": np.array([-1, -1])}, r"all 2 ids are padding \(-1\)"),
         ({"padding": -1, "index": np.array([-1, -2])}, r"1 of 2 ids are not in 0 .. 199: -2"),

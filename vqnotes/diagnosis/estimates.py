@@ -16,6 +16,7 @@ __all__ = [
     "Entropy",
     "Figure",
     "clumping",
+    "codes_in_use",
     "deviation",
     "entropy",
     "entropy_of_times",
@@ -157,7 +158,21 @@ def _tail(share: float, ids: float) -> float:
     return math.exp(-rate / 2) * float(hyperu(1, 1, rate * (ids - 0.5)))
 
 
-# ---------------------------------------------------------------- codes that were not seen
+# ---------------------------------------------------------------- codes that were seen, and those that were not
+
+
+def codes_in_use(counts: np.ndarray) -> Figure:
+    """How many codes occur in the uses (groups, K); the interval is of what as many ids show on average.
+
+    Below FEWEST groups it is all that is possible, 1 to K.
+    """
+    size, spread = counts.shape[1], (counts > 0).sum(0)
+    seen = int((spread > 0).sum())
+    if len(counts) < FEWEST:
+        return Figure(seen, (1, size))
+    alone = (counts[:, spread == 1] > 0).sum(1)  # codes that no other group has
+    reach = student(len(counts)) * float(deviation(seen - alone))
+    return Figure(seen, (max(1.0, seen - reach), min(float(size), seen + reach)))
 
 
 def live_codes(counts: np.ndarray, clumped: float) -> Figure:

@@ -230,6 +230,7 @@ def counted(array: Ids, size: int, padding: list[int], seed: int) -> Counted:
     strays: Counter = Counter()
     met: set[int] = set()
     start = padded = stray = 0
+    ends = (0, 0)
     for part in _parts(array):
         groups = units.groups_of(start, start + len(part))
         start += len(part)
@@ -241,29 +242,35 @@ def counted(array: Ids, size: int, padding: list[int], seed: int) -> Counted:
         if len(part) and (part.min() < 0 or part.max() >= size):
             outside = (part < 0) | (part >= size)
             stray += int(outside.sum())
+            ends = min(ends[0], int(part.min())), max(ends[1], int(part.max()))
             ids, times = np.unique(part[outside], return_counts=True)
             strays.update(dict(zip(map(int, ids[:SHOWN]), times[:SHOWN].tolist())))
             part, groups = part[~outside], groups[~outside]
         np.add.at(counts.reshape(-1), groups * size + part.astype(np.int64), 1)
     if stray:
-        raise ValueError(_said_of(strays, stray, start, size, from_one=not counts[:, 0].any()))
+        raise ValueError(_said_of(strays, ends, stray, start, size, from_one=not counts[:, 0].any()))
     if padded == start:
         raise ValueError(f"all {start:,} ids are padding ({', '.join(map(str, padding))}): none is left to count")
     counts = np.delete(counts, [one for one in padding if 0 <= one < size], axis=1)
     return Counted(counts[counts.any(axis=1)], units, padded, sorted({*padding} - met))
 
 
-def _said_of(strays: Counter, stray: int, total: int, size: int, from_one: bool) -> str:
+def _said_of(strays: Counter, ends: tuple, stray: int, total: int, size: int, from_one: bool) -> str:
     """What is wrong with ids that are no codes, and what may be done."""
     several = strays.most_common(4)
-    shown = ", ".join(f"{one if abs(one) < 2**64 else float(one)} ({times:,} times)" for one, times in several[:3])
+    shown = ", ".join(f"{_shown(one)} ({times:,} times)" for one, times in several[:3])
     first = f"{stray:,} of {total:,} ids are not in 0 .. {size - 1}: {shown}{', ...' if len(several) > 3 else ''}"
     if [*strays] == [size] and from_one:
         return f"{first}; and 0 does not occur. If ids count from 1, subtract 1"
     if len(several) > 3:
-        return f"{first}. Is size={size} right? Ids that do not count are left out by padding="
+        low, high = map(_shown, ends)
+        return f"{first}; they run from {low} to {high}. Is size={size} right? Ids that do not count go into padding="
     some = several[0][0] if len(several) == 1 else [one for one, _ in several]
     return f"{first}. If that is padding, pass padding={some}; if not, is size={size} right?"
+
+
+def _shown(one: int) -> str:
+    return str(one if abs(one) < 2**64 else float(one))
 
 
 # ---------------------------------------------------------------- neighbours

@@ -34,6 +34,7 @@ SEEN = TOKEN_VERDICTS[-2:]  # they state what was seen
 
 RARE = 0.1  # of the even share 1/K: codes that are chosen less often are not asked for
 NEARLY = 0.95  # of the codes are nearly all
+SHORT = 16  # a last axis as short as this may run over codebooks
 
 DIAGNOSE = Advice("diagnose(latents, codebook, inputs=...) tells a collapse from spare codes", "data", "09")
 
@@ -102,8 +103,9 @@ def diagnose_tokens(
     collapse, embedding collapse or spare codes, `diagnose` tells, from latents and codebook.
     The confidence is that of the interval on which the verdict rests, at least 0.95; that of what was seen is 1.
 
-    Figures, each with its 95 % interval. Codes in use, beside those that as many ids show if all codes are equally
-    likely; the interval ends with what could be missed. Live codes, at least: Chao's lower bound (1984, 1987).
+    Figures, with 95 % intervals. Codes in use: beside those that as many ids show if all codes are equally likely;
+    the interval is of what as many ids show on average. Live codes, at least: what endless ids would show, by Chao's
+    lower bound (1984, 1987). Codes not rare, at most: with those that could be missed, by the binomial distribution.
     Codes in effect and entropy: corrected for what so few ids do not show after Chao, Wang and Jost (2013,
     doi:10.1111/2041-210X.12108), which came out nearer to the truth than Miller-Madow, Chao-Shen and Grassberger; the
     upper end allows for the share of codes not seen (Good-Turing) being spread over all of them. Redundancy, 1 -
@@ -140,7 +142,7 @@ class _Measures:
     ids: ids.Counted
     order: estimates.Redundancy | None
     pairs: int  # that were counted
-    all_pairs: int
+    shape: tuple[int, ...]  # of the index
 
     @property
     def size(self) -> int:
@@ -203,7 +205,7 @@ def _measure(array: ids.Ids, size: int, skipped: list[int], most: int, seed: int
     counted = ids.counted(array, size, skipped, seed)
     before, after, group = ids.pairs_of(array, skipped, counted.units, most)
     order = estimates.redundancy(before, after, group, size, seed)
-    return _Measures(counted, order, len(before), math.prod(array.shape[:-1]) * (array.shape[-1] - 1))
+    return _Measures(counted, order, len(before), tuple(array.shape))
 
 
 # ---------------------------------------------------------------- whole tuples
@@ -260,7 +262,7 @@ def _decide(m: _Measures) -> tuple[str, str, float | None]:
     few, nearly = THRESHOLDS["effect"] * m.size, NEARLY * m.size
     seen = f"{m.seen:,} of {m.size:,} codes occur"
     at_most = f"{seen}; at most {m.at_most:,} can be as frequent as {_once(m)}."
-    effect = f"they are worth {_exp(m.entropy.value):,.4g} that are used equally (perplexity)"
+    effect = f"{_exp(m.entropy.value):,.4g} are in effect (perplexity)"
     if m.at_most < few:
         return "few codes in use", at_most, float(m.confidence_below(few))
     if math.exp(m.entropy.interval[1]) < few:
@@ -302,12 +304,16 @@ def _once(m: _Measures) -> str:
 
 def _evidence(m: _Measures) -> dict[str, Evidence]:
     live, (low, high) = estimates.live_codes(m.ids.counts, m.clumping)
+    in_use, ends = estimates.codes_in_use(m.ids.counts)
     by = f"of {m.total:,} ids, if all {m.size:,} were equally likely"
     unseen = "not seen is not dead" if round(live) > m.seen else ""
     effect = _exp(m.entropy.interval[0]), _exp(m.entropy.interval[1])
     found = {
-        "codes in use": Evidence(m.seen, round(m.expected), by, "a symptom only", (m.seen, m.at_most)),
+        "codes in use": Evidence(
+            round(in_use), round(m.expected), by, "a symptom only", (round(ends[0]), round(ends[1]))
+        ),
         "live codes, at least": Evidence(round(live), m.size, "codes", unseen, (round(low), round(high))),
+        "codes not rare, at most": Evidence(m.at_most, m.size, f"codes, rare: below {_once(m)}", ""),
         "codes in effect": Evidence(_exp(m.entropy.value), m.size, "codes (perplexity)", "a symptom only", effect),
         "entropy": Evidence(m.entropy.value, math.log(m.size), "nats, if all were equal", "", m.entropy.interval),
     }
@@ -327,7 +333,7 @@ def _doubts(m: _Measures) -> list[str]:
     if m.dependent:
         doubts.append(
             f"ids depend on their neighbours, and there are no {ids.ITEMS} items to tell how much: entropy is "
-            f"underestimated and intervals are too narrow. If you can, give an index of (items, length)"
+            f"underestimated, and intervals are too narrow for a confidence. If you can, give (items, length)"
         )
     return doubts
 
@@ -337,18 +343,16 @@ def _notes(m: _Measures) -> list[str]:
     notes = [
         "ids do not say why codes are not used: they may be badly placed (token collapse), the latents may coincide "
         "(embedding collapse), or the data need no more (spare codes)",
-        f"the interval of codes in use ends with those that may be as frequent as {_once(m)} and were missed; rarer "
-        f"ones may always exist",
     ]
     if padded:
         notes.append(f"{padded:,} of {padded + m.total:,} ids are padding and do not count")
     if m.groups < estimates.FEWEST:
-        notes.append(f"entropy and codes in effect have only the limits of K: {m.total:,} ids are too few")
+        notes.append(f"intervals are only the limits of K: {m.total:,} ids are too few to tell more")
     elif units.items:
-        notes.append(f"the other intervals are over {m.groups} groups of the {len(units.group):,} items (first axis)")
+        notes.append(f"intervals are over {m.groups} groups of the {len(units.group):,} items (first axis)")
     else:
         notes.append(
-            f"the other intervals are over {m.groups} stretches of {units.length:,} neighbouring ids, for want of "
+            f"intervals are over {m.groups} stretches of {units.length:,} neighbouring ids, for want of "
             f"{ids.ITEMS} items along a first axis"
         )
     if m.clumping > 1:
@@ -359,9 +363,13 @@ def _notes(m: _Measures) -> list[str]:
     if m.order is None:
         notes.append("redundancy is not measured: too few pairs of neighbours, or all of them equal")
     else:
+        of = math.prod(m.shape[:-1]) * (m.shape[-1] - 1)
         notes.append(
-            f"redundancy, 1 - H(X_t | X_t-1) / H(X_t), is of {m.pairs:,} of {m.all_pairs:,} pairs of neighbours "
-            f"(last axis)"
+            f"redundancy, 1 - H(X_t | X_t-1) / H(X_t), is of {m.pairs:,} of {of:,} pairs of neighbours (last axis)"
+        )
+    if len(m.shape) > 1 and m.shape[-1] <= SHORT:
+        notes.append(
+            f"the last axis, of {m.shape[-1]}, counts as a sequence; if it runs over codebooks, pass stages_axis=-1"
         )
     return notes
 
@@ -386,6 +394,10 @@ def _of_all(parts: list[Diagnosis], shared: _Shared | None) -> Diagnosis:
         evidence["items that share a tuple"] = sharing
         evidence["different tuples"] = Evidence(shared.tuples, shared.items, "items", "")
         notes.append("items that share a tuple cannot be told apart by their ids; more items share more")
-    doubts = [f"codebook {number}: {doubt}" for number, one in enumerate(parts) for doubt in one.doubts]
+    doubtful: dict[str, list[int]] = {}
+    for number, one in enumerate(parts):
+        for doubt in one.doubts:
+            doubtful.setdefault(doubt, []).append(number)
+    doubts = [f"codebook {', '.join(map(str, numbers))}: {doubt}" for doubt, numbers in doubtful.items()]
     confidence = None if None in sure else min(sure)
     return Diagnosis(verdict, reason, evidence, parts[those[0]].advice, notes, None, doubts, confidence)
