@@ -59,11 +59,11 @@ def clumping(counts: np.ndarray) -> float:
     three of its standard deviations above 1.
     """
     uses = counts.sum(0)
-    counts, uses = counts[:, uses > 0], uses[uses > 0]
-    freedom = (len(counts) - 1) * (len(uses) - 1)
+    seen, total = uses > 0, uses.sum()
+    freedom = (len(counts) - 1) * (seen.sum() - 1)
     if freedom == 0:
         return 1.0
-    expected = ((uses * (group.sum() / uses.sum()), group) for group in counts)
+    expected = ((uses[seen] * (group.sum() / total), group[seen]) for group in counts)
     found = sum(float(((group - even) ** 2 / even).sum()) for even, group in expected) / freedom
     return found if found > 1 + 3 * math.sqrt(2 / freedom) else 1.0
 
@@ -110,12 +110,17 @@ def entropy(counts: np.ndarray, clumped: float) -> Entropy:
 def _entropies(uses: np.ndarray, spread: np.ndarray, size: int, clumped: float) -> tuple[float, float]:
     """Entropy after Chao, Wang and Jost (2013), and a bound above it that knows K.
 
-    uses: (K,); spread: (K,) in how many groups each code occurs. The estimator, their equation 6, is the sum of
+    uses: (K,); spread: (K,) in how many groups each code occurs. Their estimator is the sum of
     n/N (psi(N) - psi(n)), and of what codes add that were not seen. Where ids come in clumps, N and n in psi are
     what they are worth as independent ids, n / clumped. A code is worth no less than the groups it occurs in, in the
     bound no less than 1, and "once" means in one group. The bound takes the largest share of codes not seen that the
     number of those seen once allows, and two more ids for them: as for a proportion (Agresti and Coull, 1998), the
     interval is else too narrow where next to all ids are of one code.
+
+    Of five estimators this one was nearest to the truth, on uniform, Zipf and geometric codes, with K from 16 to
+    16,384 and N from K/4 to 64 K. Where N is K or less, Miller and Madow's makes up for a part of the bias only, and
+    so does the one of 2003 (Grassberger, 2003). The one by coverage (Chao and Shen, 2003) is too large where N is
+    about K and codes are equal, and corrects nothing where no code occurs once.
     """
     from scipy.special import digamma, gammaincinv
 
@@ -123,7 +128,7 @@ def _entropies(uses: np.ndarray, spread: np.ndarray, size: int, clumped: float) 
     total, worth = uses.sum(), max(uses.sum() / clumped, 1.0)
     often = uses if clumped == 1 else spread
     once, twice = int((often == 1).sum()), int((often == 2).sum())
-    not_seen = float(uses[often == 1].sum() / total)  # Good (1953) and Turing
+    not_seen = float(uses[often == 1].sum() / total)  # (Good, 1953, and Turing)
 
     def seen(worths: np.ndarray) -> float:
         bias = digamma(worths) - np.log(worths)
@@ -184,13 +189,14 @@ def live_codes(counts: np.ndarray, clumped: float) -> Figure:
     size, uses = counts.shape[1], counts.sum(0)
     often, of = (uses, uses.sum()) if clumped == 1 else ((counts > 0).sum(0), len(counts))
     seen, once, twice = (int((often >= 1).sum()), int((often == 1).sum()), int((often == 2).sum()))
-    others = float((of - 1) / of * once * (once - 1) / (2 * (twice + 1)))
+    share = float((of - 1) / of)
+    others = share * once * (once - 1) / (2 * (twice + 1))
     if others == 0:
         return Figure(seen, (seen, seen))
     variance = (
-        once * (once - 1) / (2 * (twice + 1))
-        + once * (2 * once - 1) ** 2 / (4 * (twice + 1) ** 2)
-        + once**2 * twice * (once - 1) ** 2 / (4 * (twice + 1) ** 4)
+        share * once * (once - 1) / (2 * (twice + 1))
+        + share**2 * once * (2 * once - 1) ** 2 / (4 * (twice + 1) ** 2)
+        + share**2 * once**2 * twice * (once - 1) ** 2 / (4 * (twice + 1) ** 4)
     )
     factor = math.exp(1.96 * math.sqrt(math.log1p(variance / others**2)))
     low, value, high = (min(float(size), seen + one) for one in (others / factor, others, others * factor))

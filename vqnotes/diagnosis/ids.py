@@ -251,8 +251,9 @@ def counted(array: Ids, size: int, padding: list[int], seed: int) -> Counted:
         raise ValueError(_said_of(strays, ends, stray, start, size, from_one=not counts[:, 0].any()))
     if padded == start:
         raise ValueError(f"all {start:,} ids are padding ({', '.join(map(str, padding))}): none is left to count")
-    counts = np.delete(counts, [one for one in padding if 0 <= one < size], axis=1)
-    return Counted(counts[counts.any(axis=1)], units, padded, sorted({*padding} - met))
+    inside, empty = [one for one in padding if 0 <= one < size], ~counts.any(axis=1)
+    counts = np.delete(counts, inside, axis=1) if inside else counts
+    return Counted(counts[~empty] if empty.any() else counts, units, padded, sorted({*padding} - met))
 
 
 def _said_of(strays: Counter, ends: tuple, stray: int, total: int, size: int, from_one: bool) -> str:

@@ -115,7 +115,8 @@ def diagnose_tokens(
     least 90 of 100 trials. If ids repeat in runs and there are no items, the intervals are too narrow: that is said
     first, and the verdict has no confidence.
 
-    Memory: 512 bytes for each code, and parts of 2^20 ids; with collisions some 64 bytes for each item.
+    Ids are read in parts of 2^20. Memory beside them: about 600 bytes for each code, 100 for each pair that is
+    counted, and with collisions 100 for each item.
     Raises ValueError for ids that are not whole, or outside 0 .. K-1 and no padding; for an index that is empty or
     all padding; for a size that is no number of codes, a raw file without dtype, a dtype without a raw file, an axis
     that is not there, and collisions without stages_axis. Files that cannot be opened raise OSError.
