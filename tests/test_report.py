@@ -52,6 +52,34 @@ def test_a_report_is_shown_whole_in_a_notebook():
     assert "What to try" not in bare and "Note" not in bare and "First" not in bare
 
 
+def test_intervals_and_the_confidence_are_shown_where_there_are_any():
+    evidence = {
+        "codes in use": Evidence(1012, 1024, "at most", "a symptom only", (1012, 1024)),
+        "entropy": Evidence(6.912, 6.931, "nats", "", (6.9112, 6.9131)),
+        "optimality gap": Evidence(1.0, 1.0, "k-means", ""),
+    }
+    found = Diagnosis("healthy", "So it is.", evidence, [], confidence=0.961)
+    expected = """\
+Diagnosis: healthy (confidence 0.96)
+  So it is.
+
+                  yours  95% interval    reference      speaks for
+  codes in use    1,012  1,012 .. 1,024  1,024 at most  a symptom only
+  entropy         6.91   6.911 .. 6.913  6.93 nats
+  optimality gap  1                      1 k-means"""
+    assert str(found) == expected
+    shown = found._repr_html_()
+    assert "healthy (confidence 0.96)" in shown and "<th>95% interval</th>" in shown
+    assert "<td>1,012 .. 1,024</td>" in shown and "<td></td>" in shown
+    sure = Diagnosis("healthy", "So it is.", EVIDENCE, [], confidence=0.9999)
+    assert "healthy (confidence above 0.99)" in str(sure) and "interval" not in str(sure)
+
+
+def test_ends_of_an_interval_that_are_equal_stay_so():
+    found = Diagnosis("healthy", "", {"gap": Evidence(1.0, 1.0, "k-means", "", (1.0, 1.0))}, [])
+    assert "1  " in str(found) and "1 .. 1 " in str(found)
+
+
 def remedies(verdict, size=64, busy=False, needs=(), several=False):
     return advice_for(verdict, size=size, busy=busy, needs=list(needs), several=several)
 

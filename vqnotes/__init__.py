@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vqnotes import remedies as remedies
     from vqnotes import studies as studies
     from vqnotes import training as training
-    from vqnotes.diagnosis import CollapseWatch, diagnose, diagnose_model
+    from vqnotes.diagnosis import CollapseWatch, diagnose, diagnose_model, diagnose_tokens
     from vqnotes.metrics import UsageMeter
     from vqnotes.nearest import nearest_code
     from vqnotes.quantizers import VectorQuantizer
@@ -34,13 +34,14 @@ __all__ = [
     "VectorQuantizer",
     "diagnose",
     "diagnose_model",
+    "diagnose_tokens",
     "fit",
     "fit_many",
     "nearest_code",
 ]
 
 _HOMES = {
-    "diagnosis": ("CollapseWatch", "diagnose", "diagnose_model"),
+    "diagnosis": ("CollapseWatch", "diagnose", "diagnose_model", "diagnose_tokens"),
     "metrics": ("UsageMeter",),
     "nearest": ("nearest_code",),
     "quantizers": ("VectorQuantizer",),

@@ -2,8 +2,9 @@
 
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
 which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `report` says it with its
-evidence and advice, `drawing` shows it. `model` listens to a whole model (`listening` has a file for each library),
-and `watch` does so during training. A file imports only from those before it.
+evidence and advice, `drawing` shows it. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
+listens to a whole model (`listening` has a file for each library), and `watch` does so during training.
+A file imports only from those before it.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
 from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis
+from vqnotes.diagnosis.tokens import diagnose_tokens
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "diagnose",
     "diagnose_model",
     "diagnose_stack",
+    "diagnose_tokens",
     "draw",
 ]
 

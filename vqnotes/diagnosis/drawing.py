@@ -30,7 +30,9 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
     if len(axes) != 4:
         raise ValueError(f"need four axes, got {len(axes)}")
     if found.drawing is None:
-        raise ValueError(f"{found.verdict!r} is said of codes put together: draw one of its codebooks, got the whole")
+        raise ValueError(
+            f"{found.verdict!r} is said of codes put together, or of ids: draw one codebook with its latents"
+        )
     where, uses, losses, dimensions = axes
     latents, codes, counts = found.drawing
     codes_and_latents(where, latents, codes)

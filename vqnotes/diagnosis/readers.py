@@ -194,5 +194,7 @@ def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: in
     before, last = np.diff(losses) / np.diff(bits).clip(min=1e-9)
     further = sum(map(math.log2, sizes)) - bits[-1]
     slope, doubt = min(0.0, last), abs(last - before) + BEND
-    low, loss, high = (math.exp(losses[-1] + further * min(0.0, one)) for one in (slope - doubt, slope, slope + doubt))
+    low, loss, high = (
+        math.exp(losses[-1] + further * min(0.0, one)) for one in (slope - doubt, slope, slope + doubt)
+    )
     return LossByCodes(loss, low, high, sum(rung))

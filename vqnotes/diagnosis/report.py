@@ -50,12 +50,13 @@ VERDICTS = (
 
 
 class Evidence(NamedTuple):
-    """One number beside what it is compared with, and what it speaks for."""
+    """One number beside what it is compared with, what it speaks for, and its 95 % interval where it has one."""
 
     value: float
     reference: float
     compared_with: str
     speaks_for: str
+    interval: tuple[float, float] | None = None
 
 
 class Advice(NamedTuple):
@@ -76,11 +77,12 @@ class Drawing(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """A verdict (one of VERDICTS) on a codebook and its latents.
+    """A verdict on a codebook and its latents (one of VERDICTS), or on ids alone (one of `tokens.TOKEN_VERDICTS`).
 
     reason: what decided, in a sentence. evidence: by name. advice: what to try, in this order. notes: what was not
     judged and why, and which sample was measured. doubts: what must be looked at before the verdict counts; they
-    stand first. Prints as a report, in plain ASCII, and shows as a table in a notebook.
+    stand first. confidence: of the verdict, in (0, 1], where there is one. Prints as a report, in plain ASCII, and
+    shows as a table in a notebook.
     """
 
     verdict: str
@@ -90,16 +92,26 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     drawing: Drawing | None = field(default=None, compare=False)
     doubts: list[str] = field(default_factory=list)
+    confidence: float | None = None
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        rows = [(name, _number(e.value), _reference(e), e.speaks_for) for name, e in self.evidence.items()]
-        return [("", "yours", "reference", "speaks for"), *rows]
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The table, with a column of intervals if there are any."""
+        rows: list[tuple[str, ...]] = [("", "yours", "95% interval", "reference", "speaks for")]
+        rows += [
+            (name, _number(e.value), _interval(e), _reference(e), e.speaks_for) for name, e in self.evidence.items()
+        ]
+        if any(e.interval is not None for e in self.evidence.values()):
+            return rows
+        return [(*row[:2], *row[3:]) for row in rows]
+
+    def _verdict(self) -> str:
+        return self.verdict + (f" (confidence {_sure(self.confidence)})" if self.confidence is not None else "")
 
     def __str__(self) -> str:
         rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [f"First: {doubt}" for doubt in self.doubts]
-        lines += [f"Diagnosis: {self.verdict}", f"  {self.reason}", ""]
+        lines += [f"Diagnosis: {self._verdict()}", f"  {self.reason}", ""]
         lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         if self.advice:
             lines += ["", "What to try, in this order:"]
@@ -119,7 +131,7 @@ class Diagnosis:
         )
         return (
             "".join(f"<p><b>First: {escape(doubt)}</b></p>" for doubt in self.doubts)
-            + f"<h4>Diagnosis: {escape(self.verdict)}</h4><p>{escape(self.reason)}</p>"
+            + f"<h4>Diagnosis: {escape(self._verdict())}</h4><p>{escape(self.reason)}</p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             + (f"<p>What to try, in this order:</p><ol>{advice}</ol>" if advice else "")
             + "".join(f"<p><small>Note: {escape(note)}</small></p>" for note in self.notes)
@@ -141,8 +153,24 @@ def _where(advice: Advice) -> str:
     return f"notebook {advice.notebook}"
 
 
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def _interval(evidence: Evidence) -> str:
+    """Both ends, with as many digits as tell them apart."""
+    if evidence.interval is None:
+        return ""
+    low, high = evidence.interval
+    for digits in 3, 4, 5:
+        ends = [_number(one, digits) for one in (low, high)]
+        if ends[0] != ends[1]:
+            break
+    return " .. ".join(ends)
+
+
+def _sure(confidence: float) -> str:
+    return f"{confidence:.2g}" if confidence <= 0.99 else "above 0.99"
 
 
 def _reference(evidence: Evidence) -> str:
