@@ -148,7 +148,7 @@ def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
 
 
 def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> float:
-    """Share of the variance of the inputs x (n, P) that codes placed on them leave, for those after the first `learnt`.
+    """Share of the variance of inputs x (n, P) that codes placed on the first `learnt` leave, for the others.
 
     One k-means of each size on the `reduced` inputs (n, C), level after level on what those before left; the best
     number of levels counts.
