@@ -24,11 +24,8 @@ from vqnotes.nearest import nearest_code
 
 __all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
 
-READ, LABEL_SAMPLE, CLASS = (
-    8192,
-    1500,
-    5,
-)  # READ: latents that readers read. CLASS: labels that one must have, to be cross-validated
+READ, LABEL_SAMPLE = 8192, 1500  # latents that readers read, and that labels are read off
+CLASS = 5  # labels that one must have, to be cross-validated
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
 
 

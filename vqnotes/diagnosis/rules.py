@@ -137,7 +137,8 @@ def encoder_not_judged(m: Measures) -> str:
     elif m.inputs_loss is not None:
         why.append(
             f"the inputs are too few: they pay for {m.inputs_codes:,} codes, by which as many as the model has would "
-            f"lose {m.inputs_low:.2g} to {m.inputs_high:.2g} of their variance; the encoder loses {m.encoder_loss:.2g}"
+            f"lose {m.inputs_low:.2g} to {m.inputs_high:.2g} of their variance; the encoder loses "
+            f"{m.encoder_loss:.2g}"
         )
     if m.chance is not None and m.separability is None:
         why.append("the labels do not tell: no two of them have five latents or inputs each")
