@@ -228,3 +228,10 @@ def test_a_summary_has_a_row_a_group_in_order_of_appearance():
     assert len(table) == 12 and table["a"].tolist()[:4] == [2] * 4
     assert table["mean"].tolist() == approx((10 * table["a"]).tolist(), abs=0.3)
     assert (table["low"] < table["mean"]).all() and (table["mean"] < table["high"]).all()
+
+
+@pytest.mark.parametrize("wrong", ["a", "", None, float("nan"), float("inf")])
+def test_a_summary_refuses_what_has_no_mean(wrong):
+    table = pd.DataFrame({"a": [0, 0, 0], "y": pd.Series([0, 0, wrong], dtype=object)})
+    with pytest.raises(ValueError):
+        summary(table, ["a"], "y")

@@ -325,13 +325,13 @@ def entropy(weights: ArrayLike) -> float:
 def summary(runs: "DataFrame", by: list[str], y: str) -> "DataFrame":
     """Mean of y and its bootstrap 95 % interval for each group of rows: columns `by`, mean, low, high.
 
-    runs: one row a run.
-    Raises ValueError for a group of fewer than two runs, a column that is not there, or values that are not finite.
+    runs: one row each. Raises ValueError for a group of fewer than two, a missing column, and values not finite.
     """
     from pandas import DataFrame
 
     check_columns(runs, *by, y)
     rows = []
     for names, values in runs.groupby(by, sort=False, dropna=False)[y]:
-        rows.append((*names, values.mean(), *confidence_interval(values)))
+        low, high = confidence_interval(values)
+        rows.append((*names, values.mean(), low, high))
     return DataFrame(rows, columns=[*by, "mean", "low", "high"])
