@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqnotes._checks import Array, as_tensor, check_codebook, check_index, check_labelled, check_latents
+from vqnotes._checks import (
+    Array,
+    as_tensor,
+    check_codebook,
+    check_columns,
+    check_index,
+    check_labelled,
+    check_latents,
+    check_positive,
+)
 from vqnotes._extras import course_extra
 from vqnotes.metrics import UsageMeter, effective_dimension, principal_variances, summary
 from vqnotes.nearest import nearest_code
@@ -32,11 +41,22 @@ if TYPE_CHECKING:
 __all__ = [
     "DATA", "DEAD", "LATENT", "LIVE", "PALETTE", "arms", "code_counts", "codes_and_latents", "curves",
     "diagnosis", "encoded", "index_map", "kind_of", "latents_by_label", "picture", "show", "spectrum", "tornado",
-    "use_style"
+    "use_style", "watched"
 ]  # fmt: skip
 
 PALETTE = sns.color_palette("colorblind")
 LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
+VERDICTS = {  # colour and marker of each, and of what stands in the place of one in a watch
+    "healthy": (PALETTE[0], "o"),
+    "token collapse": (PALETTE[3], "X"),
+    "embedding collapse": (PALETTE[4], "s"),
+    "token and embedding collapse": (PALETTE[5], "P"),
+    "dimensional collapse": (PALETTE[8], "D"),
+    "rate limit": (PALETTE[9], "v"),
+    "cannot tell": ("0.6", "^"),
+    "not started": ("0.6", ">"),
+    "no diagnosis": ("black", "x"),
+}
 STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -269,6 +289,8 @@ def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
     if len(axes) != 4:
         raise ValueError(f"need four axes, got {len(axes)}")
     if found.drawing is None:
+        if not found.started:
+            raise ValueError(f"there is nothing to draw yet: {found.reason}")
         raise ValueError(f"{found.verdict!r} is said of codes put together: draw one of its codebooks, got the whole")
     where, uses, losses, dimensions = axes
     latents, codes, counts = found.drawing
@@ -297,3 +319,42 @@ def diagnosis(axes: np.ndarray, found: "Diagnosis") -> pd.DataFrame:
     for ax in (losses, dimensions):
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     return pd.DataFrame(rows, columns=["name", "yours", "reference"])
+
+
+def watched(ax: Axes, looks: pd.DataFrame, *, threshold: float | None = None) -> pd.DataFrame:
+    """The looks of a `CollapseWatch`: gap over steps on a logarithmic axis, the verdicts as colours and markers.
+
+    looks: `watch.frame()`, with columns step, name, verdict, gap; a line for each name. A look without a gap (codes
+    that are not started, or no diagnosis) is a marker at the foot of the figure, one with an infinite gap at its top.
+    threshold: a gap, drawn as a line. Up to `diagnosis.rules.THRESHOLDS["gap"]` no codebook is at fault; above it,
+    one is whose error is large enough besides.
+    Returns the looks as drawn, columns step, name, verdict, gap.
+    Raises ValueError without looks, for a column that is missing, or a threshold not above 0.
+    """
+    check_columns(looks, "step", "name", "verdict", "gap")
+    if threshold is not None:
+        check_positive("threshold", threshold)
+    drawn = looks[["step", "name", "verdict", "gap"]].reset_index(drop=True)
+    drawable = np.isfinite(drawn["gap"]) & (drawn["gap"] > 0)
+    names = drawn["name"].unique()
+    ax.set_yscale("log")
+    for name, style in zip(names, itertools.cycle(["-", "--", ":", "-."])):
+        own = drawn[drawn["name"] == name]
+        label = name if len(names) > 1 else None
+        ax.plot(
+            own["step"], own["gap"].where(drawable[own.index]), style, color="0.6", linewidth=1, zorder=2, label=label
+        )
+    for verdict, part in drawn.groupby("verdict", sort=False):
+        color, marker = VERDICTS.get(verdict, ("black", "*"))
+        look = {"color": color, "marker": marker, "s": 40, "zorder": 3}
+        inside, edge = part[drawable[part.index]], part[~drawable[part.index]]
+        ax.scatter(inside["step"], inside["gap"], label=verdict, **look)
+        heights = np.where(edge["gap"] == np.inf, 0.97, 0.03)
+        ax.scatter(edge["step"], heights, transform=ax.get_xaxis_transform(), **look)
+    if threshold is not None:
+        ax.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
+    ax.update_datalim([(step, 1) for step in drawn["step"]], updatey=not drawable.any())  # for markers at an edge
+    ax.autoscale_view()
+    ax.set(xlabel="step", ylabel="optimality gap")
+    ax.legend(fontsize=8)
+    return drawn
