@@ -14,6 +14,16 @@ def server(tmp_path, monkeypatch):
         yield running
 
 
+@pytest.fixture
+def ax():
+    """The axes of a figure that is closed afterwards."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
 @pytest.fixture(autouse=True)
 def nothing_was_cut_off(monkeypatch):
     """Runs that another test has cut off are not this one's."""

@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import colorsys
 import contextlib
 import io
 import os
@@ -31,6 +32,11 @@ def brute_force(latents: Tensor, codebook: Tensor) -> Tensor:
 def run_python(code: str) -> subprocess.CompletedProcess:
     """Runs the code in a fresh interpreter and keeps what it prints; an error there is an error here."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def hue(colour):
+    """Where on the circle of colours, in degrees: orange about 40, blue about 200."""
+    return 360 * colorsys.rgb_to_hsv(*colour[:3])[0]
 
 
 def press():

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vqnotes import data, models
 from vqnotes.diagnosis import diagnose, diagnose_model
+from vqnotes.diagnosis.listening import Listener
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import CosineCodes, ResidualVQ
 from vqnotes.training import fit
@@ -267,3 +268,79 @@ def test_an_error_on_the_way_leaves_nothing_behind():
     with pytest.raises(ValueError, match="cannot be called"):
         diagnose_model(model, normal(10, 63))
     assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+# ---------------------------------------------------------------- codes that are not started yet
+
+LATE = {"kmeans_init": True, "codebook_size": 16}
+
+
+@pytest.mark.parametrize(
+    "build, dim, names, quantisers",
+    [
+        (lambda: theirs.VectorQuantize(dim=8, **LATE), 8, ["vq"], ["vq"]),
+        (
+            lambda: theirs.VectorQuantize(dim=8, codebook_dim=4, heads=2, separate_codebook_per_head=True, **LATE),
+            8,
+            ["vq", "vq[head 0]", "vq[head 1]"],
+            ["vq"],
+        ),
+        (
+            lambda: theirs.ResidualVQ(dim=8, num_quantizers=2, **LATE),
+            8,
+            ["vq", "vq.layers.0", "vq.layers.1"],
+            ["vq.layers.0", "vq.layers.1"],
+        ),
+    ],
+)
+def test_codes_that_are_placed_at_the_first_batch_are_not_judged_before(build, dim, names, quantisers):
+    torch.manual_seed(0)
+    x, model = data.digit_vectors().x[:700], Own(build(), dim).train()
+    for found in diagnose_model(model, x).items():
+        assert found[0] in names and found[1].verdict == "cannot tell" and not found[1].started
+        assert found[1].reason.startswith(f"The codes of {', '.join(quantisers)} have not been started yet")
+        assert not found[1].evidence and "train for a step" in str(found[1]) and "yours" not in str(found[1])
+        assert "<table>" not in found[1]._repr_html_() and "train for a step" in found[1]._repr_html_()
+    model(x)
+    found = diagnose_model(model, x)
+    assert list(found) == names and all(one.started and one.evidence for one in found.values())
+
+
+def test_a_level_that_is_not_started_leaves_the_whole_unjudged():
+    torch.manual_seed(0)
+    x, model = data.digit_vectors().x[:700], Own(theirs.ResidualVQ(dim=8, num_quantizers=2, **LATE), 8)
+    model(x)
+    model.vq.layers[1]._codebook.initted.fill_(False)
+    found = diagnose_model(model, x)
+    assert list(found) == ["vq", "vq.layers.0", "vq.layers.1"] and not any(one.started for one in found.values())
+    assert found["vq"].reason.startswith("The codes of vq.layers.1 have")
+
+
+def test_a_quantiser_that_is_the_model_is_not_started_either():
+    found = diagnose_model(theirs.VectorQuantize(dim=8, **LATE), normal(300, 8))
+    assert found["VectorQuantize"].reason.startswith("The codes of VectorQuantize have not been started")
+
+
+class Copied(nn.Module):
+    """What a copy of their quantiser has, as encodec's: a flag of another name and type."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self._codebook = nn.Module()
+        self._codebook.register_buffer("embed", torch.zeros(4, 2))
+        self._codebook.register_buffer(name, value)
+
+
+@pytest.mark.parametrize("name", ["initted", "inited", "initialized"])
+@pytest.mark.parametrize("kind", [torch.tensor, lambda one: torch.Tensor([one])])
+def test_flags_of_copies_are_known(name, kind):
+    assert Listener(Copied(name, kind(False))).not_started == {""}
+    assert Listener(Copied(name, kind(True))).not_started == set()
+    assert Listener(Copied("cluster_size", torch.zeros(4))).not_started == set()
+
+
+def test_a_drawing_shows_the_codes_as_they_were():
+    x, quantizer = normal(300, 4), VectorQuantizer(8, 4)
+    found, before = diagnose_model(quantizer, x)["VectorQuantizer"], quantizer.codes().detach().clone()
+    quantizer.init_codes("normal")
+    assert torch.equal(found.drawing.codebook, before)

@@ -1,10 +1,14 @@
-"""The picture of a diagnosis shows the numbers that it rests on."""
+"""The picture of a diagnosis shows the numbers that it rests on, that of a watch all of its looks."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
-from helpers import normal
+from helpers import hue, normal
 
-from vqnotes.diagnosis import diagnose, diagnose_stack, draw
+from vqnotes.diagnosis import diagnose, diagnose_stack, draw, draw_watch, watch
+from vqnotes.diagnosis.drawing import MARKS
+from vqnotes.diagnosis.report import VERDICTS, not_started
 
 
 def test_a_diagnosis_shows_its_evidence_in_four_panels():
@@ -37,4 +41,71 @@ def test_a_diagnosis_shows_its_evidence_in_four_panels():
         draw(axes[0], found)
     with pytest.raises(ValueError, match="codes put together"):
         draw(axes, diagnose_stack([[(latents, latents[:8], None)]]).whole)
+    with pytest.raises(ValueError, match="nothing to draw yet: The codes of vq have not been started"):
+        draw(axes, not_started(["vq"]))
     plt.close(figure)
+
+
+def looks():
+    """Of two quantisers: one without a gap at first, one with no end of it."""
+    rows = [
+        (0, "a", "not started", np.nan),
+        (0, "b", "token collapse", np.inf),
+        (10, "a", "token collapse", 20.0),
+        (10, "b", "healthy", 0.0),
+        (20, "a", "healthy", 1.2),
+        (20, "b", "no diagnosis", np.nan),
+    ]
+    return pd.DataFrame(rows, columns=["step", "name", "verdict", "gap"]).assign(usage=0.5)
+
+
+def test_a_watch_is_drawn_with_its_verdicts(ax):
+    frame = draw_watch(ax, looks(), threshold=1.4)
+    pd.testing.assert_frame_equal(frame, looks().drop(columns="usage"))
+    drawn = {}
+    for one in ax.collections:
+        inside = one.get_offset_transform() == ax.transData
+        drawn.setdefault(inside, []).extend(np.asarray(one.get_offsets()).tolist())
+    assert sorted(drawn[True]) == [[10, 20], [20, 1.2]]
+    bottom, top = 0.03, 0.97
+    assert sorted(drawn[False]) == [[0, bottom], [0, top], [10, bottom], [20, bottom]]
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["a", "b", "threshold 1.4"] and lines["a"].get_linestyle() != lines["b"].get_linestyle()
+    assert lines["a"].get_ydata()[1:].tolist() == [20, 1.2] and np.isnan(lines["a"].get_ydata()[0])
+    assert np.isnan(lines["b"].get_ydata()).all() and lines["threshold 1.4"].get_ydata()[0] == 1.4
+    assert ax.get_yscale() == "log" and (ax.get_xlabel(), ax.get_ylabel()) == ("step", "optimality gap")
+    low, high = ax.get_xlim()
+    assert low <= 0 and high >= 20
+    said = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert said == ["a", "b", "not started", "token collapse", "healthy", "no diagnosis", "threshold 1.4"]
+
+
+def test_no_two_verdicts_look_alike(ax):
+    assert set(VERDICTS) | {watch.NOT_STARTED, watch.NO_DIAGNOSIS} == set(MARKS)
+    assert len({marker for _, marker in MARKS.values()}) == len(MARKS)
+    for name in ("healthy", "an unheard-of verdict"):
+        one = looks().tail(2).head(1).assign(verdict=name)
+        assert draw_watch(ax, one)["verdict"].tolist() == [name]
+    healthy, other = ax.collections[0].get_facecolor(), ax.collections[2].get_facecolor()
+    assert 180 < hue(healthy[0]) < 260 and other[0, :3].max() == 0
+    assert [line.get_label()[0] for line in ax.lines] == ["_", "_"]  # a single quantiser needs no name
+
+
+def test_looks_without_any_gap_are_drawn_too(ax):
+    draw_watch(ax, looks().query("verdict == 'not started'"))
+    ax.figure.canvas.draw()
+    assert ax.get_yscale() == "log"
+
+
+@pytest.mark.parametrize(
+    "wrong, threshold, message",
+    [
+        (looks().head(0), 1.4, "need rows with columns .* got 0 rows"),
+        (looks().drop(columns="verdict"), 1.4, "need rows with columns .*'verdict'"),
+        (looks(), 0.0, "threshold must be above 0, got 0.0"),
+        (looks(), np.nan, "threshold must be above 0, got nan"),
+    ],
+)
+def test_looks_that_cannot_be_drawn_are_refused(ax, wrong, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        draw_watch(ax, wrong, threshold=threshold)

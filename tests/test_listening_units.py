@@ -8,7 +8,7 @@ from torch import nn
 
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example
-from vqnotes.diagnosis.listening.units import units
+from vqnotes.diagnosis.listening.units import modules_of, units
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import ResidualVQ
@@ -245,3 +245,32 @@ def test_the_first_axis_tells_whether_latents_belong_to_examples(shape, places):
     assert (found is None) == (places is None)
     if found is not None:
         assert torch.equal(found[0], latents.reshape(1, 10, *places, 4)) and found[1].shape == (1, 10, *places)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("vq", ["vq", "vq.layers.0", "vq.layers.1"]),
+        ("vq[head 1]", ["vq", "vq.layers.0", "vq.layers.1"]),
+        ("vq.layers.1", ["vq.layers.1"]),
+        ("vq.layers.1[call 0][head 2]", ["vq.layers.1"]),
+        ("vq.layers.0 + vq2", ["vq.layers.0", "vq2"]),
+        ("vq2", ["vq2"]),
+        ("TheModel", ["", "vq", "vq.layers.0", "vq.layers.1", "vq2"]),
+    ],
+)
+def test_a_name_says_which_quantisers_it_is_about(name, expected):
+    assert modules_of(name, ["", "vq", "vq.layers.0", "vq.layers.1", "vq2"]) == expected
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_names_of_units_and_levels_lead_to_their_quantisers(name):
+    model, x = Around(MADE[name][0]()).eval(), normal(40, 10, 16)
+    listener = Listener(model)
+    with torch.no_grad(), listener.listening():
+        listener(x)
+    (unit,) = units(model, listener.calls, listener.entered)
+    called = {listener.calls[level.call].name for level in unit.levels}
+    assert called <= set(modules_of(unit.name, listener.names)) <= set(listener.names)
+    for level in unit.levels:
+        assert modules_of(level.name, listener.names) == [listener.calls[level.call].name]

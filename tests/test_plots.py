@@ -1,7 +1,6 @@
 """Figures draw the data they return. nbval never compares pictures, so this is where they are tested."""
 
 import base64
-import colorsys
 import io
 import re
 
@@ -10,17 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import normal
+from helpers import hue, normal
 from PIL import Image
 
 from vqnotes import metrics, plots
-
-
-@pytest.fixture
-def ax():
-    figure, ax = plt.subplots()
-    yield ax
-    plt.close(figure)
 
 
 def test_codes_and_latents_tells_live_from_dead(ax):
@@ -42,11 +34,6 @@ def test_codes_and_latents_projects_onto_the_main_plane(ax):
     assert set(plots.codes_and_latents(ax, normal(20, 1), normal(3, 1))["y"]) == {0}
     two = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])  # the last is not drawn, but its code lives
     assert plots.codes_and_latents(ax, two, two[1:], sample=2)["kind"].tolist()[2:] == ["live code"] * 2
-
-
-def hue(colour):
-    """Where on the circle of colours, in degrees: orange about 40, blue about 200."""
-    return 360 * colorsys.rgb_to_hsv(*colour[:3])[0]
 
 
 def test_latents_are_blue_live_codes_orange_and_dead_codes_crosses(ax):

@@ -12,7 +12,7 @@ from typing import Any
 
 from vqnotes._checks import Array
 from vqnotes.diagnosis import report
-from vqnotes.diagnosis.drawing import draw
+from vqnotes.diagnosis.drawing import draw, draw_watch
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
@@ -30,6 +30,7 @@ __all__ = [
     "diagnose_stack",
     "diagnose_tokens",
     "draw",
+    "draw_watch",
 ]
 
 

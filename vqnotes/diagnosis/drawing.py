@@ -1,26 +1,43 @@
-"""A diagnosis as a picture."""
+"""A diagnosis as a picture, and the looks of a watch as another."""
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from vqnotes._checks import check_columns, check_positive
 from vqnotes.diagnosis.report import Diagnosis
 from vqnotes.metrics import principal_variances
 from vqnotes.nearest import nearest_code
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
-__all__ = ["draw"]
+__all__ = ["MARKS", "draw", "draw_watch"]
+
+# Of each verdict, and of what stands in the place of one in a watch: the colour, by its place in `plots.PALETTE` or
+# by name, and the marker.
+MARKS: dict[str, tuple[int | str, str]] = {
+    "healthy": (0, "o"),
+    "token collapse": (3, "X"),
+    "embedding collapse": (4, "s"),
+    "token and embedding collapse": (5, "P"),
+    "dimensional collapse": (8, "D"),
+    "rate limit": (9, "v"),
+    "cannot tell": ("0.6", "^"),
+    "not started": ("0.6", ">"),
+    "no diagnosis": ("black", "x"),
+}
 
 
 def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
     """Draws a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
-    Raises ValueError for another number of axes, and for codes that are put together: they share no picture;
-    ImportError without what draws, `pip install 'vqnotes[course]'`.
+    Raises ValueError for another number of axes, for codes that are put together, which share no picture, for ids,
+    and for codes that are not started; ImportError without what draws, `pip install 'vqnotes[course]'`.
     """
     from pandas import DataFrame
 
@@ -29,6 +46,8 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
     axes = np.ravel(axes)
     if len(axes) != 4:
         raise ValueError(f"need four axes, got {len(axes)}")
+    if not found.started:
+        raise ValueError(f"there is nothing to draw yet: {found.reason}")
     if found.drawing is None:
         raise ValueError(
             f"{found.verdict!r} is said of codes put together, or of ids: draw one codebook with its latents"
@@ -60,3 +79,46 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
     for ax in (losses, dimensions):
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     return DataFrame(rows, columns=["name", "yours", "reference"])
+
+
+def draw_watch(ax: "Axes", frame: "DataFrame", *, threshold: float | None = None) -> "DataFrame":
+    """Draws the looks of a `CollapseWatch`: gap over steps, logarithmic; the verdicts are colours and markers.
+
+    frame: `watch.frame()`, with columns step, name, verdict, gap; a line for each name. A look without a gap (codes
+    that are not started, or no diagnosis) is a marker at the foot of the figure, one with an infinite gap at its top.
+    threshold: a gap, drawn as a line. Up to `diagnosis.rules.THRESHOLDS["gap"]` no codebook is at fault; above it,
+    one is whose error is large enough besides.
+    Returns the looks as drawn, columns step, name, verdict, gap.
+    Raises ValueError without looks, for a column that is missing, or a threshold not above 0; ImportError without
+    what draws, `pip install 'vqnotes[course]'`.
+    """
+    from vqnotes.plots import PALETTE
+
+    check_columns(frame, "step", "name", "verdict", "gap")
+    if threshold is not None:
+        check_positive("threshold", threshold)
+    drawn = frame[["step", "name", "verdict", "gap"]].reset_index(drop=True)
+    drawable = np.isfinite(drawn["gap"]) & (drawn["gap"] > 0)
+    names = drawn["name"].unique()
+    ax.set_yscale("log")
+    for name, style in zip(names, itertools.cycle(["-", "--", ":", "-."])):
+        own = drawn[drawn["name"] == name]
+        label = name if len(names) > 1 else None
+        ax.plot(
+            own["step"], own["gap"].where(drawable[own.index]), style, color="0.6", linewidth=1, zorder=2, label=label
+        )
+    for verdict, part in drawn.groupby("verdict", sort=False):
+        color, marker = MARKS.get(verdict, ("black", "*"))
+        color = PALETTE[color] if isinstance(color, int) else color
+        look: dict[str, Any] = {"color": color, "marker": marker, "s": 40, "zorder": 3}
+        inside, edge = part[drawable[part.index]], part[~drawable[part.index]]
+        ax.scatter(inside["step"], inside["gap"], label=verdict, **look)
+        heights = np.where(edge["gap"] == np.inf, 0.97, 0.03)
+        ax.scatter(edge["step"], heights, transform=ax.get_xaxis_transform(), **look)
+    if threshold is not None:
+        ax.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
+    ax.update_datalim([(step, 1) for step in drawn["step"]], updatey=not drawable.any())  # for markers at an edge
+    ax.autoscale_view()
+    ax.set(xlabel="step", ylabel="optimality gap")
+    ax.legend(fontsize=8)
+    return drawn

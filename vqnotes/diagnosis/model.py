@@ -42,6 +42,8 @@ def diagnose_model(
         {"vq": the whole, "vq.layers.0": its first level, ...}          each level codes what the last one left
         {"vq": the whole, "vq[head 0]": ..., "vq[head 1]": ...}         heads with separate codebooks, or groups
     Levels are told by what reaches them, groups by their latents being pieces of one tensor, not by any name.
+    Quantisers whose library places the codes at the first batch (vector-quantize-pytorch, with kmeans_init=True) get
+    "cannot tell" before that, and nothing is measured: `started` of the diagnosis is False.
     A quantiser that is called several times in a pass, at several scales perhaps, is judged on all its latents
     together, and its encoder is not.
 

@@ -32,6 +32,7 @@ __all__ = [
     "Evidence",
     "StackDiagnosis",
     "advice_for",
+    "not_started",
     "report",
     "report_stack",
 ]
@@ -81,8 +82,9 @@ class Diagnosis:
 
     reason: what decided, in a sentence. evidence: by name. advice: what to try, in this order. notes: what was not
     judged and why, and which sample was measured. doubts: what must be looked at before the verdict counts; they
-    stand first. confidence: of the verdict, in (0, 1], where there is one. Prints as a report, in plain ASCII, and
-    shows as a table in a notebook.
+    stand first. confidence: of the verdict, in (0, 1], where there is one. started: False if the codes are not in
+    place yet, so that there was nothing to measure. Prints as a report, in plain ASCII, and shows as a table in a
+    notebook.
     """
 
     verdict: str
@@ -93,6 +95,7 @@ class Diagnosis:
     drawing: Drawing | None = field(default=None, compare=False)
     doubts: list[str] = field(default_factory=list)
     confidence: float | None = None
+    started: bool = True
 
     def _rows(self) -> list[tuple[str, ...]]:
         """The table, with a column of intervals if there are any."""
@@ -108,11 +111,12 @@ class Diagnosis:
         return self.verdict + (f" (confidence {_sure(self.confidence)})" if self.confidence is not None else "")
 
     def __str__(self) -> str:
-        rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [f"First: {doubt}" for doubt in self.doubts]
-        lines += [f"Diagnosis: {self._verdict()}", f"  {self.reason}", ""]
-        lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"Diagnosis: {self._verdict()}", f"  {self.reason}"]
+        if self.evidence:
+            rows = self._rows()
+            widths = [max(map(len, column)) for column in zip(*rows)]
+            lines += ["", *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
         if self.advice:
             lines += ["", "What to try, in this order:"]
             lines += [f"  {i}. {one.remedy} [{one.stage}; {_where(one)}]" for i, one in enumerate(self.advice, 1)]
@@ -125,14 +129,14 @@ class Diagnosis:
         names, *rows = self._rows()
         head = "".join(f"<th>{name}</th>" for name in names)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
         advice = "".join(
             f"<li>{escape(one.remedy)} <i>({escape(one.stage)}; {escape(_where(one))})</i></li>"
             for one in self.advice
         )
         return (
             "".join(f"<p><b>First: {escape(doubt)}</b></p>" for doubt in self.doubts)
-            + f"<h4>Diagnosis: {escape(self._verdict())}</h4><p>{escape(self.reason)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            + f"<h4>Diagnosis: {escape(self._verdict())}</h4><p>{escape(self.reason)}</p>{table}"
             + (f"<p>What to try, in this order:</p><ol>{advice}</ol>" if advice else "")
             + "".join(f"<p><small>Note: {escape(note)}</small></p>" for note in self.notes)
         )
@@ -202,6 +206,7 @@ MORE_CODES = Advice("more codes, or a second stage that codes what the first lea
 FEWER_LATENTS = Advice("more latents for each input: a finer grid", "encoder", "03")
 INPUTS = Advice("pass inputs= (or labels=), so that the encoder can be judged too", "data", "09")
 LABELS = Advice("pass labels= that can be read off the inputs, so that the encoder can be judged too", "data", "09")
+FIRST_BATCH = Advice("train for a step, or load the trained weights, and diagnose again", "start", "09")
 MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
 
 
@@ -222,6 +227,15 @@ def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice], seve
         "rate limit": [MORE_LEVELS if several else MORE_CODES, FEWER_LATENTS],
         "cannot tell": [],
     }[verdict] + needs
+
+
+def not_started(names: list[str]) -> Diagnosis:
+    """What is said of codes that are not in place yet in these quantisers, which makes them no codes to be judged."""
+    reason = (
+        f"The codes of {', '.join(names)} have not been started yet: their library places them at the first batch, "
+        f"and until then there is no codebook to judge."
+    )
+    return Diagnosis("cannot tell", reason, {}, [FIRST_BATCH], started=False)
 
 
 def report(observed: Observed, measures: Measures) -> Diagnosis:
@@ -261,7 +275,7 @@ def _explained(observed: Observed, m: Measures, verdict: str, reason: str, of_se
     drawing = None
     if not m.codebooks:
         some = observed.counted[observed.sample[:DRAWN]]
-        drawing = Drawing(some.float(), observed.levels[0].codes.float(), m.counts)
+        drawing = Drawing(some.float(), observed.levels[0].codes.float().clone(), m.counts)
     evidence, notes = _evidence(m, codebook, of_several), _notes(observed, m, codebook, encoder, of_several)
     return Diagnosis(verdict, reason, evidence, advice, notes, drawing, _doubts(observed, m))
 

@@ -1,76 +1,217 @@
-"""A watch on a training: the verdict on a model now and then, and a warning as soon as it turns bad."""
+"""A watch on a training: the verdict on a model now and then, and a warning once it has turned bad and stays so."""
 
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from vqnotes._checks import Array
+from vqnotes.diagnosis.listening import quantisers
+from vqnotes.diagnosis.listening.units import modules_of
+from vqnotes.diagnosis.listening.use import Use
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.report import Diagnosis
 
-__all__ = ["CollapseWarning", "CollapseWatch"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["NOT_STARTED", "NO_DIAGNOSIS", "CollapseWarning", "CollapseWatch"]
+
+NOT_STARTED, NO_DIAGNOSIS = "not started", "no diagnosis"  # what stands in the place of a verdict
+BUDGET = 20  # a watch that times itself spends one part in so many of the time
+SOON = 4  # the look that is to confirm a verdict comes after one part in so many of the usual wait
 
 
 class CollapseWarning(UserWarning):
-    """The verdict on a model has turned during training."""
+    """A model in training has a quantiser that has collapsed, or can no longer be diagnosed."""
 
 
 class CollapseWatch:
-    """Looks at a model now and then, and warns as soon as the verdict on one of its quantisers turns bad.
+    """Looks at a model now and then, and warns if the verdict on one of its quantisers turns bad and stays so.
 
         fit(model, x, callback=CollapseWatch(x[:1024]), ...)
 
     or, in a loop of your own, `watch(step, model)` before each step. `fit_many` gives it a list of models: their
     quantisers are named "run 0: quantizer", "run 1: quantizer", ...
 
-    probe: inputs on which the model is judged, the same each time. labels: one for each, if there are any.
+    probe: inputs on which the model is judged, the same each time; with fewer than 32 for each code, its encoder may
+    stay unjudged, and a sound codebook then gets "cannot tell". labels: one for each, if there are any.
     every: steps between two looks. None: it times itself, and looks as often as costs a twentieth of the time.
     start: the first look; with a warm-up, its length, since there are no codes before.
-    turns: [(step, name of the quantiser, verdict)], one entry for each change, the first verdict included.
-    latest: the newest diagnoses by name.
-    Raises ValueError for every < 1 or start < 0, and at its first look as `diagnose_model` does. Later it never ends
-    a training: a model that cannot be diagnosed any more, as one that has become NaN, gets a warning.
+    confirm: how many looks in a row must find a collapse before there is a warning. After the first of them the next
+    comes soon, after a quarter of the usual wait. What only the last look finds is noted, but nothing confirms it.
+    turns: [(step, name of the quantiser, verdict)], one entry for each change at once, the first verdict included.
+    latest: the newest diagnoses by name. `frame()`: all looks, as `draw_watch` draws them.
+
+    Two entries stand in the place of a verdict, and neither is a collapse.
+    "not started": the codes are not in use yet. Some libraries say so (see `diagnose_model`). For all others the
+    first look cannot know it, unless `start` spares it. Later looks say it instead of a collapse if, since the first,
+    the quantiser was never called in training mode and not a number in it has moved, as in the warm-up of `fit`: the
+    collapse of the first look is then not confirmed. A hook on the quantiser hears the first such call, and goes.
+    "no diagnosis": it failed, as it does for a model that has become NaN. One warning says so, until one succeeds.
+
+    Measured by `studies.watching`, with every=30 and no start, in runs of 300 steps: of 100 healthy trainings 1 got a
+    warning (Wilson's 95 % interval: 0.2 to 5.4 %), though 9 had a look that found a collapse of codes in use. Of 32
+    that collapsed 32 did, in the median 7 steps after their codes came into use. A codebook that collapses with the
+    first steps and recovers by itself is warned of as well: 8 of 8.
+
+    Raises ValueError for every < 1, start < 0 or confirm < 1, and at its first look as `diagnose_model` does. Later
+    looks never end a training, whatever fails in them. An interrupt passes, and so do warnings that are made errors.
     """
 
-    def __init__(self, probe: Any, *, labels: Array | None = None, every: int | None = None, start: int = 0):
-        if (every is not None and every < 1) or start < 0:
-            raise ValueError(f"need every >= 1 and start >= 0, got every={every}, start={start}")
+    def __init__(
+        self,
+        probe: Any,
+        *,
+        labels: Array | None = None,
+        every: int | None = None,
+        start: int = 0,
+        confirm: int = 2,
+    ):
+        if (every is not None and every < 1) or start < 0 or confirm < 1:
+            found = f"every={every}, start={start}, confirm={confirm}"
+            raise ValueError(f"need every >= 1, start >= 0 and confirm >= 1, got {found}")
         self.probe = list(probe) if isinstance(probe, Iterator) else probe
-        self.labels, self.every, self.start = labels, every, start
-        self.rested = -math.inf  # when the time for the next look has come
+        self.labels, self.every, self.start, self.confirm = labels, every, start, confirm
         self.turns: list[tuple[int, str, str]] = []
         self.latest: dict[str, Diagnosis] = {}
+        self._rested = -math.inf  # when the time for the next look has come
+        self._owed = 0.0  # seconds that looks which came soon still owe
+        self._soon = math.inf  # the step of the next look, if it is out of turn
+        self._rows: list[tuple[int, str, str, float, float]] = []
+        self._states: dict[str, _State] = {}
+        self._failed: set[str] = set()  # the models of which there was no diagnosis at the last look
+        self._use: Use | None = None  # since the first look
 
     def __call__(self, step: int, model: nn.Module | list[nn.Module]) -> None:
         now = time.perf_counter()
-        if step < self.start or (now < self.rested if self.every is None else (step - self.start) % self.every):
+        if step < self.start or not self._has_come(step, now):
             return
         self.look(step, model)
-        self.rested = time.perf_counter() + 19 * (time.perf_counter() - now)
+        soon = any(self._states[name].unsure for name in self.latest)
+        self._soon = step + max(1, (self.every or 0) // SOON) if soon else math.inf
+        rest = (BUDGET - 1) * (time.perf_counter() - now) + self._owed
+        self._owed = rest * (1 - 1 / SOON) if soon else 0.0
+        self._rested = time.perf_counter() + rest - self._owed
+
+    def _has_come(self, step: int, now: float) -> bool:
+        if self.every is None:
+            return now >= self._rested
+        return (step - self.start) % self.every == 0 or step >= self._soon
 
     def look(self, step: int, model: nn.Module | list[nn.Module]) -> None:
-        """Diagnoses the model or models now, notes what has changed, and warns if it is for the worse.
+        """Diagnoses the model or models now, notes what was found, and warns of what is confirmed.
 
         step: the number that stands in `turns`. Raises as `diagnose_model` at the first look, and later only warns.
         """
-        before = self.latest
-        runs = {f"run {i}: ": one for i, one in enumerate(model)} if isinstance(model, list | tuple) else {"": model}
-        try:
-            found = {run: diagnose_model(one, self.probe, labels=self.labels) for run, one in runs.items()}
-        except Exception as error:
-            if not before:  # the first look: the model or the probe is not what is needed
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            warnings.warn(f"step {step}: no diagnosis, {reason}", CollapseWarning, stacklevel=3)
-            return
-        self.latest = {run + name: one for run, diagnoses in found.items() for name, one in diagnoses.items()}
-        for name, now in self.latest.items():
-            if name in before and before[name].verdict == now.verdict:
-                continue
-            self.turns.append((step, name, now.verdict))
-            if "collapse" in now.verdict:
-                warnings.warn(f"step {step}, {name}: {now.verdict}. {now.reason}", CollapseWarning, stacklevel=3)
+        if isinstance(model, list | tuple):
+            runs = {f"run {i}: ": one for i, one in enumerate(model)}
+        else:
+            runs = {"": model}
+        latest: dict[str, Diagnosis] = {}
+        said = []
+        for run, one in runs.items():
+            try:
+                found = self._judged(run, one)
+            except Exception as error:
+                if self._use is None:  # the first look: the model or the probe is not what is needed
+                    raise
+                known = {name: old for name, old in self.latest.items() if name.startswith(run)}
+                latest |= known
+                said += self._note_failure(step, run, known, f"{type(error).__name__}: {error}")
+            else:
+                self._failed.discard(run)
+                latest |= {name: diagnosis for name, (_, diagnosis) in found.items()}
+                for name, judged in found.items():
+                    said += self._note(step, name, *judged)
+        self._use = self._use or Use(runs)
+        self.latest = latest
+        for message in said:
+            warnings.warn(message, CollapseWarning, stacklevel=3)
+
+    def _judged(self, run: str, model: nn.Module) -> dict[str, tuple[str, Diagnosis]]:
+        """The verdicts on a model's quantisers, or what stands in the place of one, with the diagnoses."""
+        unused = self._use.unused(run, model) if self._use else set()
+        found = {}
+        for name, one in diagnose_model(model, self.probe, labels=self.labels).items():
+            idle = unused and unused.issuperset(modules_of(name, quantisers(model)))
+            waits = not one.started or (idle and _is_bad(one.verdict))
+            found[run + name] = (NOT_STARTED if waits else one.verdict, one)
+        return found
+
+    def _note(self, step: int, name: str, verdict: str, found: Diagnosis) -> list[str]:
+        """Notes a verdict; returns the warning that it confirms, if any."""
+        gap = usage = math.nan
+        if verdict != NOT_STARTED:
+            gap = found.evidence["optimality gap"].value if "optimality gap" in found.evidence else math.nan
+            usage = (found.drawing.counts > 0).double().mean().item() if found.drawing else math.nan
+        state = self._turn(step, name, verdict, gap, usage)
+        if not state.confirmed(self.confirm):
+            return []
+        state.warned.add(verdict)
+        again = f", confirmed at step {step}" if step > state.began else ""
+        return [f"step {state.began}, {name}: {verdict}{again}. {found.reason}"]
+
+    def _note_failure(self, step: int, run: str, names: Iterable[str], reason: str) -> list[str]:
+        """Notes that there is no diagnosis of these quantisers; returns the warning of it, unless there was one."""
+        for name in names:
+            self._turn(step, name, NO_DIAGNOSIS, math.nan, math.nan)
+        if run in self._failed:
+            return []
+        self._failed.add(run)
+        return [f"step {step}{', ' + run if run else ': '}no diagnosis, {reason}"]
+
+    def _turn(self, step: int, name: str, verdict: str, gap: float, usage: float) -> "_State":
+        """Notes a row of `frame()`, and in `turns` what is new in it."""
+        state = self._states.setdefault(name, _State())
+        if verdict != state.verdict:
+            self.turns.append((step, name, verdict))
+        state.add(step, verdict)
+        self._rows.append((step, name, verdict, gap, usage))
+        return state
+
+    def frame(self) -> "DataFrame":
+        """All looks, one row each and quantiser: step, name, verdict as in `turns`, optimality gap, usage.
+
+        gap and usage (the share of the codes that the probe uses) are NaN where the codes were not judged; usage too
+        for codes that are put together, as the levels of a residual quantiser, which have rows of their own.
+        """
+        from pandas import DataFrame
+
+        return DataFrame(self._rows, columns=["step", "name", "verdict", "gap", "usage"])
+
+
+def _is_bad(verdict: str) -> bool:
+    return "collapse" in verdict
+
+
+@dataclass
+class _State:
+    """How the verdicts on one quantiser have come one after another."""
+
+    verdict: str = ""
+    began: int = 0  # the step of the first of the looks in a row that found it
+    looks: int = 0  # how many they are
+    bad: int = 0  # looks in a row that found any collapse
+    warned: set[str] = field(default_factory=set)  # of which verdicts, since the last look that found none
+
+    def add(self, step: int, verdict: str) -> None:
+        if verdict != self.verdict:
+            self.verdict, self.began, self.looks = verdict, step, 0
+        self.looks += 1
+        self.bad = self.bad + 1 if _is_bad(verdict) else 0
+        if not self.bad:
+            self.warned.clear()
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the verdict is one that the next look may confirm."""
+        return self.bad > 0 and self.verdict not in self.warned
+
+    def confirmed(self, looks: int) -> bool:
+        """Whether it is time to warn: a first time of any collapse, later of another one that stays as long."""
+        return self.unsure and (self.looks if self.warned else self.bad) >= looks

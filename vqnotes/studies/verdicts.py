@@ -50,6 +50,7 @@ __all__ = [
     "inputs_of",
     "made",
     "models_made",
+    "pace",
     "settings",
     "thresholds",
     "verdicts",
@@ -146,8 +147,13 @@ def inputs_of(family: str, seed: int) -> data.LabelledData:
     return league.modes(seed) if family == "modes" else data.rings(16, 300, 8, seed)
 
 
-def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = STEPS) -> list[tuple]:
-    """One model a seed with its data: [(data, model)]. codes: K. Raises as `examine`."""
+def made(
+    seeds: Iterable[int], family: str, case: str, codes: int, steps: int = STEPS, callback: Callable | None = None
+) -> list[tuple]:
+    """One model a seed with its data: [(data, model)].
+
+    codes: K. callback: as `fit_many` calls it. Raises as `examine`.
+    """
     how, sets = CASES[case], [inputs_of(family, seed) for seed in seeds]
 
     def build(seed: int) -> models.VQAutoencoder:
@@ -159,8 +165,8 @@ def made(seeds: Iterable[int], family: str, case: str, codes: int, steps: int = 
             model.encoder = wide_view(how.width, how.dim)
         return model
 
-    plan = {"init": how.init, "warmup": int(how.warmup * steps), "steps": steps} | _pace(family)
-    runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, **plan)
+    plan = {"init": how.init, "warmup": int(how.warmup * steps), "steps": steps} | pace(family)
+    runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, callback=callback, **plan)
     return [(one, model) for one, (model, _) in zip(sets, runs)]
 
 
@@ -173,7 +179,8 @@ def wide_view(width: int, dim: int) -> nn.Sequential:
     return nn.Sequential(*layers, models.MixNeighbours(width, width), nn.LeakyReLU(0.1), nn.Linear(width, dim))
 
 
-def _pace(family: str) -> dict:
+def pace(family: str) -> dict:
+    """Batch size and learning rate, as options of `fit`."""
     pace = {"batch_size": 16, "lr": 3e-3} if family in PICTURES else {"batch_size": league.BATCH, "lr": league.LR}
     return pace | {"progress": False}
 
@@ -191,7 +198,7 @@ def decoders_trained_on(entered: list[tuple], family: str, init: str | None, ste
             model.quantizer.requires_grad_(False).eval()
 
     xs, seeds = [one.x for one, _ in entered], range(len(entered))
-    plan = {"init": init, "steps": steps, "callback": hold} | _pace(family)
+    plan = {"init": init, "steps": steps, "callback": hold} | pace(family)
     runs = training.fit_many(lambda seed: copies[seed], xs, seeds=seeds, **plan)
     return [reconstruction_error(models.evaluate(model, x).reconstruction, x) for x, (model, _) in zip(xs, runs)]
 

@@ -33,13 +33,16 @@ class Listener:
     """Hears all calls of a model's quantisers while it is open, and what enters the modules that hold them.
 
     calls: those of the last pass, in their order. entered: what entered each module that holds quantisers, by name.
+    not_started: the names of the quantisers whose codes were not in place when it was made; a pass may place them.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.calls: list[Call] = []
         self.entered: dict[str, Tensor] = {}
-        self.names = list(quantisers(model))
+        kinds = quantisers(model)
+        self.names = list(kinds)
+        self.not_started = {name for name, kind in kinds.items() if not kind.started(model.get_submodule(name))}
 
     def __call__(self, x: Tensor) -> Any:
         """What the model returns on x, while its calls are heard."""

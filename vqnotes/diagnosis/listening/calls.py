@@ -33,6 +33,11 @@ class Ear:
     def __init__(self, name: str, module: nn.Module, heard: list[Call]):
         self.name, self.module, self.heard = name, module, heard
 
+    @staticmethod
+    def started(module: Any) -> bool:
+        """Whether the codes are in place. Where a library places them later than it makes them, its ear says so."""
+        return True
+
     def hooks(self) -> list:
         """The hooks by which it hears, set on the module; whoever asks for them removes them."""
         return [self.module.register_forward_hook(self.hear, with_kwargs=True)]

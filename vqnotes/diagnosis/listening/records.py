@@ -24,7 +24,7 @@ from vqnotes.diagnosis.observed import (
     observe,
     observe_stack,
 )
-from vqnotes.diagnosis.report import Diagnosis, report, report_stack
+from vqnotes.diagnosis.report import Diagnosis, not_started, report, report_stack
 
 __all__ = ["Heard", "Record", "Sample"]
 
@@ -70,7 +70,7 @@ class Heard:
         if idle := set(self.listener.names) - set(self.names):
             raise ValueError(f"quantisers were found but never called: {sorted(idle)}")
         made = units(self.listener.model, calls, self.listener.entered)
-        self.records = [Record(unit, calls, x, self.seed) for unit in made]
+        self.records = [Record(unit, calls, x, self.seed, self.listener.not_started) for unit in made]
         feeding = fed_by(self.listener, self.call, x, made) if len(made) > 1 else {}
         for record in self.records:
             if before := feeding.get(record.unit.name):
@@ -164,10 +164,11 @@ class Record:
 
     axes: of the inputs, along which its places run; () if an input has one latent; None: they are not paired, and
     unused says why.
-    entries: the names of the quantisers that its latents enter first.
+    entries: the names of the quantisers that its latents enter first. not_started: those whose codes were not in
+    place when the model came; they are no codes to be judged, nor are those that make a token with them.
     """
 
-    def __init__(self, unit: Unit, calls: list[Call], x: Tensor, seed: int):
+    def __init__(self, unit: Unit, calls: list[Call], x: Tensor, seed: int, not_started: set[str]):
         self.unit, self.shape, batch = unit, tuple(x.shape), len(x)
         self.shapes = dict.fromkeys(tuple(calls[level.call].latents.shape[1:]) for level in unit.levels)
         self.notes: list[str] = []
@@ -176,6 +177,8 @@ class Record:
         self.places: tuple = ()
         self.heard, self.masked, self.random = 0, 0, np.random.default_rng(seed)
         self.entries = [calls[part[0].call].name for part in unit.parts]
+        names = dict.fromkeys(calls[level.call].name for level in unit.levels)
+        self.not_started = [name for name in names if name in not_started]
         self.rows = unit.loose or by_example(calls[unit.levels[0].call], batch) is None  # without order or inputs
         self.levels = (
             [unit.levels] if unit.loose else [[level] for level in unit.levels]
@@ -287,6 +290,9 @@ class Record:
 
     def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
         """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
+        if self.not_started:
+            names = [self.unit.name, *(level.name for level in self.unit.levels if len(self.levels) > 1)]
+            return dict.fromkeys(names, not_started([name or self.unit.name for name in self.not_started]))
         try:
             observed = self.observed(inputs, labels, seed)
             measures = measure(observed)

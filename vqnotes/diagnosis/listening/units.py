@@ -3,6 +3,7 @@
 Levels code what the one before them left; parts get pieces of one tensor.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening.calls import Call
 
-__all__ = ["Level", "Unit", "units"]
+__all__ = ["Level", "Unit", "modules_of", "units"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,13 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
                 Unit((name or type(model).__name__) + of_head, tuple((level,) for level in same), loose=True)
             )
     return sorted(found, key=lambda unit: unit.levels[0].call)
+
+
+def modules_of(name: str, names: Iterable[str]) -> list[str]:
+    """Which of a model's quantisers, by the names of their modules, a unit or a level of this name is about."""
+    modules = [part.partition("[")[0] for part in name.split(" + ")]
+    found = [one for one in names if any(f"{one}.".startswith(f"{module}.") for module in modules)]
+    return found or list(names)  # no module has this name: it is the model's
 
 
 def _stacks(calls: list[Call]) -> list[list[int]]:

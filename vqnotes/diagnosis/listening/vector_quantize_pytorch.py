@@ -9,6 +9,8 @@ from vqnotes.diagnosis.listening.calls import Ear, first_argument
 
 __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
 
+# The buffer that says whether the codes have been placed, at the first batch: `initted`, and other names in copies.
+FLAGS = ("initted", "inited", "initialized")
 KNOWN = "VectorQuantize, SimVQ, ResidualVQ, GroupedResidualVQ, HierarchicalVQ of vector-quantize-pytorch"
 
 
@@ -34,6 +36,11 @@ class VectorQuantizeEar(Ear):
     inside: list | None = (
         None  # what was heard of the codebook in this call; levels may share it: only the one inside hears
     )
+
+    @staticmethod
+    def started(module: Any) -> bool:
+        flags = [flag for name, flag in module._codebook.named_buffers(recurse=False) if name in FLAGS]
+        return all(bool(flag.all()) for flag in flags)
 
     def hooks(self) -> list:
         return [

@@ -1,0 +1,116 @@
+"""The study of a watch: its table is whole, healthy trainings are left alone, and collapsed ones are not."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from vqnotes.diagnosis import CollapseWatch
+from vqnotes.studies import verdicts, watching
+from vqnotes.studies.watching import alarms
+
+
+@pytest.fixture(scope="module")
+def table():
+    return watching.trainings_watched()
+
+
+def test_every_setting_is_there_with_all_its_seeds(table):
+    found = table.groupby(["label", "case"])["seed"].apply(list)
+    todo = {(one["label"], one["case"]): watching.CASES[one["label"]][1] for one in watching.settings()}
+    assert sorted(found.index) == sorted(todo)
+    for key, count in todo.items():
+        assert found[key] == list(range(watching.FIRST_SEED, watching.FIRST_SEED + count))
+    assert table["confirmed"].all() and (table["label"] == "healthy").sum() == 100
+    assert (table["looks"] >= 300 / watching.EVERY + 1).all() and (
+        table["warned"].notna() == (table["warnings"] > 0)
+    ).all()
+
+
+def test_healthy_trainings_are_left_alone_and_collapsed_ones_are_not(table):
+    found = alarms(table).query("case == 'all'").set_index("label")
+    assert found.loc["healthy", "share"] <= 0.02
+    assert found.loc["token collapse", "warned"] == found.loc["token collapse", "runs"]
+    late = table.query("label == 'token collapse'")
+    assert (late["warned"] - late["started"]).max() <= 1.25 * watching.EVERY + 1
+    assert (late["warnings"] <= 3).all()
+
+
+def test_the_watch_says_what_was_measured(table):
+    found, said = alarms(table).query("case == 'all'").set_index("label"), " ".join(CollapseWatch.__doc__.split())
+    seen = (table.query("label == 'healthy'")["bad"] > 0).sum()
+    healthy, collapsed, recovered = (found.loc[one] for one in ("healthy", "token collapse", "recovered"))
+    for text in (
+        f"with every={watching.EVERY} and no start, in runs of {verdicts.STEPS} steps",
+        f"of {healthy['runs']} healthy trainings {healthy['warned']} got a warning",
+        f"interval: {100 * healthy['low']:.1f} to {100 * healthy['high']:.1f} %",
+        f"though {seen} had a look that found a collapse",
+        f"Of {collapsed['runs']} that collapsed {collapsed['warned']} did",
+        f"in the median {collapsed['delay']:.0f} steps",
+        f"{recovered['warned']} of {recovered['runs']}",
+    ):
+        assert text in said, text
+
+
+def test_alarms_are_counted_with_wilsons_interval():
+    rows = [("healthy", "a", 1, 0, math.nan, True)] * 9 + [("healthy", "b", 1, 2, 41, True)]
+    rows += [("token collapse", "c", 0, 1, step, True) for step in (7, 8, 30)] + [("healthy", "b", 1, 1, 7, False)]
+    names = ["label", "case", "started", "warnings", "warned", "confirmed"]
+    found = alarms(pd.DataFrame(rows, columns=names)).set_index(["label", "case"])
+    assert list(found.index) == [
+        ("healthy", "all"),
+        ("token collapse", "all"),
+        ("healthy", "a"),
+        ("healthy", "b"),
+        ("token collapse", "c"),
+    ]
+    one = found.loc["healthy", "all"]
+    # (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with p = 0.1, n = 10, z = 1.96
+    assert (one["runs"], one["warned"], one["share"], one["delay"]) == (10, 1, 0.1, 40)
+    assert one[["low", "high"]].tolist() == pytest.approx([0.0179, 0.4042], abs=1e-4)
+    assert found.loc[("token collapse", "c"), "delay"] == 8 and math.isnan(found.loc[("healthy", "a"), "delay"])
+
+
+@pytest.mark.parametrize(
+    "case, expected",
+    [  # started, looks, bad, warnings, warned
+        ("U(±1/K)", [0, 2, 2, 1, 7]),  # after a quarter of the wait it is confirmed
+        ("library, expiry", [1, 1, 0, 0, math.nan]),  # not started at the only look
+    ],
+)
+def test_a_training_is_watched_and_tried(case, expected):
+    torch.set_num_threads(1)
+    (row,) = watching.watched([8000], "any", case, steps=8)
+    assert list(row.values())[:5] == pytest.approx(expected, nan_ok=True)
+    assert 0 < row["floor"] < row["same codes"]
+
+
+def test_their_codes_in_our_quantiser_choose_alike():
+    torch.manual_seed(0)
+    theirs, latents = watching.Library(16, 4), torch.randn(200, 4)
+    theirs(latents)
+    theirs.eval()
+    assert torch.equal(theirs.as_ours()(latents).index, theirs(latents).index)
+
+
+def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
+    trained = []
+
+    def watched(seeds, label, case):
+        trained.append(case)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        end = {"same codes": 0.03, "new codes": 0.03 if label != "token collapse" else 0.02, "floor": 0.03}
+        return [{"started": 0, "looks": 3, "bad": 0, "warnings": 0, "warned": math.nan} | end for _ in seeds]
+
+    monkeypatch.setattr(watching, "watched", watched)
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(tmp_path / "found.csv")])
+    with pytest.raises(KeyboardInterrupt):
+        watching.main()
+    watching.main()
+    cases = [one["case"] for one in watching.settings()]
+    assert trained == cases[:3] + cases[2:]
+    table = pd.read_csv(tmp_path / "found.csv")
+    assert len(table) == sum(watching.CASES[one["label"]][1] for one in watching.settings())
+    assert "healthy" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["found.csv"]
