@@ -10,8 +10,7 @@ import torch
 from scipy import special, stats
 
 import vqnotes
-from vqnotes import plots
-from vqnotes.diagnosis import StackDiagnosis, diagnose_tokens, estimates, ids, tokens
+from vqnotes.diagnosis import StackDiagnosis, diagnose_tokens, draw, estimates, ids, tokens
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.diagnosis.tokens import TOKEN_VERDICTS
 
@@ -393,7 +392,7 @@ def test_a_report_is_plain_text_and_a_table():
     assert str(found).isascii() and "95% interval" in str(found) and "nan" not in str(found)
     assert "<th>95% interval</th>" in found._repr_html_() and "(confidence " in str(found)
     with pytest.raises(ValueError, match="or of ids"):
-        plots.diagnosis(np.empty(4, dtype=object), found)
+        draw(np.empty(4, dtype=object), found)
 
 
 # ---------------------------------------------------------------- what is read
