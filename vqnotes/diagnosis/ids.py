@@ -54,7 +54,7 @@ def whole_number(given: Any, name: str, least: int) -> int:
 
 
 def size_of(given: Any) -> int:
-    """The number of codes."""
+    """The number of codes. Raises ValueError for one that is not whole, below 1 or above LARGEST_SIZE."""
     size = whole_number(given, "size", least=1)
     if size > LARGEST_SIZE:
         raise ValueError(
@@ -65,7 +65,7 @@ def size_of(given: Any) -> int:
 
 
 def sizes_of(given: Any, stages: int) -> list[int]:
-    """The number of codes of each stage."""
+    """The number of codes of each stage. Raises as `size_of`, and ValueError for more or fewer sizes."""
     if not isinstance(given, list | tuple | np.ndarray | Tensor) or np.ndim(given) == 0:
         return [size_of(given)] * stages
     if len(given) != stages:
@@ -137,7 +137,7 @@ def _mapped(path: str | os.PathLike, dtype: Any) -> np.ndarray:
 
 
 def stages_of(array: Ids, axis: Any) -> list[Ids]:
-    """The ids of each stage, along an axis."""
+    """The ids of each stage, along an axis. Raises ValueError for one that is not there, or the only one."""
     axis = whole_number(axis, "stages_axis", least=-array.ndim)
     if array.ndim < 2 or axis >= array.ndim:
         raise ValueError(f"stages_axis={axis} does not fit an index of shape {tuple(array.shape)}")
