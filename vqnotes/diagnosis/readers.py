@@ -147,19 +147,21 @@ def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
     return seen / seen.square().sum(1).mean().sqrt().clamp_min(1e-30)
 
 
-def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> float:
+def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> tuple[float, float]:
     """Share of the variance of inputs x (n, P) that codes placed on the first `learnt` leave, for the others.
 
     One k-means of each size on the `reduced` inputs (n, C), level after level on what those before left; the best
-    number of levels counts.
+    number of levels counts. With the standard error of the loss, as a share of it.
     """
-    left, losses = x, []
+    left, found = x, []
     for size in sizes:
         codes = kmeans(reduced[:learnt], size, seed)[0]
         index = nearest_code(reduced, codes)
         left, reduced = left - means_by(index, left, learnt), reduced - codes[index]
-        losses.append(left_over(x[learnt:], x[learnt:] - left[learnt:]))
-    return min(losses)
+        each = left[learnt:].double().square().sum(1)
+        deviation = each.std() / (each.mean().clamp_min(1e-300) * math.sqrt(len(each)))
+        found.append((left_over(x[learnt:], x[learnt:] - left[learnt:]), deviation.item()))
+    return min(found)
 
 
 class LossByCodes(NamedTuple):
@@ -178,23 +180,25 @@ def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: in
     it pays, a quarter and a sixteenth of it are measured, each with as many inputs to a code. The logarithm of the
     loss is about a straight line over the bits: of slope -2 / d in d dimensions (Zador's law; Gersho, 1979), and
     flatter before. The last slope is drawn on. How wrong that may be is told by how much the slope had just changed,
-    and by BEND at least.
+    by BEND at least, and by two standard errors of the last loss. Where the loss has begun to fall faster, as it does
+    until there is a code for each cluster, it may stop to fall at any moment: then it is only known to be no higher.
     """
     half = len(x) // 2
     most = max(1, min(half // INPUTS_PER_CODE, MOST_CODES))
     if max(sizes) <= most:
-        loss = loss_by_codes(x, reduced, half, sizes, seed)
+        loss, _ = loss_by_codes(x, reduced, half, sizes, seed)
         return LossByCodes(loss, loss, loss, sum(sizes))
     bits, losses = [], []
     for share in (16, 4, 1):
         rung = [max(1, min(size, most) // share) for size in sizes]
         learnt = INPUTS_PER_CODE * max(rung)
+        loss, deviation = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
         bits.append(sum(map(math.log2, rung)))
-        losses.append(math.log(loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)))
+        losses.append(math.log(loss))
     before, last = np.diff(losses) / np.diff(bits).clip(min=1e-9)
     further = sum(map(math.log2, sizes)) - bits[-1]
     slope, doubt = min(0.0, last), abs(last - before) + BEND
-    low, loss, high = (
-        math.exp(losses[-1] + further * min(0.0, one)) for one in (slope - doubt, slope, slope + doubt)
-    )
+    flattest = 0.0 if last < before - BEND else min(0.0, slope + doubt)
+    steps = (slope - doubt, -2 * deviation), (slope, 0.0), (flattest, 2 * deviation)
+    low, loss, high = (math.exp(losses[-1] + further * one + error) for one, error in steps)
     return LossByCodes(loss, low, high, sum(rung))
