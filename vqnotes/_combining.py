@@ -16,7 +16,7 @@ class Combinable(nn.Module):
 
     excludes: dict[type, str] = {}
     comes_before: dict[type, str] = {}
-    __signature__: inspect.Signature
+    __signature__: inspect.Signature  # of each class: the options of all that it inherits from
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -27,7 +27,7 @@ class Combinable(nn.Module):
         return super().__new__(cls)
 
     def extra_repr(self) -> str:
-        names = [name for name in signature_of(type(self)).parameters if hasattr(self, name)]
+        names = [name for name in type(self).__signature__.parameters if hasattr(self, name)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
