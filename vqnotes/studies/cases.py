@@ -6,11 +6,10 @@ Quantisers of vector-quantize-pytorch are made too, where it is installed; witho
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vqnotes.quantizers import Quantized, VectorQuantizer
@@ -182,14 +181,15 @@ CASES = {
     "few codes": Case(RATE, sizes="few"),
     "few codes, EMA": Case(RATE, _EMA, sizes="few"),
     "peer: k-means": Case("healthy", _peer(kmeans_init=True), None, peer=True),
-    "peer: k-means, expiry": Case(
-        "healthy", _peer(kmeans_init=True, threshold_ema_dead_code=1), None, peer=True
-    ),
+    "peer: k-means, expiry": Case("healthy", _peer(kmeans_init=True, threshold_ema_dead_code=1), None, peer=True),
     "peer: random start": Case(TOKEN, _peer(), None, 0, peer=True),
     "peer: cosine": Case("healthy", _peer(use_cosine_sim=True, kmeans_init=True), None, peer=True),
     "peer: projection": Case("healthy", _peer(codebook_dim=4, kmeans_init=True), None, peer=True),
     "peer: learnt, rotation": Case(
-        "healthy", _peer(learnable_codebook=True, ema_update=False, rotation_trick=True, kmeans_init=True), None, peer=True
+        "healthy",
+        _peer(learnable_codebook=True, ema_update=False, rotation_trick=True, kmeans_init=True),
+        None,
+        peer=True,
     ),
     "peer: SimVQ": Case("healthy", _peer("SimVQ"), None, peer=True),
     "peer: width 1": Case(EMBEDDING, _peer(kmeans_init=True, threshold_ema_dead_code=1), None, width=1, peer=True),
@@ -199,7 +199,7 @@ CORE = ("plain", "U(±1/K)", "k-means untrained, EMA", "width 1")  # of the larg
 
 
 def settings() -> list[dict]:
-    """All that is trained: bed, case and codes. Cases of sizes "all" get each size of the bed, the others one in turn."""
+    """All that is trained: bed, case, codes. Cases of sizes "all" get each size of the bed, others one in turn."""
     found = []
     for place, (name, bed) in enumerate(BEDS.items()):
         if not at_hand(bed.family):

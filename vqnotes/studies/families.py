@@ -105,7 +105,7 @@ def _photographs(count: int, seed: int) -> Tensor:
 
 
 def _text(count: int, seed: int) -> Tensor:
-    """Windows (count, 16, 12) of the text that Python's `help` prints: pairs of characters, each as 6 random numbers."""
+    """Windows (count, 16, 12) of the text that Python's `help` prints: pairs of signs, each as 6 random numbers."""
     from pydoc_data.topics import topics
 
     signs = np.frombuffer(" ".join(topics.values()).lower().encode("ascii", "replace"), dtype=np.uint8)
@@ -137,7 +137,7 @@ def _items(count: int, seed: int) -> Tensor:
 
 
 def at_hand(family: str) -> bool:
-    """Whether the inputs of a family are on this machine: Fashion-MNIST's are files, which are not downloaded here."""
+    """Whether a family's inputs are on this machine: Fashion-MNIST's are files, which are not downloaded here."""
     if family != "Fashion-MNIST":
         return True
     name = FASHION_MNIST["test", "x"].name
@@ -209,9 +209,7 @@ BEDS: dict[str, Bed] = {
     ),
     "digits": Bed("digits", _digits, partial(_vectors, 64), sizes=(64, 256), plan=POINTS),
     "digits in patches": Bed("digits", _digit_images, partial(_images, 1, 2), 16, plan=PICTURES | {"batch_size": 64}),
-    "Fashion-MNIST": Bed(
-        "Fashion-MNIST", _fashion, partial(_images, 1, 4), 49, large=(4096,), plan=SMALL_PICTURES
-    ),
+    "Fashion-MNIST": Bed("Fashion-MNIST", _fashion, partial(_images, 1, 4), 49, large=(4096,), plan=SMALL_PICTURES),
     "photographs": Bed("photographs", _photographs, partial(_images, 3, 4), 64, large=(4096,), plan=PICTURES),
     "wide view": Bed("photographs", _photographs, _wide_view, 64, sizes=(128, 1024), plan=PICTURES),
     "text": Bed("text", _text, partial(_vectors, 12), 16, few=(4, 8), plan=PICTURES),

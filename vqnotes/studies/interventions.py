@@ -1,7 +1,7 @@
 """What is done to a model to find out what it has: trained anew with other codes, a wider encoder, more time.
 
-`diagnose` uses none of this. Each intervention ends alike: the encoder is held, and a decoder trains on for as long as
-that of a control which kept its codes. Errors are those on inputs that no training has seen, relative to their
+`diagnose` uses none of this. Each intervention ends alike: the encoder is held, and a decoder trains on for as long
+as that of a control which kept its codes. Errors are those on inputs that no training has seen, relative to their
 variance.
 """
 
@@ -45,8 +45,8 @@ def made(
 ) -> list[models.VQAutoencoder]:
     """One model a seed, trained on its inputs.
 
-    codebook_size: K. share: of the steps that the bed has. wider: its encoder has more hidden units. longer: it trains as long
-    again before there is a quantiser, and has more latent dimensions if it can.
+    codebook_size: K. share: of the steps that the bed has. wider: the encoder has more units. longer: it trains
+    as long again before there is a quantiser, and has more latent dimensions if it can.
     Raises KeyError for an unknown bed or case.
     """
     place, how = BEDS[bed], CASES[case]
@@ -199,8 +199,8 @@ def interventions(
     """The errors of one model a seed, and of what was made of it; None where there is no such intervention.
 
     as made: without any further training. same codes: the control. new codes: by k-means. more codes: four times as
-    many, of few. all latents: as many as there are latents. wider encoder, longer warm-up: trained from the same start
-    in this way, and then with new codes. held_out: inputs that errors are those on. share: as for `made`.
+    many, of few. all latents: as many as there are latents. wider encoder, longer warm-up: trained from the same
+    start in this way, and then with new codes. held_out: inputs that errors are those on. share: as for `made`.
     """
     batch, steps = BEDS[bed].plan["batch_size"], max(1, int(share * DECODER_STEPS))
     found: list[dict[str, float | None]] = [{} for _ in seeds]

@@ -1,4 +1,4 @@
-"""How often is `diagnose` right? Models of many kinds, what interventions show them to have, and the verdicts on them.
+"""How often is `diagnose` right? Models of many kinds, what interventions show them to have, and the verdicts.
 
 python -m vqnotes.studies.verdicts --out parts    trains them, a file a setting; run again, it goes on where it was
 make validation                                   does so, and puts the table where `models_made` reads it
@@ -41,7 +41,7 @@ from vqnotes.studies.families import BEDS
 __all__ = ["examine", "from_cells", "gathered", "models_made", "sets_of", "to_cells"]
 
 TABLE = Path(__file__).with_name("verdicts.csv")
-RATIOS, MOST_RATIOS = (1, 2, 4, 8, 16, 32, 64), (128, 256)  # latents a code that `diagnose` is given; of few codes, more
+RATIOS, MORE_RATIOS = (1, 2, 4, 8, 16, 32, 64), (128, 256)  # latents a code that are shown; the latter of few
 FEWEST_LATENTS, MOST_LATENTS, FEW_CODES = 64, 2**15, 64
 HELD_OUT = 1024  # latents, at least, on which errors are measured, of 128 inputs or more
 LEAST, PER_CODE = 4096, 64  # latents of the inputs that models train on
@@ -64,7 +64,7 @@ def sets_of(bed: str, codebook_size: int, seed: int) -> tuple[Tensor, Tensor]:
 def shown(bed: str, codebook_size: int, x: Tensor, seed: int) -> Tensor:
     """The inputs that `diagnose` is given: so many that latents are 1 to 64 a code, of few codes up to 256."""
     rng, places = np.random.default_rng(seed), BEDS[bed].places
-    ratio = int(rng.choice(RATIOS if codebook_size > FEW_CODES else RATIOS + MOST_RATIOS))
+    ratio = int(rng.choice(RATIOS if codebook_size > FEW_CODES else RATIOS + MORE_RATIOS))
     latents = min(MOST_LATENTS, max(FEWEST_LATENTS, ratio * codebook_size))
     rows = rng.permutation(len(x))[: max(1, -(-latents // places))]
     return x[torch.from_numpy(rows)]
@@ -83,7 +83,9 @@ def measured(model: models.VQAutoencoder, x: Tensor, seed: int) -> Measures:
     return measure(record.observed(heard.inputs, None, seed))
 
 
-def examine(bed: str, case: str, codebook_size: int, seeds: Iterable[int] | None = None, share: float = 1.0) -> list[dict]:
+def examine(
+    bed: str, case: str, codebook_size: int, seeds: Iterable[int] | None = None, share: float = 1.0
+) -> list[dict]:
     """Makes the models of one setting, intervenes, measures, and decides: a row of the table for each seed.
 
     seeds: those of the setting unless given. share: of the steps that a study has.
@@ -100,8 +102,8 @@ def examine(bed: str, case: str, codebook_size: int, seeds: Iterable[int] | None
         m = measured(model, shown(bed, codebook_size, x, seed), seed % 2**16)
         verdict, reason = rules.decide(m)
         quantizer = getattr(model.quantizer, "inner", model.quantizer)
-        made = {"family": BEDS[bed].family, "bed": bed, "case": case, "codebook_size": codebook_size, "seed": seed, "made": how.made}
-        made |= {"quantiser": type(quantizer).__name__, "dim": model.quantizer.dim}
+        made = {"family": BEDS[bed].family, "bed": bed, "case": case, "codebook_size": codebook_size}
+        made |= {"seed": seed, "made": how.made, "quantiser": type(quantizer).__name__, "dim": model.quantizer.dim}
         rows.append(made | error | to_cells(m) | {"verdict": verdict, "reason": reason})
     parts = {"making": made_after, "intervening": done_after - made_after}
     parts |= {"measuring": time.perf_counter() - start - done_after}
@@ -191,7 +193,7 @@ def _alone() -> None:
 
 
 def run(folder: Path, todo: list[dict], workers: int, limit: float, share: float) -> None:
-    """Examines settings in so many processes until all are done, or the time is up: then what is under way is lost."""
+    """Examines settings in so many processes until all are done, or time is up: then what is under way is lost."""
     end = time.monotonic() + limit
     with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
         results = pool.imap_unordered(partial(_kept, folder=folder, share=share), todo)
@@ -214,7 +216,7 @@ def gathered(folder: Path) -> pd.DataFrame:
 
 
 def models_made() -> pd.DataFrame:
-    """The table that comes with the module: one row a model, with the errors of the interventions and the measures."""
+    """The table that comes with the module: one row a model, the errors of the interventions and the measures."""
     return pd.read_csv(TABLE)
 
 
