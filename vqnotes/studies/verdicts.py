@@ -192,14 +192,14 @@ def _alone() -> None:
     warnings.simplefilter("ignore")
 
 
-def run(folder: Path, todo: list[dict], workers: int, limit: float, share: float) -> None:
+def run(folder: Path, todo: list[dict], workers: int, limit: float | None, share: float) -> None:
     """Examines settings in so many processes until all are done, or time is up: then what is under way is lost."""
-    end = time.monotonic() + limit
+    end = None if limit is None else time.monotonic() + limit
     with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
         results = pool.imap_unordered(partial(_kept, folder=folder, share=share), todo)
         for number in range(1, len(todo) + 1):
             try:
-                name, wrong, seconds = results.next(max(0.0, end - time.monotonic()))
+                name, wrong, seconds = results.next(None if end is None else max(0.0, end - time.monotonic()))
             except multiprocessing.TimeoutError:
                 say(f"the time is up: {number - 1} of {len(todo)} settings were done", flush=True)
                 return
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.verdicts", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("verdicts"), help="a folder, of a file a setting")
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so many seconds")
+    parser.add_argument("--limit-s", type=float, help="stop after so many seconds")
     parser.add_argument("--match", default="", help="only settings whose name has this in it")
     parser.add_argument("--few", type=int, help="only so many of them")
     parser.add_argument("--share", type=float, default=1.0, help="of the steps, for a trial (default: %(default)s)")
