@@ -193,8 +193,8 @@ def _convolution(quantizer: Any, width: int) -> models.VQAutoencoder:
 # ---------------------------------------------------------------- beds
 
 POINTS: dict[str, Any] = {"batch_size": 128, "lr": 5e-3, "steps": 240}
-PICTURES: dict[str, Any] = {"batch_size": 16, "lr": 3e-3, "steps": 240}
-SMALL_PICTURES = PICTURES | {"batch_size": 32}
+PICTURES: dict[str, Any] = {"batch_size": 8, "lr": 3e-3, "steps": 240}
+PLACES = PICTURES | {"batch_size": 32}  # of 16 each
 RISING: dict[str, Any] = {"batch_size": 128, "lr": 0.375, "steps": 480, "optimizer": torch.optim.SGD}
 RISING_PICTURES = RISING | {"batch_size": 16}
 
@@ -208,11 +208,11 @@ BEDS: dict[str, Bed] = {
         "Gaussian", _normal_images, _convolution, 16, sizes=(64, 1024), dim=16, slow=True, plan=RISING_PICTURES
     ),
     "digits": Bed("digits", _digits, partial(_vectors, 64), sizes=(64, 256), plan=POINTS),
-    "digits in patches": Bed("digits", _digit_images, partial(_images, 1, 2), 16, plan=PICTURES | {"batch_size": 64}),
-    "Fashion-MNIST": Bed("Fashion-MNIST", _fashion, partial(_images, 1, 4), 49, large=(4096,), plan=SMALL_PICTURES),
+    "digits in patches": Bed("digits", _digit_images, partial(_images, 1, 2), 16, plan=PLACES),
+    "Fashion-MNIST": Bed("Fashion-MNIST", _fashion, partial(_images, 1, 4), 49, large=(4096,), plan=PICTURES),
     "photographs": Bed("photographs", _photographs, partial(_images, 3, 4), 64, large=(4096,), plan=PICTURES),
     "wide view": Bed("photographs", _photographs, _wide_view, 64, sizes=(128, 1024), plan=PICTURES),
-    "text": Bed("text", _text, partial(_vectors, 12), 16, few=(4, 8), plan=PICTURES),
-    "signals": Bed("signals", _signals, partial(_vectors, 33), 16, large=(4096,), plan=PICTURES),
+    "text": Bed("text", _text, partial(_vectors, 12), 16, few=(4, 8), plan=PLACES),
+    "signals": Bed("signals", _signals, partial(_vectors, 33), 16, large=(4096,), plan=PLACES),
     "items": Bed("items", _items, partial(_vectors, 32), sizes=(256, 1024), few=(2, 4), plan=POINTS),
 }

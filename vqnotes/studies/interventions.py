@@ -25,12 +25,14 @@ from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies.cases import CASES, Peer
 from vqnotes.studies.families import BEDS, HIDDEN
 
-__all__ = ["decoders_trained_on", "interventions", "made"]
+__all__ = ["ERRORS", "decoders_trained_on", "interventions", "made"]
 
 DECODER_STEPS, DECODER_LR = 150, 3e-3
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**15  # latents that codes are placed on
 FEW = 128  # codes, up to which four times as many are tried
 MORE = 4
+ERRORS = ("as made", "same codes", "new codes", "more codes", "fewer codes", "all latents", "wider encoder")
+ERRORS += ("wider encoder, all latents", "longer warm-up", "longer warm-up, all latents")
 
 
 def made(
@@ -136,11 +138,17 @@ def _with_codes_anew(quantizer: Any, latents: Tensor, others: Tensor, seed: int)
 
 
 @torch.no_grad()
-def _with_more_codes(quantizer: Any, latents: Tensor, others: Tensor, seed: int) -> list[Tensor]:
-    """The same with four times as many codes."""
+def _with_codes(quantizer: Any, latents: Tensor, others: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The same with so many codes, of a plain quantiser."""
     latents, others = (_prepared(quantizer, one) for one in (latents, others))
-    codes = kmeans(_some(latents, MORE * quantizer.codebook_size, seed), MORE * quantizer.codebook_size, seed)[0]
+    codes = kmeans(_some(latents, count, seed), count, seed)[0]
     return [_back(quantizer, codes[nearest_code(one, codes)]) for one in (latents, others)]
+
+
+@torch.no_grad()
+def _bare(quantizer: Any, *both: Tensor) -> list[Tensor]:
+    """Latents as they are compared, in place of codes."""
+    return [_back(quantizer, _prepared(quantizer, one)) for one in both]
 
 
 # ---------------------------------------------------------------- decoders
@@ -201,34 +209,37 @@ def interventions(
     """The errors of one model a seed, and of what was made of it; None where there is no such intervention.
 
     as made: without any further training. same codes: the control. new codes: by k-means. more codes: four times as
-    many, of few. all latents: as many as there are latents. wider encoder, longer warm-up: trained from the same
-    start in this way, and then with new codes. held_out: inputs that errors are those on. share: as for `made`.
+    many, of few. fewer codes: a fourth. all latents: as many codes as there are latents. wider encoder, longer warm-up:
+    trained from the same start in this way, and then with new codes, or with as many as there are latents. held_out:
+    inputs that errors are those on. share: as for `made`.
     """
     batch, steps = BEDS[bed].plan["batch_size"], max(1, int(share * DECODER_STEPS))
     found: list[dict[str, float | None]] = [{} for _ in seeds]
-    more = codebook_size <= FEW and not CASES[case].of_levels
+    sizes = {"more codes": MORE * codebook_size} if codebook_size <= FEW else {}
+    sizes = {} if CASES[case].of_levels else sizes | {"fewer codes": max(1, codebook_size // MORE)}
 
     arms: list[tuple[int, str, nn.Module, list[Tensor]]] = []  # place, name, decoder, what it gets of both sets
     for place, (model, seed, x, fresh) in enumerate(zip(kept, seeds, xs, held_out)):
         with torch.no_grad():
             quantizer, both = model.quantizer.eval(), [_latents(model, one) for one in (x, fresh)]
             own = [quantizer(one).latents_q for one in both]
-            bare = [_back(quantizer, _prepared(quantizer, one)) for one in both]
-        ways = {"same codes": own, "new codes": _with_codes_anew(quantizer, *both, seed), "all latents": bare}
-        ways |= {"more codes": _with_more_codes(quantizer, *both, seed)} if more else {}
-        found[place] |= {"as made": _error(model.decoder, own[1], fresh), "more codes": None}
+        ways = {"same codes": own, "new codes": _with_codes_anew(quantizer, *both, seed)}
+        ways |= {name: _with_codes(quantizer, *both, count, seed) for name, count in sizes.items()}
+        ways |= {"all latents": _bare(quantizer, *both)}
+        found[place] |= dict.fromkeys(ERRORS) | {"as made": _error(model.decoder, own[1], fresh)}
         arms += [(place, name, model.decoder, given) for name, given in ways.items()]
     _errors_into(found, arms, xs, held_out, steps, batch)
 
     for name, change in {"wider encoder": {"wider": True}, "longer warm-up": {"longer": True}}.items():
         if name == "wider encoder" and BEDS[bed].slow:  # a linear map has no hidden units
-            found = [one | {name: None} for one in found]
             continue
         arms = []
         changed = made(seeds, xs, bed, case, codebook_size, share=share, **change)
         for place, (model, seed, x, fresh) in enumerate(zip(changed, seeds, xs, held_out)):
             both = [_latents(model, one) for one in (x, fresh)]
-            arms.append((place, name, model.decoder, _with_codes_anew(model.quantizer.eval(), *both, seed)))
+            quantizer = model.quantizer.eval()
+            arms.append((place, name, model.decoder, _with_codes_anew(quantizer, *both, seed)))
+            arms.append((place, f"{name}, all latents", model.decoder, _bare(quantizer, *both)))
         _errors_into(found, arms, xs, held_out, steps, batch)
     return found
 
