@@ -209,7 +209,7 @@ def interventions(
     """The errors of one model a seed, and of what was made of it; None where there is no such intervention.
 
     as made: without any further training. same codes: the control. new codes: by k-means. more codes: four times as
-    many, of few. fewer codes: a fourth. all latents: as many codes as there are latents. wider encoder, longer warm-up:
+    many, of few. fewer codes: a fourth. all latents: as many codes as latents. wider encoder, longer warm-up:
     trained from the same start in this way, and then with new codes, or with as many as there are latents. held_out:
     inputs that errors are those on. share: as for `made`.
     """
