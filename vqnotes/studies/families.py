@@ -209,7 +209,7 @@ BEDS: dict[str, Bed] = {
     ),
     "digits": Bed("digits", _digits, partial(_vectors, 64), sizes=(64, 256), plan=POINTS),
     "digits in patches": Bed("digits", _digit_images, partial(_images, 1, 2), 16, plan=PLACES),
-    "Fashion-MNIST": Bed("Fashion-MNIST", _fashion, partial(_images, 1, 4), 49, large=(4096,), plan=PICTURES),
+    "Fashion-MNIST": Bed("Fashion-MNIST", _fashion, partial(_images, 1, 4), 49, plan=PICTURES),
     "photographs": Bed("photographs", _photographs, partial(_images, 3, 4), 64, large=(4096,), plan=PICTURES),
     "wide view": Bed("photographs", _photographs, _wide_view, 64, sizes=(128, 1024), plan=PICTURES),
     "text": Bed("text", _text, partial(_vectors, 12), 16, few=(4, 8), plan=PLACES),

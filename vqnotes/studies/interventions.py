@@ -25,14 +25,15 @@ from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies.cases import CASES, Peer
 from vqnotes.studies.families import BEDS, HIDDEN
 
-__all__ = ["ERRORS", "decoders_trained_on", "interventions", "made"]
+__all__ = ["CHANGES", "ERRORS", "decoders_trained_on", "interventions", "made"]
 
 DECODER_STEPS, DECODER_LR = 150, 3e-3
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**15  # latents that codes are placed on
 FEW = 128  # codes, up to which four times as many are tried
 MORE = 4
-ERRORS = ("as made", "same codes", "new codes", "more codes", "fewer codes", "all latents", "wider encoder")
-ERRORS += ("wider encoder, all latents", "longer warm-up", "longer warm-up, all latents")
+CHANGES = ("wider encoder", "longer training", "longer warm-up")
+ERRORS = ("as made", "same codes", "new codes", "more codes", "fewer codes", "all latents")
+ERRORS += tuple(f"{change}{codes}" for change in CHANGES for codes in ("", ", all latents"))
 
 
 def made(
@@ -43,19 +44,21 @@ def made(
     codebook_size: int,
     *,
     share: float = 1.0,
-    wider: bool = False,
-    longer: bool = False,
+    change: str = "",
 ) -> list[models.VQAutoencoder]:
     """One model a seed, trained on its inputs.
 
-    codebook_size: K. share: of the steps that the bed has. wider: the encoder has more units. longer: it trains
-    as long again before there is a quantiser, and has more latent dimensions if it can.
-    Raises KeyError for an unknown bed or case.
+    codebook_size: K. share: of the steps that the bed has. change: one of CHANGES, or none. "wider encoder": it has
+    more hidden units. "longer training": twice as many steps, more of them behind the quantiser. "longer warm-up":
+    twice as many, more of them before there is a quantiser, and more latent dimensions where they can be chosen.
+    Raises KeyError for an unknown bed or case, ValueError for another change.
     """
+    if change and change not in CHANGES:
+        raise ValueError(f"change must be one of {CHANGES}, got {change!r}")
     place, how = BEDS[bed], CASES[case]
-    width = max(HIDDEN, 2 * how.width) if wider else how.width
+    width = max(HIDDEN, 2 * how.width) if change == "wider encoder" else how.width
     dim = how.dim or place.dim
-    if longer and how.room and not place.slow:
+    if change == "longer warm-up" and how.room and not place.slow:
         dim = max(8, 2 * dim)
 
     def build(seed: int) -> models.VQAutoencoder:
@@ -63,8 +66,10 @@ def made(
 
     steps = max(1, int(share * place.plan["steps"]))
     warmup = int(how.warmup * steps)
-    if longer:
-        warmup, steps = warmup + steps, 2 * steps
+    if change == "longer warm-up":
+        warmup += steps
+    if change.startswith("longer"):
+        steps *= 2
     plan = place.plan | {"init": how.init, "warmup": warmup, "steps": steps, "progress": False}
     if not how.peer:
         return [model for model, _ in training.fit_many(build, list(xs), seeds=seeds, **plan)]
@@ -209,9 +214,9 @@ def interventions(
     """The errors of one model a seed, and of what was made of it; None where there is no such intervention.
 
     as made: without any further training. same codes: the control. new codes: by k-means. more codes: four times as
-    many, of few. fewer codes: a fourth. all latents: as many codes as latents. wider encoder, longer warm-up:
-    trained from the same start in this way, and then with new codes, or with as many as there are latents. held_out:
-    inputs that errors are those on. share: as for `made`.
+    many, of few. fewer codes: a fourth. all latents: as many codes as latents. CHANGES: trained from the
+    same start in this way, and then with new codes, or as many as there are latents. held_out: inputs that errors
+    are those on. share: as for `made`.
     """
     batch, steps = BEDS[bed].plan["batch_size"], max(1, int(share * DECODER_STEPS))
     found: list[dict[str, float | None]] = [{} for _ in seeds]
@@ -230,11 +235,11 @@ def interventions(
         arms += [(place, name, model.decoder, given) for name, given in ways.items()]
     _errors_into(found, arms, xs, held_out, steps, batch)
 
-    for name, change in {"wider encoder": {"wider": True}, "longer warm-up": {"longer": True}}.items():
+    for name in CHANGES:
         if name == "wider encoder" and BEDS[bed].slow:  # a linear map has no hidden units
             continue
         arms = []
-        changed = made(seeds, xs, bed, case, codebook_size, share=share, **change)
+        changed = made(seeds, xs, bed, case, codebook_size, share=share, change=name)
         for place, (model, seed, x, fresh) in enumerate(zip(changed, seeds, xs, held_out)):
             both = [_latents(model, one) for one in (x, fresh)]
             quantizer = model.quantizer.eval()

@@ -19,10 +19,12 @@ from vqnotes.diagnosis.measures import Measures
 __all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "shares"]
 
 WITHHELD = "cannot tell"
-# An intervention makes a difference if it takes an error down by this factor, and none if it stays below the other.
+# An intervention makes a difference if it takes an error down by the second factor, none if not even by the first.
 HELPS = {"new codes": (1.1, 1.3), "wider encoder": (1.25, 1.6), "longer warm-up": (1.25, 1.6)}
 TRIFLE = 0.01  # of the inputs' variance: what wins less makes no difference
+BESIDE = (0.2, 0.5)  # nor does what wins less than so much of what another wins; it does from the second share on
 RATE = (0.2, 0.3)  # of the inputs' variance that the best codes cost, to be no limit, and to be one
+AGAINST = {"new codes": "same codes", "wider encoder": "new codes", "longer warm-up": "longer training"}
 FITTED = {"gap": 1.5, "excess": 0.03, "loss": 1.3, "dimensions": 0.4, "rate": 0.25}  # first guesses of thresholds
 AT_LEAST_ONE = ("gap", "loss")  # below, the model does better than what it is compared with
 
@@ -33,18 +35,28 @@ AT_LEAST_ONE = ("gap", "loss")  # below, the model does better than what it is c
 def helped(table: pd.DataFrame) -> pd.DataFrame:
     """Which interventions make a difference: 1, none: 0, a little: 0.5. One row a model, a column an intervention.
 
-    New codes are compared with the same codes, a wider encoder and a longer warm-up with new codes alone, since
-    theirs are new too. "more codes": what as many codes as there are latents would win over new codes, as a share of
-    the inputs' variance. An intervention that could not be made makes no difference.
+    New codes are compared with the same codes; a wider encoder with new codes alone, since its are new too; and a
+    longer warm-up with a training as long, whose codes are new at the end. A longer warm-up also makes a difference
+    if it wins more than four times as many codes would: with few codes no error falls by much. Of many codes, that is
+    more than as many codes as latents would win. "more codes": what the latter would win over new codes, as a share
+    of the inputs' variance. An intervention that could not be made makes no difference.
     Raises ValueError for a table without the errors of the interventions.
     """
-    check_columns(table, "same codes", "new codes", "all latents", "wider encoder", "longer warm-up")
-    found = {}
+    check_columns(table, *HELPS, *AGAINST.values(), "more codes", "all latents")
+    new, gains, found = table["new codes"], {}, {}
     for name, (least, enough) in HELPS.items():
-        before, after = table["same codes" if name == "new codes" else "new codes"], table[name]
-        ratio = (before / after).where(before - after >= TRIFLE, 1.0)
+        before = table[AGAINST[name]]
+        gains[name] = (before - table[name]).fillna(0.0)
+        ratio = (before / table[name]).where(gains[name] >= TRIFLE, 1.0)
         found[name] = np.select([ratio >= enough, ratio > least], [1.0, 0.5], 0.0)
-    limit = table["new codes"] - table["all latents"]
+    fourfold = new - table["more codes"].fillna(table["all latents"])
+    worth = (gains["longer warm-up"] >= TRIFLE) & (gains["longer warm-up"] > fourfold)
+    found["longer warm-up"] = np.maximum(found["longer warm-up"], worth)
+    most = pd.DataFrame(gains).max(axis=1).clip(lower=TRIFLE)
+    for name, gain in gains.items():
+        beside = np.select([gain >= BESIDE[1] * most, gain > BESIDE[0] * most], [1.0, 0.5], 0.0)
+        found[name] = np.minimum(found[name], beside)
+    limit = new - table["all latents"]
     found["more codes"] = np.select([limit >= RATE[1], limit > RATE[0]], [1.0, 0.5], 0.0)
     return pd.DataFrame(found, index=table.index)
 

@@ -35,7 +35,7 @@ from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.model import BATCH
 from vqnotes.studies import interventions
-from vqnotes.studies.cases import CASES, name_of, seeds_of, settings
+from vqnotes.studies.cases import CASES, left_out, name_of, seeds_of, settings
 from vqnotes.studies.families import BEDS
 
 __all__ = ["examine", "from_cells", "gathered", "models_made", "sets_of", "to_cells"]
@@ -236,7 +236,7 @@ def main() -> None:
     done = [one for one in todo if (options.out / f"{name_of(**one)}.csv").exists()]
     left = [one for one in todo if one not in done]
     left = [left[number] for number in np.random.default_rng(0).permutation(len(left))][: options.few]
-    say(f"{len(done)} of {len(todo)} settings were done before", flush=True)
+    say(*left_out(), f"{len(done)} of {len(todo)} settings were done before", flush=True)
     if left:
         run(options.out, left, options.workers, options.limit_s, options.share)
     if options.table:
