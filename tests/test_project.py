@@ -198,7 +198,7 @@ ORDER = (
     "data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.inputs diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
+    "diagnosis.inputs diagnosis.observed diagnosis.resampling diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
     "diagnosis.drawing diagnosis.ids diagnosis.estimates diagnosis.tokens "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "

@@ -24,9 +24,11 @@ __all__ = [
     "in_few_dimensions",
     "left_over",
     "LossByCodes",
+    "Placed",
     "loss_by_as_many_codes",
     "loss_by_codes",
     "means_by",
+    "off_codes",
 ]
 
 STEPS, BATCH = 2000, 64  # of the network, at most
@@ -99,6 +101,18 @@ def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(reader.predict(table[half:])).to(x.dtype).reshape(x[half:].shape)
 
 
+def off_codes(near: Tensor, index: Tensor | None, x: Tensor, seed: int) -> Tensor:
+    """x (n, P) as it is guessed, for the second half, from codes near (n, places, D), or by means of its own code.
+
+    index: of its own code, (n,), or None. Whichever leaves less counts.
+    """
+    half = len(x) // 2
+    guesses = [by_regression(near, x, seed)]
+    if index is not None:
+        guesses.append(means_by(index, x, half)[half:])
+    return min(guesses, key=lambda guess: left_over(x[half:], guess))
+
+
 class Network(nn.Module):
     """A linear map, and beside it two hidden layers for what is not linear."""
 
@@ -147,11 +161,22 @@ def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
     return seen / seen.square().sum(1).mean().sqrt().clamp_min(1e-30)
 
 
-def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> tuple[float, float]:
-    """Share of the variance of inputs x (n, P) that codes placed on the first `learnt` leave, for the others.
+class Placed(NamedTuple):
+    """What codes placed on some inputs leave of others: the share of the variance, its standard error, and all of it.
+
+    deviation: the standard error as a share of the loss. left: (n, P).
+    """
+
+    loss: float
+    deviation: float
+    left: Tensor
+
+
+def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> Placed:
+    """What codes placed on the first `learnt` of inputs x (n, P) leave of the others.
 
     One k-means of each size on the `reduced` inputs (n, C), level after level on what those before left; the best
-    number of levels counts. With the standard error of the loss, as a share of it.
+    number of levels counts.
     """
     left, found = x, []
     for size in sizes:
@@ -160,17 +185,21 @@ def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], see
         left, reduced = left - means_by(index, left, learnt), reduced - codes[index]
         each = left[learnt:].double().square().sum(1)
         deviation = each.std() / (each.mean().clamp_min(1e-300) * math.sqrt(len(each)))
-        found.append((left_over(x[learnt:], x[learnt:] - left[learnt:]), deviation.item()))
-    return min(found)
+        found.append(Placed(left_over(x[learnt:], x[learnt:] - left[learnt:]), deviation.item(), left[learnt:]))
+    return min(found, key=lambda one: one.loss)
 
 
 class LossByCodes(NamedTuple):
-    """A loss, the interval that it is thought to be in, and how many codes it was measured with, in all."""
+    """A loss, the interval that it is thought to be in, how many codes it was measured with, and what those left.
+
+    left: of the last inputs, by which it was judged, (n, P).
+    """
 
     loss: float
     low: float
     high: float
     codes: int
+    left: Tensor
 
 
 def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: int) -> LossByCodes:
@@ -186,19 +215,20 @@ def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: in
     half = len(x) // 2
     most = max(1, min(half // INPUTS_PER_CODE, MOST_CODES))
     if max(sizes) <= most:
-        loss, _ = loss_by_codes(x, reduced, half, sizes, seed)
-        return LossByCodes(loss, loss, loss, sum(sizes))
+        placed = loss_by_codes(x, reduced, half, sizes, seed)
+        return LossByCodes(placed.loss, placed.loss, placed.loss, sum(sizes), placed.left)
     bits, losses = [], []
     for share in (16, 4, 1):
         rung = [max(1, min(size, most) // share) for size in sizes]
         learnt = INPUTS_PER_CODE * max(rung)
-        loss, deviation = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
+        placed = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
         bits.append(sum(map(math.log2, rung)))
-        losses.append(math.log(loss))
+        losses.append(math.log(placed.loss))
     before, last = np.diff(losses) / np.diff(bits).clip(min=1e-9)
     further = sum(map(math.log2, sizes)) - bits[-1]
     slope, doubt = min(0.0, last), abs(last - before) + BEND
     flattest = 0.0 if last < before - BEND else min(0.0, slope + doubt)
-    steps = (slope - doubt, -2 * deviation), (slope, 0.0), (flattest, 2 * deviation)
-    low, loss, high = (math.exp(losses[-1] + further * one + error) for one, error in steps)
-    return LossByCodes(loss, low, high, sum(rung))
+    error = 2 * placed.deviation
+    steps = (slope - doubt, -error), (slope, 0.0), (flattest, error)
+    low, loss, high = (math.exp(losses[-1] + further * one + shift) for one, shift in steps)
+    return LossByCodes(loss, low, high, sum(rung), placed.left)

@@ -304,9 +304,9 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
         found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes)
     if m.dimensions is not None and not of_several:
-        paid = "paid for by the " + ("latents" if m.inputs_loss is None else "inputs")
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
-        found["dimensions filled"] = Evidence(m.dimensions, m.paid, paid, few)
+        by = f"by {m.inputs_codes:,} codes of the inputs"
+        found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
@@ -387,6 +387,4 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
         notes.append(f"lost by the encoder is what {m.reader}, the best of the readers, leaves of the inputs{itself}")
     if m.sample < m.latents:
         notes.append(f"references are measured on {m.sample:,} of {m.latents:,} latents")
-    if m.error is not None:
-        notes.append(f"error / variance is {m.error:.3g} with a standard error of {m.error_deviation:.1g}")
     return notes
