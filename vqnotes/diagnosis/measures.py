@@ -52,13 +52,14 @@ class Measures:
     counts: Tensor | None = field(default=None, repr=False, compare=False)  # how often each code is used
     error: float | None = None  # of the codebook
     reference_codes: int | None = None  # of k-means: K, or as many as the sample allows
-    best_low: float | None = None  # error of k-means on the half that it was fitted to, the mean over its starts
+    best_low: float | None = None  # error of k-means on the half that it was fitted to
     best: float | None = None  # and on the other half
     gap: float | None = None  # error / best on the other half: k-means is at a disadvantage
     gap_high: float | None = None  # on its own half: k-means is at an advantage; infinite if it has fewer codes
     dimensions: float | None = None  # of the inputs, that the codes fill; see `dimensions_filled`
     best_dimensions: float | None = None  # that the codes placed on the inputs fill
     own_loss: float | None = None  # of the inputs, by the codes that the latents have
+    best_loss: float | None = None  # by the codes placed on the inputs; where it is extrapolated, its upper end
     inputs_codes: int | None = None  # that were placed on the inputs: as many as there are, or it is extrapolated
     inputs_loss: float | None = None  # of the inputs, by as many codes placed on the inputs themselves
     inputs_low: float | None = None  # the interval that it is in; wider than a point where it was extrapolated
@@ -293,7 +294,7 @@ def coded_by(reference: list[list[Tensor]], points: Tensor) -> Tensor:
 def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> dict:
     """The codes chosen in the sample beside the references, which were fitted to the first half of it.
 
-    An error is the mean over the starts of k-means; a resample knows one start.
+    Of the starts of k-means, the one counts that does best on its own half.
     """
     points, half, seed = scaled.points, scaled.half, scaled.observed.seed
     number = sum(len(codes) for levels in references[0] for codes in levels)
@@ -305,7 +306,8 @@ def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> 
         Resampled(scaled.units[part], seed, {name: errors[part] for name, errors in kinds.items()}).means
         for part in (slice(half), slice(half, None))
     )
-    best_low, best = _over_starts(low["best"]), _over_starts(high["best"])
+    starts = _starts(low["best"][0], seed)
+    best_low, best = (np.take_along_axis(part["best"], starts[:, None], axis=1)[:, 0] for part in (low, high))
     found = {
         "size": scaled.size,
         "reference_codes": number,
@@ -326,10 +328,11 @@ def _errors(points: Tensor, coded: Tensor) -> Tensor:
     return (points - coded).double().square().sum(1)
 
 
-def _over_starts(means: np.ndarray) -> np.ndarray:
-    """Of means (1 + DRAWS, starts) the mean over starts first, and then of each resample that of one start."""
-    draw = np.arange(DRAWS)
-    return np.concatenate([means[:1].mean(1), means[1 + draw, draw % means.shape[1]]])
+def _starts(errors: np.ndarray, seed: int) -> np.ndarray:
+    """Which start of k-means counts, (1 + DRAWS,): the best of all; for a resample, of as many drawn."""
+    order, count = errors.argsort(), len(errors)
+    drawn = np.random.default_rng(seed).integers(count, size=(DRAWS, count)).min(axis=1)
+    return order[np.concatenate([[0], drawn])]
 
 
 def _ratio(error: np.ndarray, best: np.ndarray) -> np.ndarray:
@@ -406,8 +409,7 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     given = x.div_(largest)[:READ]
     x = readers.in_few_dimensions(x)
     parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    sizes = [max(16, len(one.codes)) for one in observed.levels]
-    placed = readers.loss_by_as_many_codes(x, parts.reduced, sizes, seed)
+    placed, as_many = _codes_on_inputs(x, parts.reduced, [len(one.codes) for one in observed.levels], seed)
     at_codes = _Judged(x[-len(placed.left) :], units_of(rows[-len(placed.left) :], observed.grid), seed, parts.axes)
 
     rows, x = rows[:READ], x[:READ]
@@ -447,13 +449,27 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     best = min(losses, key=lambda name: losses[name][0])
     return found | {
         "own_loss": losses[best],
+        "best_loss": at_codes.losses({"as many": as_many.left})["as many"] * as_many.high / as_many.loss,
         "dimensions": judged.dimensions(own[best]),
-        "best_dimensions": at_codes.dimensions(placed.left),
+        "best_dimensions": at_codes.dimensions(as_many.left),
     }
 
 
+def _codes_on_inputs(
+    x: Tensor, reduced: Tensor, sizes: list[int], seed: int
+) -> tuple[readers.LossByCodes, readers.LossByCodes]:
+    """What codes placed on the inputs x leave of them: of the encoder's reference, and of as many as there are.
+
+    They differ where there are fewer than 16: of an encoder more can be asked than what so few codes would keep.
+    """
+    as_many = readers.loss_by_as_many_codes(x, reduced, sizes, seed)
+    if min(sizes) >= 16:
+        return as_many, as_many
+    return readers.loss_by_as_many_codes(x, reduced, [max(16, size) for size in sizes], seed), as_many
+
+
 class _Judged:
-    """Inputs x (n, P) by which readers are judged, the units that they belong to, and directions (C, P)."""
+    """Inputs x (n, P) by which readers are judged, the units they belong to, and their main directions (C, P)."""
 
     def __init__(self, x: Tensor, units: Tensor, seed: int, axes: Tensor):
         self.units, self.seed, self.axes, self.x = units, seed, axes, x - x.mean(0)
@@ -465,8 +481,15 @@ class _Judged:
         return {name: np.maximum(means[name] / means["all"], 1e-12) for name in left}  # so that one can divide by it
 
     def dimensions(self, left: Tensor) -> np.ndarray:
-        """Over how many directions the bits are spread that leave so much (n, P), and in resamples, (1 + DRAWS,)."""
-        squares = {name: (one @ self.axes.T).double().square() for name, one in (("all", self.x), ("left", left))}
+        """Over how many directions the bits are spread that leave so much (n, P), and in resamples, (1 + DRAWS,).
+
+        The directions are principal components of what is told, x without what is left: where x varies as much in all
+        directions, its own are any.
+        """
+        told = ((self.x - left) @ self.axes.T).double()
+        _, directions = torch.linalg.eigh(told.T @ told)
+        axes = directions.T.float() @ self.axes
+        squares = {name: (one @ axes.T).double().square() for name, one in (("all", self.x), ("left", left))}
         means = Resampled(self.units, self.seed, squares).means
         return dimensions_filled(bits_of_directions(means["all"], means["left"]))
 

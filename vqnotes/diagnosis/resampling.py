@@ -50,8 +50,8 @@ class Resampled:
 
 
 def _groups(units: Tensor, seed: int) -> Tensor:
-    """A group for each unit, as if at random, that depends on unit and seed alone (they are mixed as by SplitMix64)."""
-    mixed = units.numpy().astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    """A group for each unit, as if at random, that depends on unit and seed alone: mixed as by SplitMix64."""
+    mixed = units.numpy().astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return torch.from_numpy(((mixed ^ (mixed >> np.uint64(31))) % np.uint64(GROUPS)).astype(np.int64))

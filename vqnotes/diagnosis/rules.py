@@ -37,8 +37,9 @@ THRESHOLDS = {
     "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
     "trifle": TRIFLE,  # A difference below this share of the variance convicts neither.
-    "dimensions": 0.6,  # Dimensions are missing if codes fill less than this share of those that codes placed on the
-    "costs": 1.1,  # inputs fill, and lose more than so many times as much of the inputs.
+    # Dimensions are missing if codes tell of less than this share of those that codes placed on the inputs tell of,
+    "dimensions": 0.7,
+    "costs": 1.1,  # and lose more than so many times as much of the inputs, and by "excess" of their variance.
     "rate": 0.24,  # The rate is the limit if k-means itself leaves more than this share of the variance.
     "differs": 1.1,  # A quantiser whose own choice of codes errs so many times more than the nearest is not judged.
 }
@@ -157,8 +158,7 @@ def dimensions_missing(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether codes tell of far fewer dimensions of the inputs than codes placed on the inputs do, at a cost."""
     if m.inputs_loss is None or m.dimensions is None:
         return Answer.UNKNOWN
-    high = m.inputs_loss if m.inputs_high is None else m.inputs_high
-    costs = m.own_loss > max(thresholds["costs"] * high, high + thresholds["trifle"])
+    costs = m.own_loss > max(thresholds["costs"] * m.best_loss, m.best_loss + thresholds["excess"])
     return _answer(costs and m.dimensions < thresholds["dimensions"] * m.best_dimensions)
 
 
@@ -182,7 +182,7 @@ def decide(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
         return (
             "dimensional collapse",
             f"Codes tell of {m.dimensions:.1f} dimensions of the inputs, where as many placed on the inputs tell of "
-            f"{m.best_dimensions:.1f}, and leave {times(m.own_loss / m.inputs_loss)} as much.",
+            f"{m.best_dimensions:.1f}, and leave {times(m.own_loss / m.best_loss)} as much.",
         )
     if m.left > thresholds["rate"]:
         best = f"{m.codes:,} codes" if not m.codebooks else f"codes of {m.rate:.0f} bits"
