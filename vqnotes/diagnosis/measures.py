@@ -392,11 +392,12 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
     if lengths.std() < 1e-3 * lengths.mean() and (norms := latents.norm(dim=1)).std() > 1e-2 * norms.mean():
         directions = (latents / norms.clamp_min(1e-30)[:, None]).float()
         codes = (one.codes.double() / lengths[:, None]).float()
-        placed = kmeans(directions[:half], min(len(codes), half // 4), observed.seed)[0]
-        error, least = (
-            _errors(directions, some[nearest_code(directions, some)])[half:].mean().item() for some in (codes, placed)
+        best_codes = kmeans(directions[:half], min(len(codes), half // 4), observed.seed)[0]
+        of_own, of_best = (
+            _errors(directions, some[nearest_code(directions, some)])[half:].mean().item()
+            for some in (codes, best_codes)
         )
-        result["gap_directions"] = error / least if least > 0 else math.inf
+        result["gap_directions"] = of_own / of_best if of_best > 0 else math.inf
     return result
 
 
@@ -502,13 +503,13 @@ def _own_codes(observed: Observed, grid: tuple, rows: Tensor) -> tuple[Tensor, T
     index = torch.zeros(len(observed.latents), 1, dtype=torch.long)
     parts = []
     for levels in observed.parts:
-        part: Tensor | float = 0.0
+        chosen = []
         for level in levels:
             index[observed.rows, 0] = level.index
             near = around(index, grid, rows, observed.mask)[..., 0]
             codes = level.codes.double()
-            part = part + (codes - codes.mean(0))[near]
-        parts.append(part)
+            chosen.append((codes - codes.mean(0))[near])
+        parts.append(torch.stack(chosen).sum(0))
     own = torch.cat(parts, dim=-1)
     own = (own / own.abs().max().clamp_min(1e-300)).float()
     return own, near[:, near.shape[1] // 2] if len(observed.levels) == 1 else None
