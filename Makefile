@@ -13,7 +13,7 @@
 # make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
 # make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
 # make league      reruns the long table of remedies (20 minutes; ARGS="--workers 16" where there are 16 cores)
-# make validation  retrains the models that the diagnosis is judged by (10 minutes)
+# make validation  retrains the models that the diagnosis is judged by (hours; goes on where it was cut off)
 # Each target does all of its own set-up in .venv.
 
 PYTHON ?= python3
@@ -81,7 +81,7 @@ league: $(ready)
 	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.remedies --out vqnotes/studies/remedies.csv $(ARGS)
 
 validation: $(ready)
-	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.verdicts --out vqnotes/studies/verdicts.csv $(ARGS)
+	.venv/bin/python -m vqnotes.studies.verdicts --out build/verdicts --table vqnotes/studies/verdicts.csv $(ARGS)
 
 stamp: $(ready)
 	.venv/bin/python tools/notebook_tools.py stamp $(REPO)

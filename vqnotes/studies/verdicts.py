@@ -1,310 +1,251 @@
-"""How often is `diagnose` right? Models made sick on purpose, each confirmed to be so, and the verdicts on them.
+"""How often is `diagnose` right? Models of many kinds, what interventions show them to have, and the verdicts.
 
-python -m vqnotes.studies.verdicts   trains them and writes the table into the folder you are in
-make validation                     does so, and puts it where `models_made` reads it
+python -m vqnotes.studies.verdicts --out parts    trains them, a file a setting; run again, it goes on where it was
+make validation                                   does so, and puts the table where `models_made` reads it
 
-What a model has follows from how it was made, and is confirmed by interventions that `diagnose` knows nothing of. Two
-copies of the model train their decoder on, with the encoder held: one keeps its codes, the other has new ones, by
-k-means on its own latents. If new codes help, the codebook was at fault. If the error stays far above that of as many
-codes placed straight on the inputs, the encoder was.
+`families` says what the models see, `cases` how they are made, `interventions` what is done to find out what they
+have. None of that is known to `diagnose`, which is given a part of the inputs and no labels.
 """
 
 import argparse
-import copy
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields
+import json
+import multiprocessing
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqnotes import data, models, training
+from vqnotes import models
 from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.diagnosis import rules
+from vqnotes.diagnosis.inputs import Unused
+from vqnotes.diagnosis.listening import Listener
+from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.measures import Measures, measure
-from vqnotes.diagnosis.observed import observe
-from vqnotes.diagnosis.report import VERDICTS
-from vqnotes.kmeans import kmeans
-from vqnotes.metrics import reconstruction_error
-from vqnotes.nearest import nearest_code
-from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies.codes import SimVQ
-from vqnotes.remedies.gradients import RotationTrick
-from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed
-from vqnotes.studies import remedies as league
-from vqnotes.studies import sweeps
+from vqnotes.diagnosis.model import BATCH
+from vqnotes.studies import interventions
+from vqnotes.studies.cases import CASES, name_of, seeds_of, settings
+from vqnotes.studies.families import BEDS
 
-__all__ = [
-    "CASES",
-    "LABELS",
-    "SIZES",
-    "Case",
-    "confirmed",
-    "decoders_trained_on",
-    "examine",
-    "floor",
-    "inputs_of",
-    "made",
-    "models_made",
-    "pace",
-    "settings",
-    "thresholds",
-    "verdicts",
-    "wide_view",
-]
+__all__ = ["examine", "from_cells", "gathered", "models_made", "sets_of", "to_cells"]
 
-LABELS = VERDICTS[:-1]
 TABLE = Path(__file__).with_name("verdicts.csv")
-SEEDS = {"set": range(3), "judged": range(4000, 4003)}  # thresholds are set on one half and judged on the other
-VECTORS, PICTURES = ("modes", "rings", "digits"), ("photographs", "wide view")
-FIRST_GUESS = {"gap": 1.5, "excess": 0.03, "loss": 1.3, "dimensions": 0.4, "rate": 0.25}
-STEPS, DECODER_STEPS, MOST_POINTS = 300, 150, 8192
-MEASURES = [one.name for one in fields(Measures) if one.name not in ("counts", "codebooks")]
+RATIOS, MORE_RATIOS = (1, 2, 4, 8, 16, 32, 64), (128, 256)  # latents a code that are shown; the latter of few
+FEWEST_LATENTS, MOST_LATENTS, FEW_CODES = 64, 2**15, 64
+HELD_OUT = 1024  # latents, at least, on which errors are measured, of 128 inputs or more
+LEAST, PER_CODE = 4096, 64  # latents of the inputs that models train on
+AT_ONCE = 8192  # latents that are heard in one pass
 
 
-@dataclass(frozen=True)
-class Case:
-    """One way to make a model: what it then has, and what was done. halves: which of the two halves it belongs to."""
-
-    label: str
-    kind: Callable = VectorQuantizer
-    options: dict = field(default_factory=dict)
-    width: int = 64
-    dim: int = 8
-    init: str = "kmeans"
-    warmup: float = 0.5
-    halves: tuple = ("set", "judged")
-    families: tuple = (*VECTORS, *PICTURES)
+# ---------------------------------------------------------------- one setting
 
 
-EMA, SET, JUDGED = {"update": "ema"}, ("set",), ("judged",)
-CASES = {
-    "plain": Case("healthy"),
-    "EMA": Case("healthy", options=EMA, halves=SET),
-    "expiry": Case("healthy", CodeExpiry, {"memory": 0.9}, halves=SET),
-    "rotation trick": Case("healthy", RotationTrick, halves=JUDGED),
-    "SimVQ": Case("healthy", SimVQ, halves=JUDGED),
-    "16 dimensions": Case("healthy", LeastRecentlyUsed, {"patience": 100}, dim=16),
-    "U(±1/K)": Case("token collapse", init="uniform", warmup=0),
-    "N(0, 1)": Case("token collapse", init="normal", warmup=0, halves=SET),
-    "k-means untrained, EMA": Case("token collapse", options=EMA, warmup=0),
-    "U(±1/K), rotation": Case("token collapse", RotationTrick, init="uniform", warmup=0, halves=JUDGED),
-    "U(±1/K) after warm-up": Case("token collapse", init="uniform", halves=JUDGED),
-    "width 1": Case("embedding collapse", width=1),
-    "width 2": Case("embedding collapse", width=2, families=VECTORS),
-    "width 2, EMA": Case("embedding collapse", options=EMA, width=2, halves=JUDGED, families=VECTORS),
-    "width 2, U(±1/K)": Case("token and embedding collapse", width=2, init="uniform", families=VECTORS),
-    "width 1, N(0, 1)": Case("token and embedding collapse", width=1, init="normal"),
-    "2 dimensions": Case("dimensional collapse", dim=2, families=("modes", "digits")),
-    "2 dimensions, EMA": Case(
-        "dimensional collapse", options=EMA, dim=2, halves=JUDGED, families=("modes", "digits")
-    ),
-    "few codes": Case("rate limit"),
-    "few codes, EMA": Case("rate limit", options=EMA, halves=JUDGED),
-}
-SIZES: dict[
-    str, dict[str, tuple[int, ...]]
-] = {  # family: half: sizes of the codebook; and the few codes of a rate limit
-    "modes": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
-    "rings": {"set": (64, 256), "judged": (64, 128), "few": (2, 4)},
-    "digits": {"set": (64, 96), "judged": (64, 80), "few": (2, 4)},
-    "photographs": {"set": (64, 256), "judged": (64, 128), "few": (2, 3)},
-    "wide view": {"set": (128,), "judged": (64,), "few": (2,)},
-}
+def sets_of(bed: str, codebook_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs to train on, and inputs to measure errors on, as a bed has them for codebooks of this size."""
+    place = BEDS[bed]
+    latents = min(MOST_LATENTS, max(LEAST, PER_CODE * codebook_size))
+    count, fresh = -(-latents // place.places), max(128, -(-HELD_OUT // place.places))
+    x = place.inputs(count + fresh, seed)
+    fresh = min(fresh, len(x) // 4)
+    return x[fresh:], x[:fresh]
 
 
-def settings() -> list[dict]:
-    """All that is trained: half, family, case, codes."""
-    return [
-        {"half": half, "family": family, "case": name, "codes": codes}
-        for half in SEEDS
-        for family, sizes in SIZES.items()
-        for name, case in CASES.items()
-        if half in case.halves and family in case.families
-        for codes in sizes["few" if case.label == "rate limit" else half]
-    ]
+def shown(bed: str, codebook_size: int, x: Tensor, seed: int) -> Tensor:
+    """The inputs that `diagnose` is given: so many that latents are 1 to 64 a code, of few codes up to 256."""
+    rng, places = np.random.default_rng(seed), BEDS[bed].places
+    ratio = int(rng.choice(RATIOS if codebook_size > FEW_CODES else RATIOS + MORE_RATIOS))
+    latents = min(MOST_LATENTS, max(FEWEST_LATENTS, ratio * codebook_size))
+    rows = rng.permutation(len(x))[: max(1, -(-latents // places))]
+    return x[torch.from_numpy(rows)]
 
 
-# ---------------------------------------------------------------- made and confirmed
+@torch.no_grad()
+def measured(model: models.VQAutoencoder, x: Tensor, seed: int) -> Measures:
+    """The measures that `diagnose_model` takes of a model that has one quantiser."""
+    model.eval()
+    listener = Listener(model)
+    with listener.listening():
+        heard = Heard(listener, None, seed)
+        for batch in x.split(max(BATCH, AT_ONCE // model.encode(x[:1])[..., 0].numel())):
+            heard.add(batch, None)
+    (record,) = heard.records
+    return measure(record.observed(heard.inputs, None, seed))
 
 
-def inputs_of(family: str, seed: int) -> data.LabelledData:
-    """The data of a family; of photographs and "wide view" 300 crops of 32 x 32 pixels, without labels.
+def examine(
+    bed: str, case: str, codebook_size: int, seeds: Iterable[int] | None = None, share: float = 1.0
+) -> list[dict]:
+    """Makes the models of one setting, intervenes, measures, and decides: a row of the table for each seed.
 
-    Raises ValueError for an unknown family.
+    seeds: those of the setting unless given. share: of the steps that a study has.
+    Raises KeyError for an unknown bed or case.
     """
-    if family not in SIZES:
-        raise ValueError(f"family must be one of {list(SIZES)}, got {family!r}")
-    if family in PICTURES:
-        crops = data.random_crops(data.photographs(), 300, 32, seed=seed)
-        return data.LabelledData(crops, None)  # type: ignore[arg-type]  # all other data have labels
-    if family == "digits":
-        return data.digit_vectors()
-    return league.modes(seed) if family == "modes" else data.rings(16, 300, 8, seed)
+    seeds, how = list(seeds_of(bed, case, codebook_size) if seeds is None else seeds), CASES[case]
+    start = time.perf_counter()
+    xs, held_out = zip(*(sets_of(bed, codebook_size, seed) for seed in seeds))
+    kept = interventions.made(seeds, xs, bed, case, codebook_size, share=share)
+    made_after = time.perf_counter() - start
+    errors = interventions.interventions(kept, seeds, xs, held_out, bed, case, codebook_size, share)
+    done_after, rows = time.perf_counter() - start, []
+    for seed, model, x, error in zip(seeds, kept, xs, errors):
+        m = measured(model, shown(bed, codebook_size, x, seed), seed % 2**16)
+        verdict, reason = rules.decide(m)
+        quantizer = getattr(model.quantizer, "inner", model.quantizer)
+        made = {"family": BEDS[bed].family, "bed": bed, "case": case, "codebook_size": codebook_size}
+        made |= {"seed": seed, "made": how.made, "quantiser": type(quantizer).__name__, "dim": model.quantizer.dim}
+        rows.append(made | error | to_cells(m) | {"verdict": verdict, "reason": reason})
+    parts = {"making": made_after, "intervening": done_after - made_after}
+    parts |= {"measuring": time.perf_counter() - start - done_after}
+    spent = {f"s {name}": seconds / len(rows) for name, seconds in parts.items()}
+    return [row | spent for row in rows]
 
 
-def made(
-    seeds: Iterable[int], family: str, case: str, codes: int, steps: int = STEPS, callback: Callable | None = None
-) -> list[tuple]:
-    """One model a seed with its data: [(data, model)].
-
-    codes: K. callback: as `fit_many` calls it. Raises as `examine`.
-    """
-    how, sets = CASES[case], [inputs_of(family, seed) for seed in seeds]
-
-    def build(seed: int) -> models.VQAutoencoder:
-        quantizer = how.kind(codes, how.dim, **how.options)
-        if sets[0].x.ndim < 4:
-            return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=how.width)
-        model = models.image_autoencoder(3, quantizer, width=how.width)
-        if family == "wide view":
-            model.encoder = wide_view(how.width, how.dim)
-        return model
-
-    plan = {"init": how.init, "warmup": int(how.warmup * steps), "steps": steps} | pace(family)
-    runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, callback=callback, **plan)
-    return [(one, model) for one, (model, _) in zip(sets, runs)]
+# ---------------------------------------------------------------- measures as cells of a table, and back
 
 
-def wide_view(width: int, dim: int) -> nn.Sequential:
-    """An encoder like those of large image models: a latent sees 5 x 5 patches of 4 x 4 pixels, not its own alone.
-
-    Images (N, 3, H, W) to latents (N, H/4, W/4, dim).
-    """
-    layers = [models.ToPatches(4), models.MixNeighbours(48, width), nn.LeakyReLU(0.1)]
-    return nn.Sequential(*layers, models.MixNeighbours(width, width), nn.LeakyReLU(0.1), nn.Linear(width, dim))
+def to_cells(m: Measures) -> dict[str, Any]:
+    """All fields of the measures that are no tensors, those that are no plain values as JSON."""
+    return {name: _cell(value) for name, value in _values(m).items()}
 
 
-def pace(family: str) -> dict:
-    """Batch size and learning rate, as options of `fit`."""
-    pace = {"batch_size": 16, "lr": 3e-3} if family in PICTURES else {"batch_size": league.BATCH, "lr": league.LR}
-    return pace | {"progress": False}
+def _values(m: Measures) -> dict[str, Any]:
+    return {one.name: getattr(m, one.name) for one in fields(m) if not isinstance(getattr(m, one.name), Tensor)}
 
 
-def decoders_trained_on(entered: list[tuple], family: str, init: str | None, steps: int) -> list[float]:
-    """Relative errors of copies whose decoder alone learnt for some more steps, after `init` of the codes.
-
-    entered: as from `made`. One `metrics.reconstruction_error` a model, in their order.
-    """
-    copies = [copy.deepcopy(model) for _, model in entered]
-
-    def hold(step: int, runs: list) -> None:
-        for model in runs:
-            model.encoder.requires_grad_(False)
-            model.quantizer.requires_grad_(False).eval()
-
-    xs, seeds = [one.x for one, _ in entered], range(len(entered))
-    plan = {"init": init, "steps": steps, "callback": hold} | pace(family)
-    runs = training.fit_many(lambda seed: copies[seed], xs, seeds=seeds, **plan)
-    return [reconstruction_error(models.evaluate(model, x).reconstruction, x) for x, (model, _) in zip(xs, runs)]
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return json.dumps(value, default=_plain) if value != () else None
 
 
-def floor(x: Tensor, codes: int) -> float:
-    """Relative error of as many codes placed by k-means on the inputs x (N, P), or on the patches of images."""
-    points = models.ToPatches(4)(x).flatten(0, 2) if x.ndim == 4 else x
-    points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:MOST_POINTS]]
-    centroids, _ = kmeans(points, codes)
-    return ((points - centroids[nearest_code(points, centroids)]).square().mean() / x.var(correction=0)).item()
+def _plain(value: Any) -> Any:
+    if isinstance(value, Measures):
+        return {name: one for name, one in _values(value).items() if one is not None and one != ()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor):
+        return None
+    return asdict(value)
 
 
-def examine(seeds: Iterable[int], half: str, family: str, case: str, codes: int, steps: int = STEPS) -> list[dict]:
-    """Trains, intervenes and measures one setting: one dict a seed, a row of the table that `models_made` reads.
-
-    Raises ValueError for an unknown family, KeyError for an unknown case.
-    """
-    entered, rows = made(seeds, family, case, codes, steps), []
-    more = max(1, steps * DECODER_STEPS // STEPS)
-    control, new = (decoders_trained_on(entered, family, init, more) for init in (None, "kmeans"))
-    for (one, model), kept, renewed in zip(entered, control, new):
-        latents = model.quantizer.prepare(model.encode(one.x).detach())
-        f = measure(observe(latents, model.quantizer.codes(), labels=one.y, inputs=one.x, channel_axis=-1))
-        outcome = {"same codes": kept, "new codes": renewed, "floor": floor(one.x, codes)}
-        rows.append({"label": CASES[case].label} | outcome | {name: getattr(f, name) for name in MEASURES})
-    return rows
+WHOLE = {one.name for one in fields(Measures) if one.type in (int, int | None)}
+KNOWN = [one.name for one in fields(Measures)]
 
 
-# ---------------------------------------------------------------- the table, and what it says
+def from_cells(table: pd.DataFrame) -> list[Measures]:
+    """The measures in the rows of a table, without tensors. Fields that it does not have keep their defaults."""
+    known = table[[name for name in KNOWN if name in table]].astype(object)
+    return [_measures({name: value for name, value in row.items() if value is not None}) for row in _rows(known)]
 
 
-def confirmed(table: pd.DataFrame) -> pd.Series:
-    """Whether the interventions agree with the label: one truth value a row.
-
-    cured: by how much new codes reduce the error, beside a copy that kept its codes and trained its decoder as long;
-    over 1.1 they help, within 5 % they make no difference, and what lies between confirms nothing. left: the error
-    with new codes over the floor. readable: labels read off the latents as well as off the inputs, above chance
-    (photographs have no labels).
-    """
-    cured, left = table["same codes"] / table["new codes"], table["new codes"] / table["floor"]
-    damage = table["same codes"] / table["floor"]
-    chance = table["chance"]
-    readable = (table["separability"] - chance) / (table["separability_inputs"] - chance)
-    codes, same = cured >= 1.1, (cured > 0.95) & (cured < 1.05)
-    low, high = ~(readable < 0.75), ~(readable > 0.9)
-    holds = {
-        "healthy": same & (damage < 1.4) & (table["floor"] < 0.25),
-        "token collapse": codes & low,
-        "embedding collapse": same & high & (left > 1.5),
-        "token and embedding collapse": codes & high & (left > 1.5),
-        "dimensional collapse": same & low & (left > 1.2),
-        "rate limit": same & (damage < 1.2) & (table["floor"] >= 0.25),
-    }
-    return pd.Series(np.select([table["label"] == name for name in holds], list(holds.values()), False), table.index)
+def _rows(known: pd.DataFrame) -> list[dict]:
+    return known.where(known.notna(), None).to_dict("records")
 
 
-def verdicts(table: pd.DataFrame, thresholds: dict = rules.THRESHOLDS, labels: bool = False) -> pd.Series:
-    """What `rules.decide` says of each row, with or without the measures that need labels."""
-    known = table.reindex(columns=MEASURES)  # a table may be older than the newest measures
-    known = known if labels else known.assign(separability=None, separability_inputs=None)
-    rows = known.astype(object).where(known.notna(), None).to_dict("records")
-    return pd.Series([rules.decide(Measures(**row), thresholds)[0] for row in rows], table.index)
+def _measures(row: dict[str, Any]) -> Measures:
+    found = {name: _value(name, value) for name, value in row.items()}
+    return Measures(**found)
 
 
-def thresholds(table: pd.DataFrame) -> dict[str, float]:
-    """Thresholds that are most often right on the table, one after the other, three times over.
+def _value(name: str, value: Any) -> Any:
+    value = json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    if name == "codebooks":
+        return tuple(_measures(one) for one in value)
+    if name == "unused":
+        return Unused(**value)
+    if name in WHOLE:
+        return int(value)
+    return tuple(value) if isinstance(value, list) else value
 
-    Of values that do equally well, from a quarter of FIRST_GUESS to four times it, the middle of the longest row.
-    "gap" and "loss" are at least 1: below, the codebook or the encoder does better than what it is compared with.
-    """
-    chosen = rules.THRESHOLDS | FIRST_GUESS
-    for name in [*FIRST_GUESS] * 3:
-        values = FIRST_GUESS[name] * np.geomspace(0.25, 4, 49)
-        values = values[values >= 1] if name in ("gap", "loss") else values
-        right = np.array([(verdicts(table, chosen | {name: value}) == table["label"]).mean() for value in values])
-        rows = np.split(values, np.flatnonzero(np.diff(right == right.max())) + 1)
-        best = max((row for row in rows if row[0] in values[right == right.max()]), key=len)
-        chosen[name] = float(f"{np.sqrt(best[0] * best[-1]):.2g}")
-    return chosen
+
+# ---------------------------------------------------------------- all settings, and the table
+
+
+def _kept(setting: dict, folder: Path, share: float) -> tuple[str, str, float]:
+    """Examines one setting and writes its rows; its name, what went wrong if anything did, and the seconds."""
+    name, start = name_of(**setting), time.perf_counter()
+    trouble = folder / f"{name}.error"
+    try:
+        rows = pd.DataFrame(examine(**setting, share=share))
+        with replaced(folder / f"{name}.csv") as beside:
+            rows.to_csv(beside, index=False, float_format="%.6g")
+        trouble.unlink(missing_ok=True)
+        return name, "", time.perf_counter() - start
+    except Exception as error:
+        trouble.write_text(traceback.format_exc(), encoding="utf-8")
+        return name, repr(error), time.perf_counter() - start
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def run(folder: Path, todo: list[dict], workers: int, limit: float, share: float) -> None:
+    """Examines settings in so many processes until all are done, or time is up: then what is under way is lost."""
+    end = time.monotonic() + limit
+    with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
+        results = pool.imap_unordered(partial(_kept, folder=folder, share=share), todo)
+        for number in range(1, len(todo) + 1):
+            try:
+                name, wrong, seconds = results.next(max(0.0, end - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                say(f"the time is up: {number - 1} of {len(todo)} settings were done", flush=True)
+                return
+            say(f"{number}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
+
+
+def gathered(folder: Path) -> pd.DataFrame:
+    """The table of all settings that are done, in their order. Raises ValueError if there is none."""
+    files = [folder / f"{name_of(**setting)}.csv" for setting in settings()]
+    parts = [pd.read_csv(file) for file in files if file.exists()]
+    if not parts:
+        raise ValueError(f"no setting is done in {folder}")
+    return pd.concat(parts, ignore_index=True)
 
 
 def models_made() -> pd.DataFrame:
-    """The table that comes with the module: one row a model, its measures, and whether its label is `confirmed`."""
-    table = pd.read_csv(TABLE)
-    return table.assign(confirmed=confirmed(table))
+    """The table that comes with the module: one row a model, the errors of the interventions and the measures."""
+    return pd.read_csv(TABLE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.verdicts", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
+    parser.add_argument("--out", type=Path, default=Path("verdicts"), help="a folder, of a file a setting")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so many seconds")
+    parser.add_argument("--match", default="", help="only settings whose name has this in it")
+    parser.add_argument("--few", type=int, help="only so many of them")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps, for a trial (default: %(default)s)")
+    parser.add_argument("--table", type=Path, help="where to write the table of what is done")
     options = parser.parse_args()
-    parts = []
-    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for half, seeds in SEEDS.items():
-            todo = [setting for setting in settings() if setting["half"] == half]
-            parts.append(sweeps.sweep(examine, todo, seeds=seeds, executor=pool))
-            if parts[-1].attrs["failed"]:
-                raise SystemExit("some runs failed: nothing was written")
-    table = pd.concat(parts)
-    with replaced(options.out) as beside:
-        table.to_csv(beside, index=False, float_format="%.5g")
-    table = table.assign(confirmed=confirmed(table)).query("confirmed")
-    say(f"thresholds by the first half: {thresholds(table[table['half'] == 'set'])}")
-    for half, part in table.groupby("half"):
-        say(half, pd.crosstab(part["label"], verdicts(part)).to_string())
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "LOGURU_LEVEL": "ERROR"}  # of the workers
+    todo = [one for one in settings() if options.match in name_of(**one)]
+    done = [one for one in todo if (options.out / f"{name_of(**one)}.csv").exists()]
+    left = [one for one in todo if one not in done]
+    left = [left[number] for number in np.random.default_rng(0).permutation(len(left))][: options.few]
+    say(f"{len(done)} of {len(todo)} settings were done before", flush=True)
+    if left:
+        run(options.out, left, options.workers, options.limit_s, options.share)
+    if options.table:
+        table = gathered(options.out)
+        with replaced(options.table) as beside:
+            table.drop(columns=[name for name in table if name.startswith("s ")]).to_csv(
+                beside, index=False, float_format="%.6g"
+            )
+        say(f"{len(table)} models are in {options.table}")
 
 
 if __name__ == "__main__":
