@@ -7,9 +7,7 @@ another view of that surface in D dimensions. The codes are those of k-means on 
 gets, which it then has to find sound; or they crowd; or the latents lack a part of the surface.
 """
 
-import argparse
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vqnotes._files import replaced
-from vqnotes._printing import say
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.rules import THRESHOLDS, confidence, decide
 from vqnotes.kmeans import kmeans
-from vqnotes.metrics import quantization_error
-from vqnotes.studies.parts import gathered, run
+from vqnotes.studies.parts import command
 
 __all__ = ["FAULTS", "RIGHT", "cells", "judged", "latents_and_codes", "shares", "sizes_tried", "surface"]
 
@@ -37,8 +32,8 @@ RIGHT = {  # verdicts that are right for each; codes that are as good as can be 
     "codes crowd": ("token collapse",),
     "latents coincide": ("embedding collapse",),
 }
-PLACED_ON, MOST_PLACED_ON = 48, 2**17  # latents a code that the codes are placed on
-COSTS, SEEDS = 2**31, range(100)  # products of a cell's size that its seeds may add up to
+PLACED_ON, MOST_PLACED_ON = 32, 2**17  # latents a code that the codes are placed on
+COSTS, SEEDS = 2**27, range(24)  # up to which size of a cell, in products, it gets all of the seeds
 
 
 def cells() -> list[dict]:
@@ -49,14 +44,14 @@ def cells() -> list[dict]:
         for share in LATENTS_A_CODE
         for dim in (2, 16, 256)
         for fault in FAULTS
-        if share * codes >= 4 and codes * codes * dim * max(share, 8) <= 2**37
+        if share * codes >= 4 and codes * codes * dim * max(share, 8) <= 2**36
     ]
 
 
 def sizes_tried(latents: int, codes: int, dim: int, fault: str) -> range:
-    """The seeds of a cell: 100 of a small one, fewer of those that cost more, and four at least."""
+    """The seeds of a cell: all of a small one, fewer of those that cost more, and two at least."""
     cost = codes * min(max(PLACED_ON * codes, 8192), MOST_PLACED_ON) * dim
-    return SEEDS[: int(np.clip(100 * COSTS / cost, 4, 100))]
+    return SEEDS[: int(np.clip(len(SEEDS) * COSTS / cost, 2, len(SEEDS)))]
 
 
 def surface(count: int, seed: int) -> Tensor:
@@ -108,3 +103,20 @@ def judged(latents: int, codes: int, dim: int, fault: str, seeds: Iterable[int] 
         figures = {name: getattr(m, name) for name in ("gap", "error", "best", "encoder_loss", "inputs_loss")}
         rows.append(cell | {"verdict": verdict, "confidence": confidence(m, verdict)} | figures | {"reason": reason})
     return rows
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each cell without its fault (N, K, D): shares of wrong and of withheld verdicts, and how many there were.
+
+    Columns: latents, codes, dim, wrong, withheld, verdicts. Raises ValueError for an empty table.
+    """
+    if table.empty:
+        raise ValueError("the table has no rows")
+    right = [verdict in RIGHT[fault] for verdict, fault in zip(table["verdict"], table["fault"])]
+    withheld = table["verdict"] == "cannot tell"
+    by = table.assign(wrong=~np.array(right) & ~withheld, withheld=withheld).groupby(["latents", "codes", "dim"])
+    return by.agg(wrong=("wrong", "mean"), withheld=("withheld", "mean"), verdicts=("wrong", "size")).reset_index()
+
+
+if __name__ == "__main__":
+    command("python -m vqnotes.studies.sample_sizes", __doc__.splitlines()[0], judged, cells())
