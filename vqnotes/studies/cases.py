@@ -91,6 +91,11 @@ class Peer(nn.Module):
         self.codebook_size, self.dim = codes, dim
         self.inner = getattr(vector_quantize_pytorch, kind)(dim=dim, **options)
 
+    @property
+    def by_direction(self) -> bool:
+        """Whether latents and codes are compared at length 1."""
+        return bool(getattr(self.inner, "use_cosine_sim", False))
+
     def forward(self, latents: Tensor) -> Quantized:
         value, index, loss = self.inner(latents.reshape(len(latents), -1, self.dim))
         index = index.reshape(*latents.shape[:-1], *index.shape[2:])
@@ -99,8 +104,7 @@ class Peer(nn.Module):
     def prepare(self, latents: Tensor) -> Tensor:
         """Latents (..., D) as they are compared with the codes."""
         latents = getattr(self.inner, "project_in", nn.Identity())(latents)
-        cosine = getattr(getattr(self.inner, "_codebook", None), "__class__", None).__name__ == "CosineSimCodebook"
-        return nn.functional.normalize(latents, dim=-1) if cosine else latents
+        return nn.functional.normalize(latents, dim=-1) if self.by_direction else latents
 
     def back(self, codes: Tensor) -> Tensor:
         """What was compared, or codes, as the decoder gets them."""

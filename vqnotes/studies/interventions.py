@@ -19,6 +19,7 @@ from vqnotes.kmeans import kmeans
 from vqnotes.metrics import reconstruction_error
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies.codes import CosineCodes
 from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies.cases import CASES, Peer
@@ -112,7 +113,8 @@ def anew(quantizer: Any, latents: Tensor, seed: int) -> nn.Module:
         compared = quantizer.prepare(latents[:1]).shape[-1]
         levels = getattr(quantizer.inner, "num_quantizers", 1)
         sizes = [quantizer.codebook_size] * levels
-        placed: Any = ResidualVQ(sizes, compared) if levels > 1 else VectorQuantizer(*sizes, compared)
+        kind = CosineCodes if quantizer.by_direction else VectorQuantizer
+        placed: Any = ResidualVQ(sizes, compared) if levels > 1 else kind(*sizes, compared)
         latents = quantizer.prepare(latents)
     elif isinstance(quantizer, FSQ | LFQ):
         placed = VectorQuantizer(quantizer.codebook_size, quantizer.dim)

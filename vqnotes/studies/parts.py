@@ -52,20 +52,20 @@ def _alone() -> None:
     warnings.simplefilter("ignore")
 
 
-def run(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float) -> None:
-    """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over.
+def run(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None) -> None:
+    """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over, if it is given.
 
     examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in
     it, "draws", is kept beside the table. What fails is written to a file NAME.error. What is under way when time is
     up is lost.
     """
-    end = time.monotonic() + limit
+    end = None if limit is None else time.monotonic() + limit
     os.environ |= {"OMP_NUM_THREADS": "1", "LOGURU_LEVEL": "ERROR"}  # of the workers
     with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
         results = pool.imap_unordered(partial(_kept, examine=examine, folder=folder), todo)
         for number in range(1, len(todo) + 1):
             try:
-                name, wrong, seconds = results.next(max(0.0, end - time.monotonic()))
+                name, wrong, seconds = results.next(None if end is None else max(0.0, end - time.monotonic()))
             except multiprocessing.TimeoutError:
                 say(f"the time is up: {number - 1} of {len(todo)} settings were done", flush=True)
                 return
@@ -86,7 +86,7 @@ def command(prog: str, description: str, examine: Examine, settings: list[dict[s
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="a folder, of a file a setting")
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop after so many seconds")
+    parser.add_argument("--limit-s", type=float, help="stop after so many seconds")
     parser.add_argument("--match", default="", help="only settings whose name has this in it")
     parser.add_argument("--few", type=int, help="only so many of them")
     parser.add_argument("--table", type=Path, help="where to write the table of what is done")

@@ -1,0 +1,183 @@
+"""What the models of `verdicts` have, by interventions, and how often the verdicts on them are right.
+
+A model has what helps it: new codes (its codebook is at fault), a wider encoder (its encoder is), a longer warm-up
+and more dimensions (they are missing), or, if none of these does, more codes (its rate is the limit). Where an
+intervention helps a little, the model is a border case: what it has with it, and without it, are both right. No model
+is left out.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from vqnotes._checks import check_columns
+from vqnotes.diagnosis import rules
+from vqnotes.diagnosis.measures import Measures
+
+__all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "shares"]
+
+WITHHELD = "cannot tell"
+# An intervention makes a difference if it takes an error down by this factor, and none if it stays below the other.
+HELPS = {"new codes": (1.1, 1.3), "wider encoder": (1.25, 1.6), "longer warm-up": (1.25, 1.6)}
+TRIFLE = 0.01  # of the inputs' variance: what wins less makes no difference
+RATE = (0.2, 0.3)  # of the inputs' variance that the best codes cost, to be no limit, and to be one
+FITTED = {"gap": 1.5, "excess": 0.03, "loss": 1.3, "dimensions": 0.4, "rate": 0.25}  # first guesses of thresholds
+AT_LEAST_ONE = ("gap", "loss")  # below, the model does better than what it is compared with
+
+
+# ---------------------------------------------------------------- what models have
+
+
+def helped(table: pd.DataFrame) -> pd.DataFrame:
+    """Which interventions make a difference: 1, none: 0, a little: 0.5. One row a model, a column an intervention.
+
+    New codes are compared with the same codes, a wider encoder and a longer warm-up with new codes alone, since
+    theirs are new too. "more codes": what as many codes as there are latents would win over new codes, as a share of
+    the inputs' variance. An intervention that could not be made makes no difference.
+    Raises ValueError for a table without the errors of the interventions.
+    """
+    check_columns(table, "same codes", "new codes", "all latents", "wider encoder", "longer warm-up")
+    found = {}
+    for name, (least, enough) in HELPS.items():
+        before, after = table["same codes" if name == "new codes" else "new codes"], table[name]
+        ratio = (before / after).where(before - after >= TRIFLE, 1.0)
+        found[name] = np.select([ratio >= enough, ratio > least], [1.0, 0.5], 0.0)
+    limit = table["new codes"] - table["all latents"]
+    found["more codes"] = np.select([limit >= RATE[1], limit > RATE[0]], [1.0, 0.5], 0.0)
+    return pd.DataFrame(found, index=table.index)
+
+
+def _right(codes: bool, encoder: bool, dimensions: bool, rate: bool) -> set[str]:
+    """The verdicts that are right if these interventions help. Where two help, each by itself, either is."""
+    if codes and encoder:
+        return {"token and embedding collapse"}
+    found = {"token collapse"} if codes else {"embedding collapse"} if encoder else set()
+    if dimensions:
+        found |= {"dimensional collapse"}
+    return found or ({"rate limit"} if rate else {"healthy"})
+
+
+def labels(table: pd.DataFrame) -> pd.Series:
+    """The verdicts that would be right, as a frozenset for each model; more than one of a border case.
+
+    Raises ValueError as `helped` does.
+    """
+    kinds = {0.0: (False,), 0.5: (False, True), 1.0: (True,)}
+    rows = helped(table).itertuples(index=False)
+    sets = [frozenset().union(*(_right(*case) for case in product(*map(kinds.get, row)))) for row in rows]
+    return pd.Series(sets, table.index, dtype=object)
+
+
+# ---------------------------------------------------------------- verdicts, and thresholds from all other families
+
+
+class Judge:
+    """The verdicts of `rules.decide` on stored measures, each asked for only once.
+
+    found: the measures of the models, in the order of the table. right: the verdicts that would be right, of each.
+    """
+
+    def __init__(self, found: list[Measures], right: pd.Series):
+        self.found, self.right = found, right
+        self._known: dict[tuple, np.ndarray] = {}
+
+    def verdicts(self, thresholds: dict = rules.THRESHOLDS) -> np.ndarray:
+        """What is said of each model by these thresholds."""
+        key = tuple(sorted(thresholds.items()))
+        if key not in self._known:
+            self._known[key] = np.array([rules.decide(one, thresholds)[0] for one in self.found])
+        return self._known[key]
+
+    def is_right(self, thresholds: dict = rules.THRESHOLDS) -> np.ndarray:
+        """Whether what is said of each model is right. What is withheld is not."""
+        return np.array([said in right for said, right in zip(self.verdicts(thresholds), self.right)])
+
+    def thresholds(self, rows: np.ndarray, rounds: int = 2, steps: int = 17) -> dict[str, float]:
+        """Those that are most often right on some rows (a mask), one after the other, a few times over.
+
+        Of values that do equally well, from a third of FITTED to three times it, the middle of the longest row.
+        """
+        chosen = dict(rules.THRESHOLDS)
+        for name in [one for one in FITTED if one in chosen] * rounds:
+            values = FITTED[name] * np.geomspace(1 / 3, 3, steps)
+            values = values[values >= 1] if name in AT_LEAST_ONE else values
+            values = np.array([float(f"{value:.2g}") for value in values])
+            right = np.array([self.is_right(chosen | {name: value})[rows].mean() for value in values])
+            best = right == right.max()
+            runs = np.split(np.arange(len(values)), np.flatnonzero(np.diff(best)) + 1)
+            longest = max((run for run in runs if best[run[0]]), key=len)
+            chosen[name] = float(values[longest[len(longest) // 2]])
+        return chosen
+
+    def left_out(self, families: Iterable) -> tuple[np.ndarray, dict[str, dict[str, float]]]:
+        """Verdicts on each family by thresholds from all others, and these thresholds by the family's name."""
+        names = np.array(list(families))
+        said, chosen = np.empty(len(names), dtype=object), {}
+        for name in dict.fromkeys(names.tolist()):
+            chosen[name] = self.thresholds(names != name)
+            said[names == name] = self.verdicts(chosen[name])[names == name]
+        return said, chosen
+
+
+# ---------------------------------------------------------------- how often they are right
+
+
+def judged(table: pd.DataFrame, said: Iterable[str], right: pd.Series) -> pd.DataFrame:
+    """The table with the columns verdict, outcome ("right", "wrong" or "withheld"), border, ill, N/K and K.
+
+    ill: whether a collapse was found in a model that has none. K: of the largest codebook.
+    """
+    verdict = pd.Series(list(said), table.index)
+    outcome = np.select(
+        [[one in some for one, some in zip(verdict, right)], verdict == WITHHELD], ["right", "withheld"], "wrong"
+    )
+    sound = right.map(lambda some: not any("collapse" in one for one in some))
+    return table.assign(
+        verdict=verdict,
+        outcome=outcome,
+        label=right.map(lambda some: " / ".join(sorted(some))),
+        border=right.map(len) > 1,
+        sound=sound,
+        ill=sound & verdict.str.contains("collapse"),
+        **{"N/K": 2.0 ** np.log2(table["latents"] / table["codebook_size"]).round()},
+    )
+
+
+def shares(rows: pd.DataFrame, by: str | Callable) -> pd.DataFrame:
+    """How many verdicts are right, wrong and withheld in each group, with Wilson 95 % intervals.
+
+    rows: as from `judged`. Columns: models, right, wrong, withheld, and the intervals of right and of wrong; sound,
+    ill and its interval: models without a collapse, and how many of them were said to have one.
+    Raises ValueError for a table that was not judged.
+    """
+    from scipy.stats import binomtest
+
+    check_columns(rows, "outcome", "sound", "ill")
+
+    def interval(count: int, of: int) -> tuple[float, float]:
+        if not of:
+            return np.nan, np.nan
+        found = binomtest(count, of).proportion_ci(method="wilson")
+        return found.low, found.high
+
+    found = {}
+    for name, part in rows.groupby(by, sort=True):
+        count = part["outcome"].value_counts()
+        one = {"models": len(part)} | {kind: int(count.get(kind, 0)) for kind in ("right", "wrong", "withheld")}
+        one["right low"], one["right high"] = interval(one["right"], len(part))
+        one["wrong low"], one["wrong high"] = interval(one["wrong"], len(part))
+        one |= {"sound": int(part["sound"].sum()), "ill": int(part["ill"].sum())}
+        one["ill low"], one["ill high"] = interval(one["ill"], one["sound"])
+        found[name] = one
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def confusion(rows: pd.DataFrame) -> pd.DataFrame:
+    """How often each verdict was given to models of each label; border cases have a row for their labels together.
+
+    rows: as from `judged`. Raises ValueError for a table that was not judged.
+    """
+    check_columns(rows, "label", "verdict", "border")
+    return pd.crosstab(rows["label"], rows["verdict"])
