@@ -1,6 +1,8 @@
 """The study of a watch: its table is whole, healthy trainings are left alone, and collapsed ones are not."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -94,23 +96,57 @@ def test_their_codes_in_our_quantiser_choose_alike():
     assert torch.equal(theirs.as_ours()(latents).index, theirs(latents).index)
 
 
-def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
-    trained = []
+END = {"same codes": 0.03, "new codes": 0.03, "floor": 0.03}
+
+
+def scripted(monkeypatch, trained, cut_at=None):
+    """Trainings that take no time, noted as (label, case, seed)."""
 
     def watched(seeds, label, case):
-        trained.append(case)
-        if len(trained) == 3:
+        trained.append((label, case, *seeds))
+        if len(trained) == cut_at:
             raise KeyboardInterrupt
-        end = {"same codes": 0.03, "new codes": 0.03 if label != "token collapse" else 0.02, "floor": 0.03}
+        end = END | ({"new codes": 0.02} if label == "token collapse" else {})
         return [{"started": 0, "looks": 3, "bad": 0, "warnings": 0, "warned": math.nan} | end for _ in seeds]
 
     monkeypatch.setattr(watching, "watched", watched)
-    monkeypatch.setattr("sys.argv", ["watching", "--out", str(tmp_path / "found.csv")])
+
+
+WANTED = [
+    (label, case, seed)
+    for label, (cases, number) in watching.CASES.items()
+    for case in cases
+    for seed in range(watching.FIRST_SEED, watching.FIRST_SEED + number)
+]
+
+
+def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
+    trained, out = [], tmp_path / "found.csv"
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--workers", "1"])
+    monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    scripted(monkeypatch, trained, cut_at=3)
     with pytest.raises(KeyboardInterrupt):
         watching.main()
+    assert len(pd.read_csv(out)) == 2
     watching.main()
-    cases = [one["case"] for one in watching.settings()]
-    assert trained == cases[:3] + cases[2:]
-    table = pd.read_csv(tmp_path / "found.csv")
-    assert len(table) == sum(watching.CASES[one["label"]][1] for one in watching.settings())
+    assert trained == WANTED[:3] + WANTED[2:]
+    watching.main()
+    assert len(trained) == len(WANTED) + 1
+    assert list(pd.read_csv(out)[["label", "case", "seed"]].itertuples(index=False, name=None)) == WANTED
     assert "healthy" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["found.csv"]
+
+
+def test_it_stops_by_itself_and_says_what_is_missing(monkeypatch, tmp_path):
+    trained, out, clock = [], tmp_path / "found.csv", iter(range(1000))
+    scripted(monkeypatch, trained)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with ThreadPoolExecutor(4) as pool:
+        table = watching.completed(out, pool, 4, limit_s=10)
+        assert sorted(trained) == sorted(WANTED[:9]) and len(table) == len(pd.read_csv(out)) == 9
+        assert len(watching.completed(out, pool, 4)) == len(WANTED)
+    assert sorted(trained) == sorted(WANTED)
+    out.unlink()
+    monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--limit-s", "3"])
+    with pytest.raises(SystemExit, match=f"^2 of {len(WANTED)} trainings are in .*: run it again"):
+        watching.main()
