@@ -39,20 +39,39 @@ def test_healthy_trainings_are_left_alone_and_collapsed_ones_are_not(table):
     assert (late["warnings"] <= 3).all()
 
 
-def test_the_watch_says_what_was_measured(table):
-    found, said = alarms(table).query("case == 'all'").set_index("label"), " ".join(CollapseWatch.__doc__.split())
-    seen = (table.query("label == 'healthy'")["bad"] > 0).sum()
+def measured(table):
+    """What the table says, in the words of the docstring of CollapseWatch."""
+    found = alarms(table).query("case == 'all'").set_index("label")
+    looks = (table.query("label == 'healthy'")["bad"] > 0).sum()
     healthy, collapsed, recovered = (found.loc[one] for one in ("healthy", "token collapse", "recovered"))
-    for text in (
-        f"with every={watching.EVERY} and no start, in runs of {verdicts.STEPS} steps",
-        f"of {healthy['runs']} healthy trainings {healthy['warned']} got a warning",
-        f"interval: {100 * healthy['low']:.1f} to {100 * healthy['high']:.1f} %",
-        f"though {seen} had a look that found a collapse",
-        f"Of {collapsed['runs']} that collapsed {collapsed['warned']} did",
-        f"in the median {collapsed['delay']:.0f} steps",
-        f"{recovered['warned']} of {recovered['runs']}",
-    ):
-        assert text in said, text
+    return (
+        f"Measured by `studies.watching`, with every={watching.EVERY} and no start, in runs of {verdicts.STEPS} "
+        f"steps: of {healthy['runs']} healthy trainings {healthy['warned']} got a warning (Wilson's 95 % interval: "
+        f"{100 * healthy['low']:.1f} to {100 * healthy['high']:.1f} %), though {looks} had a look that found a "
+        f"collapse of codes in use. Of {collapsed['runs']} that collapsed {collapsed['warned']} did, in the median "
+        f"{collapsed['delay']:.0f} steps after their codes came into use. A codebook that collapses with the first "
+        f"steps and recovers by itself is warned of as well: {recovered['warned']} of {recovered['runs']}."
+    )
+
+
+def test_the_watch_says_what_was_measured(table):
+    said = " ".join(CollapseWatch.__doc__.split())
+    assert measured(table) in said, f"the docstring must say: {measured(table)}"
+
+
+def test_other_figures_are_other_words(table):
+    """So that no figure in the sentence can be out of date without a failure."""
+    now = measured(table)
+    healthy, collapsed = table["label"] == "healthy", table["label"] == "token collapse"
+    others = [
+        table.assign(warnings=table["warnings"].where(~healthy, 1)),
+        table.assign(warnings=table["warnings"].where(~collapsed, 0)),
+        table.assign(warnings=table["warnings"].where(table["label"] != "recovered", 0)),
+        table.assign(warned=table["warned"] + 1),
+        table.assign(bad=table["bad"] + 1),
+        table.assign(confirmed=table["confirmed"] & (table["seed"] != watching.FIRST_SEED)),
+    ]
+    assert len({now, *map(measured, others)}) == 7
 
 
 def test_alarms_are_counted_with_wilsons_interval():
