@@ -162,13 +162,15 @@ def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
 
 
 class Placed(NamedTuple):
-    """What codes placed on some inputs leave of others: the share of the variance, its standard error, and all of it.
+    """What codes placed on some inputs leave of the variance of others, and of those.
 
-    deviation: the standard error as a share of the loss. left: (n, P).
+    deviation: the standard error of the loss, as a share of it. of_first: what they leave of those that they were
+    placed on. left: all that is left of the others, (n, P).
     """
 
     loss: float
     deviation: float
+    of_first: float
     left: Tensor
 
 
@@ -185,7 +187,9 @@ def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], see
         left, reduced = left - means_by(index, left, learnt), reduced - codes[index]
         each = left[learnt:].double().square().sum(1)
         deviation = each.std() / (each.mean().clamp_min(1e-300) * math.sqrt(len(each)))
-        found.append(Placed(left_over(x[learnt:], x[learnt:] - left[learnt:]), deviation.item(), left[learnt:]))
+        guess = x - left
+        of_first, of_others = (left_over(x[part], guess[part]) for part in (slice(learnt), slice(learnt, None)))
+        found.append(Placed(of_others, deviation.item(), of_first, left[learnt:]))
     return min(found, key=lambda one: one.loss)
 
 
@@ -206,29 +210,50 @@ def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: in
     """`loss_by_codes` of codebooks of these sizes, measured if half of the inputs pays for them, else extrapolated.
 
     It pays for a codebook with INPUTS_PER_CODE to each code, up to MOST_CODES. Of larger ones, the largest for which
-    it pays, a quarter and a sixteenth of it are measured, each with as many inputs to a code. The logarithm of the
-    loss is about a straight line over the bits: of slope -2 / d in d dimensions (Zador's law; Gersho, 1979), and
-    flatter before. The last slope is drawn on. How wrong that may be is told by how much the slope had just changed,
-    by BEND at least, and by two standard errors of the last loss. Where the loss has begun to fall faster, as it does
-    until there is a code for each cluster, it may stop to fall at any moment: then it is only known to be no higher.
+    it pays, a quarter and a sixteenth of it are measured, each with as many inputs to a code, and drawn on. Then as
+    many codes as there should be are placed all the same, if there are two inputs to each. What they lose of inputs
+    that they did not learn from is an upper bound, since they learnt from few. What they lose of those is a lower
+    bound, since they fit them too closely. Where they lose less than was drawn, the inputs have more clusters than
+    codes were measured: nothing is drawn on then, and the bounds are all that is known.
     """
     half = len(x) // 2
     most = max(1, min(half // INPUTS_PER_CODE, MOST_CODES))
     if max(sizes) <= most:
-        placed = loss_by_codes(x, reduced, half, sizes, seed)
-        return LossByCodes(placed.loss, placed.loss, placed.loss, sum(sizes), placed.left)
+        found = loss_by_codes(x, reduced, half, sizes, seed)
+        return LossByCodes(found.loss, found.loss, found.loss, sum(sizes), found.left)
     bits, losses = [], []
     for share in (16, 4, 1):
         rung = [max(1, min(size, most) // share) for size in sizes]
         learnt = INPUTS_PER_CODE * max(rung)
-        placed = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
-        bits.append(sum(map(math.log2, rung)))
-        losses.append(math.log(placed.loss))
+        found = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
+        bits.append(_bits(rung))
+        losses.append(math.log(found.loss))
+    low, loss, high = _drawn_on(bits, losses, found.deviation, _bits(sizes))
+    placed = [max(1, min(size, half // 2, MOST_CODES)) for size in sizes]
+    if placed != rung:
+        all_codes = loss_by_codes(x, reduced, half, placed, seed)
+        if all_codes.loss < _drawn_on(bits, losses, all_codes.deviation, _bits(placed))[1]:
+            low, loss, high = 0.0, all_codes.loss, math.inf
+        high = min(high, all_codes.loss * math.exp(2 * all_codes.deviation))
+        low = min(high, max(low, all_codes.of_first) if placed == sizes else low)
+    return LossByCodes(min(max(loss, low), high), low, high, sum(rung), found.left)
+
+
+def _bits(sizes: list[int]) -> float:
+    return sum(map(math.log2, sizes))
+
+
+def _drawn_on(bits: list[float], losses: list[float], deviation: float, wanted: float) -> tuple[float, float, float]:
+    """The loss for so many bits, between its ends, from logarithms of losses for fewer; deviation: that of the last.
+
+    They are about a straight line over the bits: of slope -2 / d in d dimensions (Zador's law; Gersho, 1979), and
+    flatter before. The last slope is drawn on. How wrong that may be is told by how much the slope had just changed,
+    by BEND at least, and by two standard errors of the last loss. Where the loss has begun to fall faster, as it does
+    until there is a code for each cluster, it may stop to fall at any moment: then it is only known to be no higher.
+    """
     before, last = np.diff(losses) / np.diff(bits).clip(min=1e-9)
-    further = sum(map(math.log2, sizes)) - bits[-1]
     slope, doubt = min(0.0, last), abs(last - before) + BEND
     flattest = 0.0 if last < before - BEND else min(0.0, slope + doubt)
-    error = 2 * placed.deviation
-    steps = (slope - doubt, -error), (slope, 0.0), (flattest, error)
-    low, loss, high = (math.exp(losses[-1] + further * one + shift) for one, shift in steps)
-    return LossByCodes(loss, low, high, sum(rung), placed.left)
+    steps = (slope - doubt, -2 * deviation), (slope, 0.0), (flattest, 2 * deviation)
+    low, loss, high = (math.exp(losses[-1] + (wanted - bits[-1]) * one + error) for one, error in steps)
+    return low, loss, high

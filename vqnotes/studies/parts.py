@@ -53,7 +53,7 @@ def _alone() -> None:
 
 
 def run(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None) -> None:
-    """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over, if it is given.
+    """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over.
 
     examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in
     it, "draws", is kept beside the table. What fails is written to a file NAME.error. What is under way when time is
