@@ -14,11 +14,11 @@ from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.readers import (
     Components,
+    Placed,
     by_network,
     by_regression,
     left_over,
     loss_by_as_many_codes,
-    Placed,
     loss_by_codes,
 )
 from vqnotes.diagnosis.rules import Answer, decide, encoder_at_fault, inputs_lost, labels_lost
