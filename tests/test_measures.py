@@ -200,7 +200,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert len(seen) == 5 and all(set(one) == {1} for one in seen)
+    assert len(seen) == 8 and all(set(one) == {1} for one in seen)
 
 
 def test_all_that_is_printed_is_ascii(modes, codes):

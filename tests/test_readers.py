@@ -1,5 +1,7 @@
 """What is read off latents: an encoder that can be inverted is not convicted, one that lost something is."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,21 @@ from helpers import normal
 from sklearn.linear_model import RidgeCV
 
 from vqnotes import data
-from vqnotes.diagnosis import diagnose
+from vqnotes.diagnosis import diagnose, readers
 from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.observed import observe
-from vqnotes.diagnosis.readers import by_network, by_regression, left_over
+from vqnotes.diagnosis.readers import (
+    Components,
+    Placed,
+    by_network,
+    by_regression,
+    left_over,
+    loss_by_as_many_codes,
+    loss_by_codes,
+)
 from vqnotes.diagnosis.rules import Answer, decide, encoder_at_fault, inputs_lost, labels_lost
 from vqnotes.kmeans import kmeans
+from vqnotes.models import ToPatches
 
 
 def coupled(x, strength, layers):
@@ -156,3 +167,125 @@ def test_a_regression_guesses_in_the_inputs_own_type(monkeypatch):
     x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
     guess = by_regression(x[:, None, :2], x, seed=0)
     assert guess.dtype == x.dtype and by_network(x[:, None, :2], x, guess, seed=0).shape == guess.shape
+
+
+# ---------------------------------------------------------------- what as many codes of the inputs would lose
+
+
+def many(family):
+    """Inputs (32,768, P): 32 for each of 1,024 codes."""
+    if family == "patches":
+        crops = data.random_crops(data.photographs(), 600, 32, seed=0)
+        return mixed(ToPatches(4)(crops).flatten(0, 2), seed=1)[:32768]
+    kind, number = family.split()
+    if kind == "modes":
+        return mixed(data.gaussian_modes(modes=int(number), per_mode=32768 // int(number), dim=16, seed=4).x, seed=1)
+    return normal(32768, int(number))
+
+
+def mixed(x, seed):
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
+
+
+@pytest.mark.parametrize("family", ["gaussian 4", "gaussian 16", "modes 32", "modes 64", "modes 256", "patches"])
+@pytest.mark.parametrize("size", [64, 256, 1024])
+def test_the_interval_holds_what_all_codes_lose_once_inputs_pay_for_them(family, size):
+    """With as many modes as codes as well, where k-means itself finds them all or not by chance."""
+    x = many(family)
+    reduced = Components(x, readers.MOST_COMPONENTS, 0).reduced
+    measured = [loss_by_codes(x, reduced, 16 * size, [size], seed).loss for seed in range(1 + 256 // size)]
+    truth, held = np.mean(measured), []
+    for share in (2, 4, 8, 16):  # of the inputs that pay for all codes, one in so many is there
+        for seed in range(10 if size < 1024 else 3):
+            rows = mixed(torch.arange(len(x)), 1000 * share + seed)[: 32 * size // share]
+            found = loss_by_as_many_codes(x[rows], reduced[rows], [size], seed)
+            assert found.low <= found.loss <= found.high and found.codes == size // share
+            held.append(found.low <= truth <= found.high)
+    assert np.mean(held) >= 0.9
+
+
+@pytest.mark.parametrize("family, most", [("gaussian 4", 1.5), ("gaussian 16", 1.4), ("patches", 2.5)])
+def test_where_the_law_holds_the_interval_is_narrow(family, most):
+    """A quarter of the inputs that would pay for 256 codes."""
+    x = many(family)[: 32 * 64]
+    found = loss_by_as_many_codes(x, Components(x, readers.MOST_COMPONENTS, 0).reduced, [256], 0)
+    assert 1 < found.high / found.low < most
+
+
+def test_what_inputs_pay_for_is_measured():
+    x = normal(2048, 8)
+    found = loss_by_as_many_codes(x, x, [64], 0)
+    assert found[:4] == (found.loss,) * 3 + (64,) and found.loss == loss_by_codes(x, x, 1024, [64], 0).loss
+    assert loss_by_as_many_codes(x[:2046], x[:2046], [64], 0).codes == 63
+    two = loss_by_as_many_codes(x, x, [64, 16], 0)
+    assert two.codes == 80 and two.low == two.high == loss_by_codes(x, x, 1024, [64, 16], 0).loss < found.loss
+
+
+def test_codes_are_judged_on_inputs_that_they_did_not_learn_from():
+    x = normal(900, 4)
+    loss, deviation, of_first, _ = loss_by_codes(x, x, 600, [20], 3)
+    codes = kmeans(x[:600], 20, 3)[0]
+    index = torch.cdist(x, codes).argmin(1)
+    means = torch.stack([x[:600][index[:600] == code].mean(0) for code in range(20)])
+    left, whole = ((x - means[index]).double().square().sum(1), (x - x.mean(0)).square().sum(1).double())
+    assert loss == pytest.approx((left[600:].sum() / whole[600:].sum()).item(), rel=0.01) and of_first < loss
+    assert of_first == pytest.approx((left[:600].sum() / whole[:600].sum()).item(), rel=0.01)
+    assert deviation == pytest.approx((left[600:].std() / left[600:].mean() / 300**0.5).item())
+
+
+def played(monkeypatch, loss, inputs, sizes, lower=0.5):
+    """loss_by_as_many_codes where so many bits lose loss(bits, inputs a code), `lower` of it of those learnt from."""
+    asked = []
+
+    def measured(x, reduced, learnt, sizes, seed):
+        asked.append((len(x) - learnt, learnt, sizes))
+        found = loss(sum(map(math.log2, sizes)), learnt / max(sizes))
+        return Placed(found, 0.01, lower * found, x)
+
+    monkeypatch.setattr(readers, "loss_by_codes", measured)
+    x = torch.zeros(inputs, 1)
+    return loss_by_as_many_codes(x, x, sizes, 0), asked
+
+
+def by_law(bits, each):
+    """In four dimensions; codes that learn from fewer inputs lose a hundredth more."""
+    return 2 ** (-bits / 2) * (1 if each >= 16 else 1.01)
+
+
+def test_each_number_of_codes_learns_from_as_many_inputs_to_a_code(monkeypatch):
+    found, asked = played(monkeypatch, by_law, 2048, [256])
+    assert asked == [(1024, 64, [4]), (1024, 256, [16]), (1024, 1024, [64]), (1024, 1024, [256])]
+    # two bits further, by a slope that may be wrong by BEND, and two standard errors of 1 %
+    assert found.codes == 64 and found.loss == pytest.approx(2**-4)
+    assert found.low == pytest.approx(2**-4 * math.exp(-2 * 0.04 - 0.02))
+    assert found.high == pytest.approx(1.01 * 2**-4 * math.exp(0.02))  # measured, with four inputs to a code
+    drawn, asked = played(monkeypatch, by_law, 2**17, [16384])
+    assert asked[-1] == (2**16, 2**16, [4096]) and len(asked) == 3
+    assert (drawn.loss, drawn.high) == pytest.approx((2**-7, 2**-7 * math.exp(2 * 0.04 + 0.02)))
+    stack, asked = played(monkeypatch, by_law, 2048, [256, 32])
+    assert asked[-2:] == [(1024, 1024, [64, 32]), (1024, 1024, [256, 32])] and stack.codes == 96
+
+
+def test_what_learnt_from_few_is_a_bound_on_either_side(monkeypatch):
+    found, _ = played(monkeypatch, by_law, 2048, [256], lower=0.95)
+    assert found.low == pytest.approx(0.95 * 1.01 * 2**-4)
+    far, asked = played(monkeypatch, by_law, 128, [256], lower=0.95)
+    assert asked[-1] == (64, 64, [32]) and far.low < 2**-4  # other codes than those: no bound from below
+
+
+@pytest.mark.parametrize("clusters", [100, 128, 200])
+def test_clusters_that_few_codes_do_not_see_are_not_drawn_past(monkeypatch, clusters):
+    """Until there is a code for each, the loss hardly falls; then it is a hundredth."""
+    found, _ = played(monkeypatch, lambda bits, _: 0.9 if 2**bits < clusters else 0.009, 2048, [256], lower=0.7)
+    assert (found.low, found.loss) == pytest.approx((0.0063, 0.009)) and found.high == pytest.approx(
+        0.009 * math.exp(0.02)
+    )
+    beyond, _ = played(monkeypatch, lambda bits, _: 0.9 if 2**bits < clusters else 0.009, 1024, [1024], lower=0.7)
+    assert beyond.low == 0 and beyond.high == pytest.approx(0.009 * math.exp(0.02))
+
+
+def test_what_fell_fast_may_stop_to_fall(monkeypatch):
+    """A code for each of 64 clusters, and then nothing is to be had."""
+    found, _ = played(monkeypatch, lambda bits, _: 0.9 if bits < 6 else 0.009, 2048, [256], lower=0.7)
+    assert found.low == pytest.approx(0.0063) and found.high == pytest.approx(0.009 * math.exp(0.02))
+    assert played(monkeypatch, lambda bits, _: 0.9 if bits < 12 else 0.009, 2**17, [16384])[0].high > 0.009

@@ -1,6 +1,8 @@
 """The study of a watch: its table is whole, healthy trainings are left alone, and collapsed ones are not."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -37,20 +39,39 @@ def test_healthy_trainings_are_left_alone_and_collapsed_ones_are_not(table):
     assert (late["warnings"] <= 3).all()
 
 
-def test_the_watch_says_what_was_measured(table):
-    found, said = alarms(table).query("case == 'all'").set_index("label"), " ".join(CollapseWatch.__doc__.split())
-    seen = (table.query("label == 'healthy'")["bad"] > 0).sum()
+def measured(table):
+    """What the table says, in the words of the docstring of CollapseWatch."""
+    found = alarms(table).query("case == 'all'").set_index("label")
+    looks = (table.query("label == 'healthy'")["bad"] > 0).sum()
     healthy, collapsed, recovered = (found.loc[one] for one in ("healthy", "token collapse", "recovered"))
-    for text in (
-        f"with every={watching.EVERY} and no start, in runs of {verdicts.STEPS} steps",
-        f"of {healthy['runs']} healthy trainings {healthy['warned']} got a warning",
-        f"interval: {100 * healthy['low']:.1f} to {100 * healthy['high']:.1f} %",
-        f"though {seen} had a look that found a collapse",
-        f"Of {collapsed['runs']} that collapsed {collapsed['warned']} did",
-        f"in the median {collapsed['delay']:.0f} steps",
-        f"{recovered['warned']} of {recovered['runs']}",
-    ):
-        assert text in said, text
+    return (
+        f"Measured by `studies.watching`, with every={watching.EVERY} and no start, in runs of {verdicts.STEPS} "
+        f"steps: of {healthy['runs']} healthy trainings {healthy['warned']} got a warning (Wilson's 95 % interval: "
+        f"{100 * healthy['low']:.1f} to {100 * healthy['high']:.1f} %), though {looks} had a look that found a "
+        f"collapse of codes in use. Of {collapsed['runs']} that collapsed {collapsed['warned']} did, in the median "
+        f"{collapsed['delay']:.0f} steps after their codes came into use. A codebook that collapses with the first "
+        f"steps and recovers by itself is warned of as well: {recovered['warned']} of {recovered['runs']}."
+    )
+
+
+def test_the_watch_says_what_was_measured(table):
+    said = " ".join(CollapseWatch.__doc__.split())
+    assert measured(table) in said, f"the docstring must say: {measured(table)}"
+
+
+def test_other_figures_are_other_words(table):
+    """So that no figure in the sentence can be out of date without a failure."""
+    now = measured(table)
+    healthy, collapsed = table["label"] == "healthy", table["label"] == "token collapse"
+    others = [
+        table.assign(warnings=table["warnings"].where(~healthy, 1)),
+        table.assign(warnings=table["warnings"].where(~collapsed, 0)),
+        table.assign(warnings=table["warnings"].where(table["label"] != "recovered", 0)),
+        table.assign(warned=table["warned"] + 1),
+        table.assign(bad=table["bad"] + 1),
+        table.assign(confirmed=table["confirmed"] & (table["seed"] != watching.FIRST_SEED)),
+    ]
+    assert len({now, *map(measured, others)}) == 7
 
 
 def test_alarms_are_counted_with_wilsons_interval():
@@ -94,23 +115,57 @@ def test_their_codes_in_our_quantiser_choose_alike():
     assert torch.equal(theirs.as_ours()(latents).index, theirs(latents).index)
 
 
-def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
-    trained = []
+END = {"same codes": 0.03, "new codes": 0.03, "floor": 0.03}
+
+
+def scripted(monkeypatch, trained, cut_at=None):
+    """Trainings that take no time, noted as (label, case, seed)."""
 
     def watched(seeds, label, case):
-        trained.append(case)
-        if len(trained) == 3:
+        trained.append((label, case, *seeds))
+        if len(trained) == cut_at:
             raise KeyboardInterrupt
-        end = {"same codes": 0.03, "new codes": 0.03 if label != "token collapse" else 0.02, "floor": 0.03}
+        end = END | ({"new codes": 0.02} if label == "token collapse" else {})
         return [{"started": 0, "looks": 3, "bad": 0, "warnings": 0, "warned": math.nan} | end for _ in seeds]
 
     monkeypatch.setattr(watching, "watched", watched)
-    monkeypatch.setattr("sys.argv", ["watching", "--out", str(tmp_path / "found.csv")])
+
+
+WANTED = [
+    (label, case, seed)
+    for label, (cases, number) in watching.CASES.items()
+    for case in cases
+    for seed in range(watching.FIRST_SEED, watching.FIRST_SEED + number)
+]
+
+
+def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
+    trained, out = [], tmp_path / "found.csv"
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--workers", "1"])
+    monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    scripted(monkeypatch, trained, cut_at=3)
     with pytest.raises(KeyboardInterrupt):
         watching.main()
+    assert len(pd.read_csv(out)) == 2
     watching.main()
-    cases = [one["case"] for one in watching.settings()]
-    assert trained == cases[:3] + cases[2:]
-    table = pd.read_csv(tmp_path / "found.csv")
-    assert len(table) == sum(watching.CASES[one["label"]][1] for one in watching.settings())
+    assert trained == WANTED[:3] + WANTED[2:]
+    watching.main()
+    assert len(trained) == len(WANTED) + 1
+    assert list(pd.read_csv(out)[["label", "case", "seed"]].itertuples(index=False, name=None)) == WANTED
     assert "healthy" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["found.csv"]
+
+
+def test_it_stops_by_itself_and_says_what_is_missing(monkeypatch, tmp_path):
+    trained, out, clock = [], tmp_path / "found.csv", iter(range(1000))
+    scripted(monkeypatch, trained)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with ThreadPoolExecutor(4) as pool:
+        table = watching.completed(out, pool, 4, limit_s=10)
+        assert sorted(trained) == sorted(WANTED[:9]) and len(table) == len(pd.read_csv(out)) == 9
+        assert len(watching.completed(out, pool, 4)) == len(WANTED)
+    assert sorted(trained) == sorted(WANTED)
+    out.unlink()
+    monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--limit-s", "3"])
+    with pytest.raises(SystemExit, match=f"^2 of {len(WANTED)} trainings are in .*: run it again"):
+        watching.main()

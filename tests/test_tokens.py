@@ -293,6 +293,13 @@ def test_order_is_found_where_pairs_are_few():
     assert 0.05 < low < truth < high
 
 
+def test_redundancy_is_of_the_id_that_follows():
+    """One of two ids, then one of the four of eight that go with it: log 4 of log 8 is left."""
+    before, rest = rng().integers(2, size=20_000), rng(1).integers(4, size=20_000)
+    found = estimates.redundancy(before, 4 * before + rest, np.arange(20_000) % 64, 8, seed=0)
+    assert found.value == pytest.approx(1 / 3, abs=0.01)
+
+
 # ---------------------------------------------------------------- verdicts
 
 
@@ -337,6 +344,14 @@ def test_more_ids_as_advised_are_enough():
         advised = int(few.advice[0].remedy.rpartition(" ")[2].replace(",", ""))
         assert few.verdict == "cannot tell" and 20 * 256 < advised < 60 * 256
         assert diagnose_tokens(drawn(kind, 256, advised), 256).verdict != "cannot tell"
+
+
+def test_ids_in_clumps_show_no_more_codes_than_their_clumps():
+    """All 256 codes are drawn alike, but each of 200 items repeats one of them fifty times."""
+    alike = np.repeat(drawn("uniform", 256, 200)[:, None], 50, axis=1)
+    found = diagnose_tokens(alike, 256)
+    assert found.verdict == "cannot tell" and found.evidence["codes not rare, at most"].value == 256
+    assert diagnose_tokens(drawn("few", 256, 10_000).reshape(200, 50), 256).verdict == "few codes in use"
 
 
 def test_confidence_grows_with_the_ids():

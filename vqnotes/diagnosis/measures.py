@@ -1,13 +1,14 @@
 """What is measured of latents and codes, each number beside a reference measured on the same data.
 
-The codebook beside k-means on the same latents, the encoder beside the inputs themselves, the dimensions that codes
-fill beside those that log2 K bits can pay for, usage beside what so many latents could show. Codes that are put
-together (residual levels, heads, groups) stand beside k-means in the same arrangement.
+The codebook beside k-means on the same latents, the encoder beside the inputs themselves, the dimensions of the
+inputs that codes fill beside those that as many codes placed on the inputs fill, usage beside what so many latents
+could show. Codes that are put together (residual levels, heads, groups) stand beside k-means in the same arrangement.
+What rests on a sample comes with resamples of it.
 """
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ from vqnotes._rounding import PART
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.inputs import Unused
-from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
+from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Observed, around
+from vqnotes.diagnosis.resampling import DRAWS, Resampled, perplexities, spread_of_share, units_of
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
-__all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
+__all__ = ["TRIFLE", "Measures", "bits_of_directions", "dimensions_filled", "measure"]
 
 READ, LABEL_SAMPLE = 8192, 1500  # latents that readers read, and that labels are read off
 CLASS = 5  # labels that one must have, to be cross-validated
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
+STARTS = 3  # k-means as the reference, where the sample is small enough
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,15 @@ class Measures:
     perplexity: float
     counts: Tensor | None = field(default=None, repr=False, compare=False)  # how often each code is used
     error: float | None = None  # of the codebook
-    error_deviation: float | None = None  # standard error of it, from the sample
     reference_codes: int | None = None  # of k-means: K, or as many as the sample allows
     best_low: float | None = None  # error of k-means on the half that it was fitted to
     best: float | None = None  # and on the other half
     gap: float | None = None  # error / best on the other half: k-means is at a disadvantage
     gap_high: float | None = None  # on its own half: k-means is at an advantage; infinite if it has fewer codes
-    dimensions: float | None = None  # that share the bits, of the codes in use
-    paid: float | None = None  # of the inputs, or of the latents if there are no inputs
+    dimensions: float | None = None  # of the inputs, that the codes fill; see `dimensions_filled`
+    best_dimensions: float | None = None  # that the codes placed on the inputs fill
+    own_loss: float | None = None  # of the inputs, by the codes that the latents have
+    best_loss: float | None = None  # by the codes placed on the inputs; where it is extrapolated, its upper end
     inputs_codes: int | None = None  # that were placed on the inputs: as many as there are, or it is extrapolated
     inputs_loss: float | None = None  # of the inputs, by as many codes placed on the inputs themselves
     inputs_low: float | None = None  # the interval that it is in; wider than a point where it was extrapolated
@@ -77,11 +81,23 @@ class Measures:
     unused: Unused | None = None  # why inputs that were given were not used
     bits: float | None = None  # of codes that are put together: the sum of log2 K
     codebooks: tuple["Measures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
+    draws: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # of a name: resamples
 
     @property
     def left(self) -> float:
         """Error of k-means between its two halves: what the best codes leave of the latents' variance."""
         return (self.best_low + self.best) / 2
+
+    def drawn(self, number: int) -> "Measures":
+        """The measures as they came out in one of the resamples."""
+        return replace(self, draws={}, **{name: values[number].item() for name, values in self.draws.items()})
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The middle 95 % of a measure's resamples; None if it has none."""
+        if name not in self.draws:
+            return None
+        low, high = np.nanquantile(self.draws[name], (0.025, 0.975), method="nearest")
+        return float(low), float(high)
 
     @property
     def each(self) -> tuple["Measures", ...]:
@@ -101,36 +117,45 @@ def measure(observed: Observed) -> Measures:
     """The measures behind a verdict: of the whole, and of each codebook if codes are put together."""
     several = len(observed.levels) > 1
     alone = tuple(measure(one) for one in observed.codebooks) if several else ()
-    found = _uses_of_all(observed, alone) if several else _uses(observed.levels[0])
+    found = _uses_of_all(observed, alone) if several else _uses(observed)
     sample, enough = observed.sample, len(observed.sample) >= FEWEST
     with one_thread() if len(sample) <= AT_LEAST else nullcontext():
         scaled = Scaled(observed)
         found |= {"sample": len(sample), "spread": scaled.spread}
         if enough and scaled.spread > 0:
-            reference = reference_for(scaled)
-            found |= _codebook_measures(scaled, reference)
+            references = [reference_for(scaled, start) for start in range(STARTS if len(sample) <= AT_LEAST else 1)]
+            found |= _codebook_measures(scaled, references)
             if not several:
                 found |= _doubtful_measures(scaled, found)
     if observed.stacked:
-        found |= {"bits": observed.total_bits, "codebooks": alone or (Measures(**found),)}
+        found |= {"bits": observed.total_bits, "codebooks": alone or (_as_measures(found),)}
     found["unused"] = observed.unused
     if observed.inputs is not None and not observed.has_inputs:
         few = f"inputs {observed.inputs.shape} were given, but belong to {len(observed.beside)} latents that count"
         found["unused"] = Unused(f"{few}: it takes {FEWEST}", f"pass inputs for {FEWEST} latents or more")
     with one_thread():
         if observed.has_inputs and scaled.spread > 0:
-            found |= _encoder_measures(scaled, reference)
+            found |= _encoder_measures(scaled, references[0])
         if observed.labels is not None:
             found |= _label_measures(observed)
-    return Measures(**found)
+    return _as_measures(found)
 
 
-def _uses(one: Coded) -> dict:
+def _as_measures(found: dict) -> Measures:
+    """What was found by name; an array is a number, first, and its resamples."""
+    drawn = {name: one for name, one in found.items() if isinstance(one, np.ndarray)}
+    plain = found | {name: one[0].item() for name, one in drawn.items()}
+    return Measures(**plain, draws={name: one[1:] for name, one in drawn.items()})
+
+
+def _uses(observed: Observed) -> dict:
     """How the codes of one codebook are used, over all latents."""
+    one = observed.levels[0]
     size, different, meter = len(one.codes), _different(one.latents), metrics.UsageMeter(len(one.codes))
     meter.counts = torch.bincount(one.index, minlength=size) if one.uses is None else one.uses
     count = int(meter.counts.sum())
     ceiling = -math.expm1(count * math.log1p(-1 / size)) if size > 1 else 1.0
+    spread = perplexities(units_of(observed.rows, observed.grid), one.index, size, observed.seed)
     return {
         "latents": count,
         "codes": size,
@@ -138,7 +163,7 @@ def _uses(one: Coded) -> dict:
         "different": different if different < len(one.latents) else None,
         "usage": meter.usage(),
         "ceiling": min(ceiling, different / size) if different < len(one.latents) else ceiling,
-        "perplexity": meter.perplexity(),
+        "perplexity": np.concatenate([[meter.perplexity()], meter.perplexity() * spread]),
         "counts": meter.counts,
     }
 
@@ -165,7 +190,7 @@ def _uses_of_all(observed: Observed, each: tuple[Measures, ...]) -> dict:
 class Scaled:
     """The sample of the latents, centred and of variance 1: squared distances are shares of it, no digit is lost.
 
-    half: how many of them references are fitted to.
+    half: how many of them references are fitted to. units: what each belongs to, see `resampling.units_of`.
     centre (D,), unit: what was taken off, and divided by. spread: the variance in the latents' own units; 0 if it is
     no more than rounding, and then nothing below is there. size: root mean square of the latents, in units.
     points (n, D): the latents. reaching: for each place of a code, what reaches it (n, D of the place).
@@ -175,6 +200,7 @@ class Scaled:
 
     def __init__(self, observed: Observed):
         self.observed, self.half, firsts = observed, len(observed.sample) // 2, observed.firsts
+        self.units = units_of(observed.rows[observed.sample], observed.grid)
         centres = [_centre(observed, first) for first in firsts]
         self.centre = torch.cat(centres)
         points = observed.counted[observed.sample].double().sub_(self.centre)
@@ -226,17 +252,18 @@ def _centre(observed: Observed, first: int) -> Tensor:
     return torch.stack([observed.levels[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
 
 
-def reference_for(scaled: Scaled) -> list[list[Tensor]]:
+def reference_for(scaled: Scaled, start: int = 0) -> list[list[Tensor]]:
     """k-means in the arrangement of the codebooks: the centroids of each level of each part.
 
     It is fitted to the first half of the sample: part by part, and level after level on what those before left.
     Places that share a codebook get one k-means, fitted to what reaches all of them in the model.
+    start: which of several starts of k-means.
     """
-    observed = scaled.observed
+    observed, seed = scaled.observed, (scaled.observed.seed + start) % 2**32
     fitted: dict = {}
 
     def of(points: Tensor, size: int) -> Tensor:
-        return kmeans(points, min(size, len(points) // 4), observed.seed)[0]
+        return kmeans(points, min(size, len(points) // 4), seed)[0]
 
     for group in (group for group in observed.shared if len(group) > 1):
         pooled = torch.cat([scaled.reaching[number][: scaled.half] for number in group])
@@ -264,44 +291,75 @@ def coded_by(reference: list[list[Tensor]], points: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _codebook_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
-    """The codes chosen in the sample beside the reference, which was fitted to the first half of it."""
-    points, number = scaled.points, sum(len(codes) for levels in reference for codes in levels)
+def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> dict:
+    """The codes chosen in the sample beside the references, which were fitted to the first half of it.
+
+    Of the starts of k-means, the one counts that does best on its own half.
+    """
+    points, half, seed = scaled.points, scaled.half, scaled.observed.seed
+    number = sum(len(codes) for levels in references[0] for codes in levels)
     complete = number == sum(len(one.codes) for one in scaled.observed.levels)
-    best_low, best = _errors(points, coded_by(reference, points), scaled.half)
+    kinds = {"best": torch.stack([_errors(points, coded_by(one, points)) for one in references], dim=1)}
+    if scaled.chosen is not None:
+        kinds["own"] = _errors(points, scaled.chosen)
+    low, high = (
+        Resampled(scaled.units[part], seed, {name: errors[part] for name, errors in kinds.items()}).means
+        for part in (slice(half), slice(half, None))
+    )
+    starts = _starts(low["best"][0], seed)
+    best_low, best = (np.take_along_axis(part["best"], starts[:, None], axis=1)[:, 0] for part in (low, high))
     found = {
         "size": scaled.size,
         "reference_codes": number,
-        "best_low": best_low.mean().item() if complete else 0.0,
-        "best": best.mean().item(),
-        "paid": shared_dimensions(metrics.principal_variances(points), scaled.observed.total_bits),
+        "best_low": best_low if complete else 0.0,
+        "best": best,
     }
     if scaled.chosen is None:
         return found
-    low, own = _errors(points, scaled.chosen, scaled.half)
     return found | {
-        "error": own.mean().item(),
-        "error_deviation": own.std().item() / math.sqrt(len(own)),
-        "gap": _ratio(own.mean().item(), found["best"]),
-        "gap_high": _ratio(low.mean().item(), found["best_low"]) if complete else math.inf,
-        "dimensions": shared_dimensions(metrics.principal_variances(scaled.chosen), scaled.observed.total_bits),
+        "error": high["own"],
+        "gap": _ratio(high["own"], best),
+        "gap_high": _ratio(low["own"], best_low) if complete else math.inf,
     }
 
 
-def _errors(points: Tensor, coded: Tensor, half: int) -> tuple[Tensor, Tensor]:
-    """Squared distances (n,) in double precision, of the first half and of the second."""
-    errors = (points - coded).double().square().sum(1)
-    return errors[:half], errors[half:]
+def _errors(points: Tensor, coded: Tensor) -> Tensor:
+    """Squared distances (n,), in double precision."""
+    return (points - coded).double().square().sum(1)
 
 
-def _ratio(error: float, best: float) -> float:
-    return error / best if best > 0 else (1.0 if error == 0 else math.inf)
+def _starts(errors: np.ndarray, seed: int) -> np.ndarray:
+    """Which start of k-means counts, (1 + DRAWS,): the best of all; for a resample, of as many drawn."""
+    order, count = errors.argsort(), len(errors)
+    drawn = np.random.default_rng(seed).integers(count, size=(DRAWS, count)).min(axis=1)
+    return order[np.concatenate([[0], drawn])]
 
 
-def shared_dimensions(variances: np.ndarray, bits: float) -> float:
-    """How many dimensions share the bits of water-filling: exp(entropy of their shares); 0 if there are no bits."""
-    given = metrics.water_filling(variances, bits).bits
-    return float(np.exp(metrics.entropy(given))) if given.sum() > 0 else 0.0
+def _ratio(error: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Of errors to the least errors: 1 if both are 0, infinite if only the latter are."""
+    either = np.where(error == 0, 1.0, math.inf)
+    return np.divide(error, best, out=either, where=best > 0)
+
+
+def bits_of_directions(variances: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Bits that each direction of the inputs gets: log2(variance / what is left of it) / 2, or 0 if more is left.
+
+    variances, left: (..., C), not negative. Source: the rate of a Gaussian (Cover and Thomas, theorem 10.3.2).
+    """
+    tiny = np.finfo(float).tiny
+    return np.log2(np.maximum(variances, tiny) / np.clip(left, tiny, np.maximum(variances, tiny))) / 2
+
+
+def dimensions_filled(bits: np.ndarray) -> np.ndarray:
+    """Over how many directions bits (..., C) are spread: (sum b)^2 / sum b^2, from 1 to C; 0 if there are no bits.
+
+    C directions that get as much each count as C, and those that get next to nothing do not count. The bits are what
+    codes tell of the inputs, direction by direction, whoever reads them. So the figure stays the same when latents
+    and codes are turned, scaled, or mapped in any other way that keeps who gets which code.
+    Source: the participation ratio (`metrics.participation_ratio`), of bits in the place of variances.
+    """
+    squares = np.square(bits).sum(-1)
+    return np.divide(np.square(bits.sum(-1)), squares, out=np.zeros_like(squares), where=squares > 0)
 
 
 def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
@@ -321,70 +379,140 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
         result["own_ratio"] = ((error.mean() + rounding) / (least.mean() + rounding)).item()
         result["own_differs"] = farther.double().mean().item()
     width = (codes - codes.mean(0)).square().sum(1).mean().sqrt().item()
-    result["scale"] = _ratio(1.0, width)
-    if found["gap"] <= 1.3 or len(codes) < 2:
+    result["scale"] = 1 / width if width > 0 else math.inf
+    best = found["best"][0].item()
+    if found["gap"][0] <= 1.3 or len(codes) < 2:
         return result
     if width > 0 and not 0.5 < width < 2:
         moved = (codes - codes.mean(0)) / width
-        placed = _errors(points, moved[nearest_code(points, moved)], half)[1].mean().item()
-        result["gap_scaled"] = _ratio(placed, found["best"])
+        placed = _errors(points, moved[nearest_code(points, moved)])[half:].mean().item()
+        result["gap_scaled"] = placed / best if best > 0 else math.inf
     lengths = one.codes.double().norm(dim=1)
     latents = observed.counted[observed.sample].double()
     if lengths.std() < 1e-3 * lengths.mean() and (norms := latents.norm(dim=1)).std() > 1e-2 * norms.mean():
         directions = (latents / norms.clamp_min(1e-30)[:, None]).float()
         codes = (one.codes.double() / lengths[:, None]).float()
-        best = kmeans(directions[:half], min(len(codes), half // 4), observed.seed)[0]
-        error, least = (_errors(directions, some[nearest_code(directions, some)], half)[1] for some in (codes, best))
-        result["gap_directions"] = _ratio(error.mean().item(), least.mean().item())
+        best_codes = kmeans(directions[:half], min(len(codes), half // 4), observed.seed)[0]
+        of_own, of_best = (
+            _errors(directions, some[nearest_code(directions, some)])[half:].mean().item()
+            for some in (codes, best_codes)
+        )
+        result["gap_directions"] = of_own / of_best if of_best > 0 else math.inf
     return result
 
 
 def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
-    """The encoder beside its inputs: what can be read off latents, and off the codes of the reference."""
-    observed, paired, rows, seed = (
-        scaled.observed,
-        scaled.observed.inputs,
-        scaled.observed.beside,
-        scaled.observed.seed,
-    )
+    """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own."""
+    observed, paired = scaled.observed, scaled.observed.inputs
+    rows, seed = observed.beside, observed.seed
     x = paired.rows(rows)
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
     given = x.div_(largest)[:READ]
     x = readers.in_few_dimensions(x)
     parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    sizes = [max(16, len(one.codes)) for one in observed.levels]
-    placed = readers.loss_by_as_many_codes(x, parts.reduced, sizes, seed)
+    placed, as_many = _codes_on_inputs(x, parts.reduced, [len(one.codes) for one in observed.levels], seed)
+    at_codes = _Judged(x[-len(placed.left) :], units_of(rows[-len(placed.left) :], observed.grid), seed, parts.axes)
 
     rows, x = rows[:READ], x[:READ]
     half = len(rows) // 2
+    judged = _Judged(x[half:], units_of(rows[half:], observed.grid), seed, parts.axes)
     grid = paired.grid if len(paired.grid) > 1 else observed.grid
     near = scaled.centred(around(observed.latents, grid, rows, observed.mask))
     near_codes = coded_by(reference, near.flatten(0, 1)).reshape(near.shape)
-    codes_loss = readers.left_over(x[half:], readers.by_regression(near_codes, x, seed))
-    if len(observed.levels) == 1:
-        index = nearest_code(near[:, near.shape[1] // 2], reference[0][0])
-        codes_loss = min(codes_loss, readers.left_over(x[half:], readers.means_by(index, x, half)[half:]))
+    index = nearest_code(near[:, near.shape[1] // 2], reference[0][0]) if len(observed.levels) == 1 else None
     guess = readers.by_regression(near, x, seed)
-    losses = {"a regression on codes": codes_loss, "a regression": readers.left_over(x[half:], guess)}
-    model_loss = None
-    if paired.rebuilt is not None:
-        model_loss = readers.left_over(given[half:], paired.rebuilt_rows(rows)[half:] / largest)
-        losses["the model's decoder"] = model_loss
-    # Before an encoder can be convicted, a stronger reader is heard.
-    if min(losses.values()) > max(placed.low + TRIFLE, codes_loss / 2):
-        losses["a network"] = readers.left_over(x[half:], readers.by_network(near, x, guess, seed))
-    reader = min(losses, key=losses.get)
-    return {
-        "paid": shared_dimensions(parts.variances, observed.total_bits),
-        "inputs_codes": placed.codes,
-        "inputs_loss": placed.loss,
-        "inputs_low": placed.low,
-        "inputs_high": placed.high,
-        "codes_loss": codes_loss,
-        "encoder_loss": losses[reader],
-        "reader": reader,
-        "model_loss": model_loss,
+    left = {
+        "a regression on codes": x[half:] - readers.off_codes(near_codes, index, x, seed),
+        "a regression": x[half:] - guess,
     }
+    if paired.rebuilt is not None:
+        left["the model's decoder"] = given[half:] - paired.rebuilt_rows(rows)[half:] / largest
+    losses = judged.losses(left)
+    # Before an encoder can be convicted, a stronger reader is heard.
+    if min(one[0] for one in losses.values()) > max(placed.low + TRIFLE, losses["a regression on codes"][0] / 2):
+        left["a network"] = x[half:] - readers.by_network(near, x, guess, seed)
+        losses = judged.losses(left)
+    off_range = at_codes.losses({"codes placed": placed.left})["codes placed"]
+    found = {
+        "inputs_codes": placed.codes,
+        **{f"inputs_{name}": getattr(placed, name) * off_range / off_range[0] for name in ("loss", "low", "high")},
+        "codes_loss": losses["a regression on codes"],
+        "encoder_loss": np.min(list(losses.values()), axis=0),
+        "reader": min(losses, key=lambda name: losses[name][0]),
+        "model_loss": losses.get("the model's decoder"),
+    }
+    if scaled.chosen is None:
+        return found
+    own = {"own codes": x[half:] - readers.off_codes(*_own_codes(observed, grid, rows), x, seed)}
+    if paired.rebuilt is not None and x.shape == given.shape:  # else x is turned, and the decoder's output is not
+        own["the model's decoder"] = left["the model's decoder"]
+    losses = judged.losses(own)
+    best = min(losses, key=lambda name: losses[name][0])
+    return found | {
+        "own_loss": losses[best],
+        "best_loss": at_codes.losses({"as many": as_many.left})["as many"] * as_many.high / as_many.loss,
+        "dimensions": judged.dimensions(own[best]),
+        "best_dimensions": at_codes.dimensions(as_many.left),
+    }
+
+
+def _codes_on_inputs(
+    x: Tensor, reduced: Tensor, sizes: list[int], seed: int
+) -> tuple[readers.LossByCodes, readers.LossByCodes]:
+    """What codes placed on the inputs x leave of them: of the encoder's reference, and of as many as there are.
+
+    They differ where there are fewer than 16: of an encoder more can be asked than what so few codes would keep.
+    """
+    as_many = readers.loss_by_as_many_codes(x, reduced, sizes, seed)
+    if min(sizes) >= 16:
+        return as_many, as_many
+    return readers.loss_by_as_many_codes(x, reduced, [max(16, size) for size in sizes], seed), as_many
+
+
+class _Judged:
+    """Inputs x (n, P) by which readers are judged, the units they belong to, and their main directions (C, P)."""
+
+    def __init__(self, x: Tensor, units: Tensor, seed: int, axes: Tensor):
+        self.units, self.seed, self.axes, self.x = units, seed, axes, x - x.mean(0)
+
+    def losses(self, left: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Of what readers leave of x, each (n, P): the share of its variance, and of resamples, (1 + DRAWS,)."""
+        squares = {name: one.double().square().sum(1) for name, one in [("all", self.x), *left.items()]}
+        means = Resampled(self.units, self.seed, squares).means
+        return {name: np.maximum(means[name] / means["all"], 1e-12) for name in left}  # so that one can divide by it
+
+    def dimensions(self, left: Tensor) -> np.ndarray:
+        """Over how many directions the bits are spread that leave so much (n, P), and in resamples, (1 + DRAWS,).
+
+        The directions are principal components of what is told, x without what is left: where x varies as much in all
+        directions, its own are any.
+        """
+        told = ((self.x - left) @ self.axes.T).double()
+        _, directions = torch.linalg.eigh(told.T @ told)
+        axes = directions.T.float() @ self.axes
+        squares = {name: (one @ axes.T).double().square() for name, one in (("all", self.x), ("left", left))}
+        means = Resampled(self.units, self.seed, squares).means
+        return dimensions_filled(bits_of_directions(means["all"], means["left"]))
+
+
+def _own_codes(observed: Observed, grid: tuple, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The codes that latents at these rows and around them have, (n, places, D); and the index of their own, (n,).
+
+    The index is None for codes that are put together.
+    """
+    index = torch.zeros(len(observed.latents), 1, dtype=torch.long)
+    parts = []
+    for levels in observed.parts:
+        chosen = []
+        for level in levels:
+            index[observed.rows, 0] = level.index
+            near = around(index, grid, rows, observed.mask)[..., 0]
+            codes = level.codes.double()
+            chosen.append((codes - codes.mean(0))[near])
+        parts.append(torch.stack(chosen).sum(0))
+    own = torch.cat(parts, dim=-1)
+    own = (own / own.abs().max().clamp_min(1e-300)).float()
+    return own, near[:, near.shape[1] // 2] if len(observed.levels) == 1 else None
 
 
 def _label_measures(observed: Observed) -> dict:
@@ -398,8 +526,9 @@ def _label_measures(observed: Observed) -> dict:
     rows = rows[sizes[where] >= CLASS]
     if (sizes >= CLASS).sum() < 2:
         return {"chance": 1.0}  # nothing can be read off
+    kept = metrics.separability(observed.latents.reshape(len(y), -1)[rows], y[rows])
     found = {
-        "separability": metrics.separability(observed.latents.reshape(len(y), -1)[rows], y[rows]),
+        "separability": spread_of_share(kept, len(rows), observed.seed),
         "chance": sizes.max().item() / len(rows),
     }
     if observed.inputs is not None:

@@ -24,9 +24,11 @@ __all__ = [
     "in_few_dimensions",
     "left_over",
     "LossByCodes",
+    "Placed",
     "loss_by_as_many_codes",
     "loss_by_codes",
     "means_by",
+    "off_codes",
 ]
 
 STEPS, BATCH = 2000, 64  # of the network, at most
@@ -99,6 +101,18 @@ def by_regression(near: Tensor, x: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(reader.predict(table[half:])).to(x.dtype).reshape(x[half:].shape)
 
 
+def off_codes(near: Tensor, index: Tensor | None, x: Tensor, seed: int) -> Tensor:
+    """x (n, P) as it is guessed, for the second half, from codes near (n, places, D), or by means of its own code.
+
+    index: of its own code, (n,), or None. Whichever leaves less counts.
+    """
+    half = len(x) // 2
+    guesses = [by_regression(near, x, seed)]
+    if index is not None:
+        guesses.append(means_by(index, x, half)[half:])
+    return min(guesses, key=lambda guess: left_over(x[half:], guess))
+
+
 class Network(nn.Module):
     """A linear map, and beside it two hidden layers for what is not linear."""
 
@@ -147,11 +161,24 @@ def _of_length_one(near: Tensor, most: int, seed: int) -> Tensor:
     return seen / seen.square().sum(1).mean().sqrt().clamp_min(1e-30)
 
 
-def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> tuple[float, float]:
-    """Share of the variance of inputs x (n, P) that codes placed on the first `learnt` leave, for the others.
+class Placed(NamedTuple):
+    """What codes placed on some inputs leave of the variance of others, and of those.
+
+    deviation: the standard error of the loss, as a share of it. of_first: what they leave of those that they were
+    placed on. left: all that is left of the others, (n, P).
+    """
+
+    loss: float
+    deviation: float
+    of_first: float
+    left: Tensor
+
+
+def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], seed: int) -> Placed:
+    """What codes placed on the first `learnt` of inputs x (n, P) leave of the others.
 
     One k-means of each size on the `reduced` inputs (n, C), level after level on what those before left; the best
-    number of levels counts. With the standard error of the loss, as a share of it.
+    number of levels counts.
     """
     left, found = x, []
     for size in sizes:
@@ -160,45 +187,73 @@ def loss_by_codes(x: Tensor, reduced: Tensor, learnt: int, sizes: list[int], see
         left, reduced = left - means_by(index, left, learnt), reduced - codes[index]
         each = left[learnt:].double().square().sum(1)
         deviation = each.std() / (each.mean().clamp_min(1e-300) * math.sqrt(len(each)))
-        found.append((left_over(x[learnt:], x[learnt:] - left[learnt:]), deviation.item()))
-    return min(found)
+        guess = x - left
+        of_first, of_others = (left_over(x[part], guess[part]) for part in (slice(learnt), slice(learnt, None)))
+        found.append(Placed(of_others, deviation.item(), of_first, left[learnt:]))
+    return min(found, key=lambda one: one.loss)
 
 
 class LossByCodes(NamedTuple):
-    """A loss, the interval that it is thought to be in, and how many codes it was measured with, in all."""
+    """A loss, the interval that it is thought to be in, how many codes it was measured with, and what those left.
+
+    left: of the last inputs, by which it was judged, (n, P).
+    """
 
     loss: float
     low: float
     high: float
     codes: int
+    left: Tensor
 
 
 def loss_by_as_many_codes(x: Tensor, reduced: Tensor, sizes: list[int], seed: int) -> LossByCodes:
     """`loss_by_codes` of codebooks of these sizes, measured if half of the inputs pays for them, else extrapolated.
 
     It pays for a codebook with INPUTS_PER_CODE to each code, up to MOST_CODES. Of larger ones, the largest for which
-    it pays, a quarter and a sixteenth of it are measured, each with as many inputs to a code. The logarithm of the
-    loss is about a straight line over the bits: of slope -2 / d in d dimensions (Zador's law; Gersho, 1979), and
-    flatter before. The last slope is drawn on. How wrong that may be is told by how much the slope had just changed,
-    by BEND at least, and by two standard errors of the last loss. Where the loss has begun to fall faster, as it does
-    until there is a code for each cluster, it may stop to fall at any moment: then it is only known to be no higher.
+    it pays, a quarter and a sixteenth of it are measured, each with as many inputs to a code, and drawn on. Then as
+    many codes as there should be are placed all the same, if there are two inputs to each. What they lose of inputs
+    that they did not learn from is an upper bound, since they learnt from few. What they lose of those is a lower
+    bound, since they fit them too closely. Where they lose less than was drawn, the inputs have more clusters than
+    codes were measured: nothing is drawn on then, and the bounds are all that is known.
     """
     half = len(x) // 2
     most = max(1, min(half // INPUTS_PER_CODE, MOST_CODES))
     if max(sizes) <= most:
-        loss, _ = loss_by_codes(x, reduced, half, sizes, seed)
-        return LossByCodes(loss, loss, loss, sum(sizes))
+        found = loss_by_codes(x, reduced, half, sizes, seed)
+        return LossByCodes(found.loss, found.loss, found.loss, sum(sizes), found.left)
     bits, losses = [], []
     for share in (16, 4, 1):
         rung = [max(1, min(size, most) // share) for size in sizes]
         learnt = INPUTS_PER_CODE * max(rung)
-        loss, deviation = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
-        bits.append(sum(map(math.log2, rung)))
-        losses.append(math.log(loss))
+        found = loss_by_codes(x[half - learnt :], reduced[half - learnt :], learnt, rung, seed)
+        bits.append(_bits(rung))
+        losses.append(math.log(found.loss))
+    low, loss, high = _drawn_on(bits, losses, found.deviation, _bits(sizes))
+    placed = [max(1, min(size, half // 2, MOST_CODES)) for size in sizes]
+    if placed != rung:
+        all_codes = loss_by_codes(x, reduced, half, placed, seed)
+        if all_codes.loss < _drawn_on(bits, losses, all_codes.deviation, _bits(placed))[1]:
+            low, loss, high = 0.0, all_codes.loss, math.inf
+        high = min(high, all_codes.loss * math.exp(2 * all_codes.deviation))
+        low = min(high, max(low, all_codes.of_first) if placed == sizes else low)
+    return LossByCodes(min(max(loss, low), high), low, high, sum(rung), found.left)
+
+
+def _bits(sizes: list[int]) -> float:
+    return sum(map(math.log2, sizes))
+
+
+def _drawn_on(bits: list[float], losses: list[float], deviation: float, wanted: float) -> tuple[float, float, float]:
+    """The loss for so many bits, between its ends, from logarithms of losses for fewer; deviation: that of the last.
+
+    They are about a straight line over the bits: of slope -2 / d in d dimensions (Zador's law; Gersho, 1979), and
+    flatter before. The last slope is drawn on. How wrong that may be is told by how much the slope had just changed,
+    by BEND at least, and by two standard errors of the last loss. Where the loss has begun to fall faster, as it does
+    until there is a code for each cluster, it may stop to fall at any moment: then it is only known to be no higher.
+    """
     before, last = np.diff(losses) / np.diff(bits).clip(min=1e-9)
-    further = sum(map(math.log2, sizes)) - bits[-1]
     slope, doubt = min(0.0, last), abs(last - before) + BEND
     flattest = 0.0 if last < before - BEND else min(0.0, slope + doubt)
     steps = (slope - doubt, -2 * deviation), (slope, 0.0), (flattest, 2 * deviation)
-    low, loss, high = (math.exp(losses[-1] + further * one + error) for one, error in steps)
-    return LossByCodes(loss, low, high, sum(rung))
+    low, loss, high = (math.exp(losses[-1] + (wanted - bits[-1]) * one + error) for one, error in steps)
+    return low, loss, high

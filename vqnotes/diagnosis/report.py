@@ -1,5 +1,6 @@
 """What a diagnosis says: the verdict, the evidence behind it, the advice, and how all of it is shown."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from vqnotes.diagnosis.rules import (
     Answer,
     codebook_at_fault,
     compares_otherwise,
+    confidence,
     decide,
     decide_codebook,
     dimensions_missing,
@@ -240,22 +242,25 @@ def not_started(names: list[str]) -> Diagnosis:
 
 def report(observed: Observed, measures: Measures) -> Diagnosis:
     """What is said of a codebook, or of codes that are put together as a whole."""
-    return _explained(observed, measures, *decide(measures), of_several=False)
+    return _explained(observed, measures, decide, of_several=False)
 
 
 def report_stack(observed: Observed, measures: Measures) -> StackDiagnosis:
     """What is said of codes that are put together, as a whole and one by one."""
     each: dict = {}
     for group, one, alone in zip(observed.shared, observed.codebooks, measures.codebooks):
-        each |= dict.fromkeys(group, _explained(one, alone, *decide_codebook(alone), of_several=True))
+        each |= dict.fromkeys(group, _explained(one, alone, decide_codebook, of_several=True))
     numbers = iter(range(len(each)))
     return StackDiagnosis(
         report(observed, measures), [[each[next(numbers)] for _ in part] for part in observed.parts]
     )
 
 
-def _explained(observed: Observed, m: Measures, verdict: str, reason: str, of_several: bool) -> Diagnosis:
+def _explained(
+    observed: Observed, m: Measures, by: Callable[[Measures], tuple[str, str]], of_several: bool
+) -> Diagnosis:
     """The diagnosis of a codebook or of a whole; of_several: of one codebook of a whole, which has no encoder."""
+    verdict, reason = by(m)
     codebook, encoder = codebook_at_fault(m), encoder_at_fault(m)
     needs = []
     if encoder is Answer.UNKNOWN and not of_several:
@@ -277,7 +282,8 @@ def _explained(observed: Observed, m: Measures, verdict: str, reason: str, of_se
         some = observed.counted[observed.sample[:DRAWN]]
         drawing = Drawing(some.float(), observed.levels[0].codes.float().clone(), m.counts)
     evidence, notes = _evidence(m, codebook, of_several), _notes(observed, m, codebook, encoder, of_several)
-    return Diagnosis(verdict, reason, evidence, advice, notes, drawing, _doubts(observed, m))
+    sure = confidence(m, verdict, by)
+    return Diagnosis(verdict, reason, evidence, advice, notes, drawing, _doubts(observed, m), sure)
 
 
 def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evidence]:
@@ -304,9 +310,9 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
         found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes)
     if m.dimensions is not None and not of_several:
-        paid = "paid for by the " + ("latents" if m.inputs_loss is None else "inputs")
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
-        found["dimensions filled"] = Evidence(m.dimensions, m.paid, paid, few)
+        by = f"by {m.inputs_codes:,} codes of the inputs"
+        found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
@@ -387,6 +393,4 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
         notes.append(f"lost by the encoder is what {m.reader}, the best of the readers, leaves of the inputs{itself}")
     if m.sample < m.latents:
         notes.append(f"references are measured on {m.sample:,} of {m.latents:,} latents")
-    if m.error is not None:
-        notes.append(f"error / variance is {m.error:.3g} with a standard error of {m.error_deviation:.1g}")
     return notes

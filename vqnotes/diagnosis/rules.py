@@ -3,7 +3,7 @@
 `measures` takes the numbers, `decide` is the rule.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 from vqnotes.diagnosis.measures import TRIFLE, Measures
@@ -13,6 +13,7 @@ __all__ = [
     "THRESHOLDS",
     "Answer",
     "codebook_at_fault",
+    "confidence",
     "compares_otherwise",
     "decide",
     "decide_codebook",
@@ -36,7 +37,9 @@ THRESHOLDS = {
     "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
     "trifle": TRIFLE,  # A difference below this share of the variance convicts neither.
-    "dimensions": 0.39,  # Dimensions are missing if codes fill less than this share of those that the bits pay for.
+    # Dimensions are missing if codes tell of less than this share of those that codes placed on the inputs tell of,
+    "dimensions": 0.7,
+    "costs": 1.1,  # and lose more than so many times as much of the inputs, and by "excess" of their variance.
     "rate": 0.24,  # The rate is the limit if k-means itself leaves more than this share of the variance.
     "differs": 1.1,  # A quantiser whose own choice of codes errs so many times more than the nearest is not judged.
 }
@@ -101,13 +104,15 @@ def encoder_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 def inputs_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether the encoder loses more of the inputs than codes of the inputs would, and most of what is lost.
 
-    Unknown, too, if that depends on where in its interval the loss of these codes is.
+    Where codes of the inputs leave more than half of the variance, it is what they keep that counts: an encoder must
+    then keep half of that at least. Unknown, too, if the answer depends on where in its interval their loss is.
     """
     if m.inputs_loss is None or m.inputs_loss > 0.95:
         return Answer.UNKNOWN
 
     def much(loss: float) -> bool:
-        return m.encoder_loss > max(thresholds["loss"] * loss, loss + thresholds["trifle"])
+        more = (thresholds["loss"] - 1) * min(loss, 1 - loss)
+        return m.encoder_loss - loss > max(more, thresholds["trifle"])
 
     low, high = (m.inputs_loss if one is None else one for one in (m.inputs_low, m.inputs_high))
     if m.encoder_loss <= thresholds["before"] * m.codes_loss or not much(low):
@@ -150,10 +155,11 @@ def encoder_not_judged(m: Measures) -> str:
 
 
 def dimensions_missing(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
-    """Whether codes fill far fewer dimensions than the inputs pay for; K codes fill K - 1 at most."""
+    """Whether codes tell of far fewer dimensions of the inputs than codes placed on the inputs do, at a cost."""
     if m.inputs_loss is None or m.dimensions is None:
         return Answer.UNKNOWN
-    return _answer(m.dimensions < thresholds["dimensions"] * min(m.paid, 2**m.rate - 1))
+    costs = m.own_loss > max(thresholds["costs"] * m.best_loss, m.best_loss + thresholds["excess"])
+    return _answer(costs and m.dimensions < thresholds["dimensions"] * m.best_dimensions)
 
 
 def decide(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
@@ -175,12 +181,21 @@ def decide(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
     if dimensions_missing(m, thresholds) is Answer.YES:
         return (
             "dimensional collapse",
-            f"Codes share their bits over {m.dimensions:.1f} dimensions; the inputs would pay for {m.paid:.1f}.",
+            f"Codes tell of {m.dimensions:.1f} dimensions of the inputs, where as many placed on the inputs tell of "
+            f"{m.best_dimensions:.1f}, and leave {times(m.own_loss / m.best_loss)} as much.",
         )
     if m.left > thresholds["rate"]:
         best = f"{m.codes:,} codes" if not m.codebooks else f"codes of {m.rate:.0f} bits"
         return "rate limit", f"Nothing is broken, but the best {best} leave {m.left:.0%} of the variance."
     return "healthy", f"The {codes}, and the latents keep what the inputs offer."
+
+
+def confidence(m: Measures, decided: str, by: Callable = decide) -> float | None:
+    """In how many of its resamples the measures get the same verdict, a share; None without resamples."""
+    resamples = len(next(iter(m.draws.values()), ()))
+    if not resamples:
+        return None
+    return sum(by(m.drawn(number))[0] == decided for number in range(resamples)) / resamples
 
 
 def decide_codebook(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:

@@ -87,8 +87,8 @@ def diagnose_tokens(
     runs over items that are independent of each other, such as images, clips or texts, the last along a sequence.
     With one axis all ids are one sequence; a raw file of many is `np.memmap(path, dtype).reshape(-1, length)`.
     size: K, the number of codes, whether they occur or not; at most 2^22.
-    padding: an id, or several, that does not count. It may be outside 0 .. K-1, such as -1 or 65535. An id inside is
-    then no code, and K is one less.
+    padding: an id, or several, that does not count (other libraries call it ignore_index). It may be outside
+    0 .. K-1, such as -1, -100 or 65535. An id inside is then no code, and K is one less.
     stages_axis: the axis of the index that runs over several codebooks (residual levels, heads, groups); size may
     then be a number for each. The result is a `StackDiagnosis`: parts[0] has a diagnosis of each codebook, and whole
     is of all.

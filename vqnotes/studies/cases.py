@@ -21,7 +21,7 @@ from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies.families import BEDS, HIDDEN, at_hand
 
-__all__ = ["CASES", "CORE", "Case", "Peer", "left_out", "name_of", "seeds_of", "settings"]
+__all__ = ["CASES", "CORE", "Case", "Peer", "left_out", "seeds_of", "settings"]
 
 PEERS = find_spec("vector_quantize_pytorch") is not None
 STACKS = ("items", "photographs", "signals")  # where codes are put together, level after level
@@ -229,13 +229,7 @@ def left_out() -> list[str]:
     return found
 
 
-def name_of(bed: str, case: str, codebook_size: int) -> str:
-    """A name for a setting, which a file can have."""
-    words = f"{bed} {case} {codebook_size}".replace("±", "+-").replace("/", " by ")
-    return "_".join("".join(one if one.isalnum() or one in "+-." else " " for one in words).split())
-
-
 def seeds_of(bed: str, case: str, codebook_size: int) -> list[int]:
     """Seeds of its own for each setting: three, and two of the largest codebooks."""
-    first = zlib.crc32(name_of(bed, case, codebook_size).encode()) // 16 * 4
+    first = zlib.crc32(f"{bed} {case} {codebook_size}".encode()) // 16 * 4
     return [first + number for number in range(2 if codebook_size > 2048 else 3)]

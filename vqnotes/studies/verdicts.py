@@ -7,16 +7,10 @@ make validation                                   does so, and puts the table wh
 have. None of that is known to `diagnose`, which is given a part of the inputs and no labels.
 """
 
-import argparse
 import json
-import multiprocessing
-import os
 import time
-import traceback
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +20,6 @@ import torch
 from torch import Tensor
 
 from vqnotes import models
-from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.diagnosis import rules
 from vqnotes.diagnosis.inputs import Unused
@@ -34,11 +27,11 @@ from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.model import BATCH
-from vqnotes.studies import interventions
-from vqnotes.studies.cases import CASES, left_out, name_of, seeds_of, settings
+from vqnotes.studies import interventions, parts
+from vqnotes.studies.cases import CASES, left_out, seeds_of, settings
 from vqnotes.studies.families import BEDS
 
-__all__ = ["examine", "from_cells", "gathered", "models_made", "sets_of", "to_cells"]
+__all__ = ["examine", "from_cells", "models_made", "sets_of", "to_cells"]
 
 TABLE = Path(__file__).with_name("verdicts.csv")
 RATIOS, MORE_RATIOS = (1, 2, 4, 8, 16, 32, 64), (128, 256)  # latents a code that are shown; the latter of few
@@ -104,10 +97,10 @@ def examine(
         quantizer = getattr(model.quantizer, "inner", model.quantizer)
         made = {"family": BEDS[bed].family, "bed": bed, "case": case, "codebook_size": codebook_size}
         made |= {"seed": seed, "made": how.made, "quantiser": type(quantizer).__name__, "dim": model.quantizer.dim}
-        rows.append(made | error | to_cells(m) | {"verdict": verdict, "reason": reason})
-    parts = {"making": made_after, "intervening": done_after - made_after}
-    parts |= {"measuring": time.perf_counter() - start - done_after}
-    spent = {f"s {name}": seconds / len(rows) for name, seconds in parts.items()}
+        rows.append(made | error | to_cells(m) | {"verdict": verdict, "reason": reason, "draws": m.draws})
+    took = {"making": made_after, "intervening": done_after - made_after}
+    took |= {"measuring": time.perf_counter() - start - done_after}
+    spent = {f"s {name}": seconds / len(rows) for name, seconds in took.items()}
     return [row | spent for row in rows]
 
 
@@ -120,7 +113,8 @@ def to_cells(m: Measures) -> dict[str, Any]:
 
 
 def _values(m: Measures) -> dict[str, Any]:
-    return {one.name: getattr(m, one.name) for one in fields(m) if not isinstance(getattr(m, one.name), Tensor)}
+    values = {one.name: getattr(m, one.name) for one in fields(m)}
+    return {name: one for name, one in values.items() if name != "draws" and not isinstance(one, Tensor)}
 
 
 def _cell(value: Any) -> Any:
@@ -169,50 +163,7 @@ def _value(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# ---------------------------------------------------------------- all settings, and the table
-
-
-def _kept(setting: dict, folder: Path, share: float) -> tuple[str, str, float]:
-    """Examines one setting and writes its rows; its name, what went wrong if anything did, and the seconds."""
-    name, start = name_of(**setting), time.perf_counter()
-    trouble = folder / f"{name}.error"
-    try:
-        rows = pd.DataFrame(examine(**setting, share=share))
-        with replaced(folder / f"{name}.csv") as beside:
-            rows.to_csv(beside, index=False, float_format="%.6g")
-        trouble.unlink(missing_ok=True)
-        return name, "", time.perf_counter() - start
-    except Exception as error:
-        trouble.write_text(traceback.format_exc(), encoding="utf-8")
-        return name, repr(error), time.perf_counter() - start
-
-
-def _alone() -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-
-
-def run(folder: Path, todo: list[dict], workers: int, limit: float | None, share: float) -> None:
-    """Examines settings in so many processes until all are done, or time is up: then what is under way is lost."""
-    end = None if limit is None else time.monotonic() + limit
-    with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
-        results = pool.imap_unordered(partial(_kept, folder=folder, share=share), todo)
-        for number in range(1, len(todo) + 1):
-            try:
-                name, wrong, seconds = results.next(None if end is None else max(0.0, end - time.monotonic()))
-            except multiprocessing.TimeoutError:
-                say(f"the time is up: {number - 1} of {len(todo)} settings were done", flush=True)
-                return
-            say(f"{number}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
-
-
-def gathered(folder: Path) -> pd.DataFrame:
-    """The table of all settings that are done, in their order. Raises ValueError if there is none."""
-    files = [folder / f"{name_of(**setting)}.csv" for setting in settings()]
-    parts = [pd.read_csv(file) for file in files if file.exists()]
-    if not parts:
-        raise ValueError(f"no setting is done in {folder}")
-    return pd.concat(parts, ignore_index=True)
+# ---------------------------------------------------------------- the table
 
 
 def models_made() -> pd.DataFrame:
@@ -220,33 +171,7 @@ def models_made() -> pd.DataFrame:
     return pd.read_csv(TABLE)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.verdicts", description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("verdicts"), help="a folder, of a file a setting")
-    parser.add_argument("--limit-s", type=float, help="stop after so many seconds")
-    parser.add_argument("--match", default="", help="only settings whose name has this in it")
-    parser.add_argument("--few", type=int, help="only so many of them")
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps, for a trial (default: %(default)s)")
-    parser.add_argument("--table", type=Path, help="where to write the table of what is done")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"OMP_NUM_THREADS": "1", "LOGURU_LEVEL": "ERROR"}  # of the workers
-    todo = [one for one in settings() if options.match in name_of(**one)]
-    done = [one for one in todo if (options.out / f"{name_of(**one)}.csv").exists()]
-    left = [one for one in todo if one not in done]
-    left = [left[number] for number in np.random.default_rng(0).permutation(len(left))][: options.few]
-    say(*left_out(), f"{len(done)} of {len(todo)} settings were done before", flush=True)
-    if left:
-        run(options.out, left, options.workers, options.limit_s, options.share)
-    if options.table:
-        table = gathered(options.out)
-        with replaced(options.table) as beside:
-            table.drop(columns=[name for name in table if name.startswith("s ")]).to_csv(
-                beside, index=False, float_format="%.6g"
-            )
-        say(f"{len(table)} models are in {options.table}")
-
-
 if __name__ == "__main__":
-    main()
+    if missing := left_out():
+        say(*missing)
+    parts.command("python -m vqnotes.studies.verdicts", __doc__.splitlines()[0], examine, settings())

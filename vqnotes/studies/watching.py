@@ -1,7 +1,7 @@
 """How often does `CollapseWatch` warn of a healthy training, and how soon of one that collapses?
 
-python -m vqnotes.studies.watching   trains them and writes the table into the folder you are in: one process, some
-                                     minutes; what a table that is there already holds is not trained again
+python -m vqnotes.studies.watching   trains them and writes the table into the folder you are in, after each of them;
+                                     what a table that is there already holds is not trained again
 
 Trainings of `studies.verdicts`, and of vector-quantize-pytorch with k-means at the first batch. Each has a watch of
 its own from step 0 on, which is not told of any warm-up. That a model has ended healthy, or collapsed, is confirmed
@@ -12,8 +12,10 @@ up for it: they stand by themselves, as "recovered".
 
 import argparse
 import math
+import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ from torch import Tensor, nn
 from vqnotes import models, training
 from vqnotes._files import replaced
 from vqnotes._printing import say
+from vqnotes.diagnosis.observed import INPUTS_PER_CODE
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 from vqnotes.quantizers import Quantized, VectorQuantizer
 from vqnotes.studies import verdicts
 
 __all__ = ["CASES", "EVERY", "LIBRARY", "Library", "Recorded", "alarms", "settings", "trainings_watched", "watched"]
+
+Training = tuple[str, str, int]  # label, case, seed
 
 TABLE = Path(__file__).with_name("watching.csv")
 LIBRARY = {  # options of vector-quantize-pytorch; a code starts anew below 1 latent a batch, where N/K is 2
@@ -40,7 +45,8 @@ CASES = {  # which trainings, and how many of each
     "recovered": (("library",), 8),
     "token collapse": (("U(±1/K)", "N(0, 1)", "k-means untrained, EMA", "U(±1/K) after warm-up"), 8),
 }
-FIRST_SEED, CODES, DIM, PROBE, EVERY = 8000, 64, 8, 1024, 30
+FIRST_SEED, CODES, DIM, EVERY = 8000, 64, 8, 30
+PROBE = 2 * INPUTS_PER_CODE * CODES  # as few as pay for as many codes, by which the encoder is then judged
 
 
 class Library(nn.Module):
@@ -157,20 +163,55 @@ def alarms(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "case", "runs", "warned", "share", "low", "high", "delay"])
 
 
+# ---------------------------------------------------------------- the table is made
+
+
+def one_training(label: str, case: str, seed: int) -> dict:
+    """A row of the table."""
+    return {"label": label, "case": case, "seed": seed} | watched([seed], label, case)[0]
+
+
+def completed(out: Path, executor: Executor, at_once: int, limit_s: float = math.inf) -> pd.DataFrame:
+    """Trains what the table in a file lacks, some at once, and begins none after so many seconds.
+
+    The file is written anew after each training. Returns its table.
+    """
+    wanted: list[Training] = [
+        (one["label"], one["case"], seed)
+        for one in settings()
+        for seed in range(FIRST_SEED, FIRST_SEED + CASES[one["label"]][1])
+    ]
+    known = pd.read_csv(out).to_dict("records") if out.exists() else []
+    rows = {(row["label"], row["case"], row["seed"]): row for row in known}
+    todo = [one for one in wanted if one not in rows]
+    running: dict[Future, Training] = {}
+    end = time.monotonic() + limit_s
+    while True:
+        while todo and len(running) < at_once and time.monotonic() < end:
+            one = todo.pop(0)
+            running[executor.submit(one_training, *one)] = one
+        if not running:
+            return pd.DataFrame(list(rows.values()))
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            rows[running.pop(future)] = future.result()
+        rows = {one: rows[one] for one in wanted if one in rows}
+        with replaced(out) as beside:
+            pd.DataFrame(list(rows.values())).to_csv(beside, index=False, float_format="%.5g")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.watching", description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
+    parser.add_argument(
+        "--limit-s", type=float, default=math.inf, help="no training begins after so many seconds (default: no limit)"
+    )
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["label", "case"])
-    for setting in settings():
-        if (table[["label", "case"]] == setting).all(axis=1).any():
-            continue
-        seeds = range(FIRST_SEED, FIRST_SEED + CASES[setting["label"]][1])
-        rows = [setting | {"seed": seed} | row for seed, row in zip(seeds, watched(seeds, **setting))]
-        table = pd.concat([table, pd.DataFrame(rows)]) if len(table) else pd.DataFrame(rows)
-        with replaced(options.out) as beside:
-            table.to_csv(beside, index=False, float_format="%.5g")
+    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        table = completed(options.out, pool, options.workers, options.limit_s)
+    whole = sum(CASES[one["label"]][1] for one in settings())
+    if len(table) < whole:
+        raise SystemExit(f"{len(table)} of {whole} trainings are in {options.out}: run it again for the others")
     say(alarms(with_confirmation(table)).round(3).to_string(index=False))
 
 

@@ -1,0 +1,105 @@
+"""A study in parts, a file each: run again, it goes on where it was, and a part that fails stops no other."""
+
+import argparse
+import multiprocessing
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vqnotes._files import replaced
+from vqnotes._printing import say
+
+__all__ = ["command", "gathered", "name_of", "run"]
+
+Examine = Callable[..., Sequence[dict[str, Any]]]
+
+
+def name_of(setting: dict[str, Any]) -> str:
+    """A name for a setting, which a file can have."""
+    words = " ".join(map(str, setting.values())).replace("±", "+-").replace("/", " by ")
+    return "_".join("".join(one if one.isalnum() or one in "+-." else " " for one in words).split())
+
+
+def _kept(setting: dict[str, Any], examine: Examine, folder: Path) -> tuple[str, str, float]:
+    """Examines one setting and writes its rows; its name, what went wrong if anything did, and the seconds."""
+    name, start = name_of(setting), time.perf_counter()
+    trouble = folder / f"{name}.error"
+    try:
+        rows = list(examine(**setting))
+        drawn = [row.pop("draws", {}) for row in rows]
+        if arrays := {f"{number} {key}": one for number, each in enumerate(drawn) for key, one in each.items()}:
+            np.savez_compressed(folder / f"{name}.npz", **arrays)
+        with replaced(folder / f"{name}.csv") as beside:
+            pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g")
+        trouble.unlink(missing_ok=True)
+        return name, "", time.perf_counter() - start
+    except Exception as error:
+        trouble.write_text(traceback.format_exc(), encoding="utf-8")
+        return name, repr(error), time.perf_counter() - start
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def run(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None) -> None:
+    """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over.
+
+    examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in
+    it, "draws", is kept beside the table. What fails is written to a file NAME.error. What is under way when time is
+    up is lost.
+    """
+    end = None if limit is None else time.monotonic() + limit
+    os.environ |= {"OMP_NUM_THREADS": "1", "LOGURU_LEVEL": "ERROR"}  # of the workers
+    with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
+        results = pool.imap_unordered(partial(_kept, examine=examine, folder=folder), todo)
+        for number in range(1, len(todo) + 1):
+            try:
+                name, wrong, seconds = results.next(None if end is None else max(0.0, end - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                say(f"the time is up: {number - 1} of {len(todo)} settings were done", flush=True)
+                return
+            say(f"{number}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
+
+
+def gathered(folder: Path, settings: list[dict[str, Any]]) -> pd.DataFrame:
+    """The table of all settings that are done, in their order. Raises ValueError if there is none."""
+    files = [folder / f"{name_of(setting)}.csv" for setting in settings]
+    parts = [pd.read_csv(file) for file in files if file.exists()]
+    if not parts:
+        raise ValueError(f"no setting is done in {folder}")
+    return pd.concat(parts, ignore_index=True)
+
+
+def command(prog: str, description: str, examine: Examine, settings: list[dict[str, Any]]) -> None:
+    """The command line of a study."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
+    parser.add_argument("--out", type=Path, required=True, help="a folder, of a file a setting")
+    parser.add_argument("--limit-s", type=float, help="stop after so many seconds")
+    parser.add_argument("--match", default="", help="only settings whose name has this in it")
+    parser.add_argument("--few", type=int, help="only so many of them")
+    parser.add_argument("--table", type=Path, help="where to write the table of what is done")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    todo = [one for one in settings if options.match in name_of(one)]
+    left = [one for one in todo if not (options.out / f"{name_of(one)}.csv").exists()]
+    say(f"{len(todo) - len(left)} of {len(todo)} settings were done before", flush=True)
+    left = [left[number] for number in np.random.default_rng(0).permutation(len(left))][: options.few]
+    if left:
+        run(examine, left, options.out, options.workers, options.limit_s)
+    if options.table:
+        table = gathered(options.out, settings)
+        with replaced(options.table) as beside:
+            table.drop(columns=[name for name in table if name.startswith("s ")]).to_csv(beside, index=False)
+        say(f"{len(table)} rows are in {options.table}")

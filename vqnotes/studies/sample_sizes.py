@@ -1,0 +1,122 @@
+"""How many latents does a verdict need? Wrong and withheld verdicts over the latents N, the codes K, dimensions D.
+
+python -m vqnotes.studies.sample_sizes --out parts    a file a cell; run again, it goes on where it was
+
+Latents with a known fault, and no training: inputs on a curved surface of four dimensions in 32, and latents that are
+another view of that surface in D dimensions. The codes are those of k-means on far more latents than the diagnosis
+gets, which it then has to find sound; or they crowd; or the latents lack a part of the surface.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vqnotes.diagnosis.measures import measure
+from vqnotes.diagnosis.observed import observe
+from vqnotes.diagnosis.rules import THRESHOLDS, confidence, decide
+from vqnotes.kmeans import kmeans
+from vqnotes.studies.parts import command
+
+__all__ = ["FAULTS", "RIGHT", "cells", "judged", "latents_and_codes", "shares", "sizes_tried", "surface"]
+
+TABLE = Path(__file__).with_name("sample_sizes.csv")
+SURFACE, SEEN = 4, 32  # dimensions of the surface, and of the inputs
+LATENTS_A_CODE = (0.25, 1, 4, 16, 64)
+FAULTS = ("none", "codes crowd", "latents coincide")
+RIGHT = {  # verdicts that are right for each; codes that are as good as can be may still be too few
+    "none": ("healthy", "rate limit"),
+    "codes crowd": ("token collapse",),
+    "latents coincide": ("embedding collapse",),
+}
+PLACED_ON, MOST_PLACED_ON = 32, 2**17  # latents a code that the codes are placed on
+COSTS, SEEDS = 2**27, range(24)  # up to which size of a cell, in products, it gets all of the seeds
+
+
+def cells() -> list[dict]:
+    """All that is tried: N, K, D and the fault; N from K/4 to 64 K, 64 at least."""
+    return [
+        {"latents": max(64, int(share * codes)), "codes": codes, "dim": dim, "fault": fault}
+        for codes in (16, 64, 256, 1024, 4096, 8192)
+        for share in LATENTS_A_CODE
+        for dim in (2, 16, 256)
+        for fault in FAULTS
+        if share * codes >= 4 and codes * codes * dim * max(share, 8) <= 2**36
+    ]
+
+
+def sizes_tried(latents: int, codes: int, dim: int, fault: str) -> range:
+    """The seeds of a cell: all of a small one, fewer of those that cost more, and two at least."""
+    cost = codes * min(max(PLACED_ON * codes, 8192), MOST_PLACED_ON) * dim
+    return SEEDS[: int(np.clip(len(SEEDS) * COSTS / cost, 2, len(SEEDS)))]
+
+
+def surface(count: int, seed: int) -> Tensor:
+    """Places on the surface, (count, 4), of normal distribution."""
+    return torch.randn(count, SURFACE, generator=torch.Generator().manual_seed(seed))
+
+
+def view(places: Tensor, dim: int, seed: int) -> Tensor:
+    """The surface as it is seen in `dim` dimensions: straight, and bent a little, with 1 % of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    straight = torch.randn(places.shape[1], dim, generator=generator) / places.shape[1] ** 0.5
+    turned = torch.randn(places.shape[1], dim, generator=generator)
+    bent = (places @ turned).sin() if dim > places.shape[1] else 0.0
+    return places @ straight + 0.3 * bent + 0.01 * torch.randn(len(places), dim, generator=generator)
+
+
+def latents_and_codes(latents: int, codes: int, dim: int, fault: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (N, D), a codebook (K, D) and inputs (N, 32) with this fault. ValueError for an unknown fault.
+
+    "none": latents see all of the surface that D dimensions can hold, and codes are those of k-means on many latents.
+    "codes crowd": the codes are latents, but from the nearest sixteenth to one of them. "latents coincide": they see
+    one dimension of the surface alone, of which inputs have four.
+    """
+    if fault not in FAULTS:
+        raise ValueError(f"fault must be one of {FAULTS}, got {fault!r}")
+    known = 1 if fault == "latents coincide" else min(SURFACE, dim)
+    many = min(max(PLACED_ON * codes, 8192), MOST_PLACED_ON)
+    places = surface(latents + many, seed)
+    if dim < SURFACE and fault != "latents coincide":
+        places[:, dim:] = 0  # what the latents cannot hold, the inputs do not have
+    z = view(places[:, :known], dim, seed + 1)
+    shown, others = z[:latents], z[latents:]
+    if fault == "codes crowd":
+        near = (others - others[0]).square().sum(1).argsort()[: max(codes, len(others) // 16)]
+        codebook = others[near[torch.randperm(len(near), generator=torch.Generator().manual_seed(seed))[:codes]]]
+    else:
+        codebook, _ = kmeans(others, codes, seed)
+    return shown, codebook, view(places[:latents], SEEN, seed + 2)
+
+
+def judged(latents: int, codes: int, dim: int, fault: str, seeds: Iterable[int] | None = None) -> list[dict]:
+    """The verdicts on one cell: a row for each seed, with how sure it is. Raises as `latents_and_codes`."""
+    rows = []
+    for seed in sizes_tried(latents, codes, dim, fault) if seeds is None else seeds:
+        shown, codebook, x = latents_and_codes(latents, codes, dim, fault, 10 * seed)
+        m = measure(observe(shown, codebook, inputs=x, seed=seed))
+        verdict, reason = decide(m, THRESHOLDS)
+        cell = {"latents": latents, "codes": codes, "dim": dim, "fault": fault, "seed": seed}
+        figures = {name: getattr(m, name) for name in ("gap", "error", "best", "encoder_loss", "inputs_loss")}
+        rows.append(cell | {"verdict": verdict, "confidence": confidence(m, verdict)} | figures | {"reason": reason})
+    return rows
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each cell without its fault (N, K, D): shares of wrong and of withheld verdicts, and how many there were.
+
+    Columns: latents, codes, dim, wrong, withheld, verdicts. Raises ValueError for an empty table.
+    """
+    if table.empty:
+        raise ValueError("the table has no rows")
+    right = [verdict in RIGHT[fault] for verdict, fault in zip(table["verdict"], table["fault"])]
+    withheld = table["verdict"] == "cannot tell"
+    by = table.assign(wrong=~np.array(right) & ~withheld, withheld=withheld).groupby(["latents", "codes", "dim"])
+    return by.agg(wrong=("wrong", "mean"), withheld=("withheld", "mean"), verdicts=("wrong", "size")).reset_index()
+
+
+if __name__ == "__main__":
+    command("python -m vqnotes.studies.sample_sizes", __doc__.splitlines()[0], judged, cells())
