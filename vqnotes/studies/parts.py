@@ -36,7 +36,7 @@ def _kept(setting: dict[str, Any], examine: Examine, folder: Path) -> tuple[str,
     try:
         rows = list(examine(**setting))
         drawn = [row.pop("draws", {}) for row in rows]
-        if arrays := {f"{number} {key}": one for number, each in enumerate(drawn) for key, one in each.items()}:
+        if arrays := {f"{n} {key}": one.astype("f4") for n, each in enumerate(drawn) for key, one in each.items()}:
             np.savez_compressed(folder / f"{name}.npz", **arrays)
         with replaced(folder / f"{name}.csv") as beside:
             pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g")
