@@ -1,13 +1,9 @@
 """The nearest code is exact: with offsets, ties, outliers, overflow, any dtype, and in little memory."""
 
-import threading
-import time
-
 import numpy as np
-import psutil
 import pytest
 import torch
-from helpers import between_neighbours, brute_force, normal
+from helpers import between_neighbours, brute_force, normal, peak_memory
 
 from vqnotes import _rounding, nearest
 from vqnotes.models import image_autoencoder, mlp_autoencoder
@@ -67,6 +63,41 @@ def test_nearest_code_measures_no_latent_again_for_clones_or_tight_clusters(monk
     codebook = codebook + 1e-4 * normal(500, 16, seed=2, dtype=dtype)  # too close to tell apart by a float32 product
     assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
     assert sum(again) < 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("distinct", [1, 40, 320, 639])
+def test_clones_make_no_second_search(monkeypatch, dtype, distinct):
+    base = normal(distinct, 8, seed=1, dtype=dtype)
+    codebook = base[torch.from_numpy(np.random.default_rng(0).permutation(640) % distinct)]
+    latents, searched, search = normal(4000, 8, dtype=dtype), [], nearest._nearest_in_each
+
+    def counted(z, codes, may_wait):
+        searched.append(z[..., 0].numel() * codes.shape[1])
+        return search(z, codes, may_wait)
+
+    monkeypatch.setattr(nearest, "_nearest_in_each", counted)
+    found = nearest_code(latents, codebook)
+    assert torch.equal(found, brute_force(latents, codebook))
+    assert sum(searched) <= 1.3 * len(latents) * len(codebook.unique(dim=0))
+
+
+def test_few_latents_with_clones_are_not_measured_one_by_one(monkeypatch):
+    again, measure = [], _rounding.by_differences
+    monkeypatch.setattr(_rounding, "by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
+    latents, codebook = normal(100, 16), normal(500, 16, seed=1).repeat(2, 1)  # too little to look at the codes first
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+    many = torch.vmap(nearest_code)(torch.stack([latents, latents + 1]), torch.stack([codebook, codebook]))
+    assert many.max() < 500 and torch.equal(many[0], nearest_code(latents, codebook))
+    assert sum(again) < 10
+
+
+def test_zero_has_no_sign_among_clones():
+    codebook = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [-0.0, -1.0], [0.0, -1.0]]).repeat(100, 1)
+    latents = normal(5000, 2)
+    assert torch.equal(nearest_code(latents, codebook), 2 * (latents[:, 1] < 0).long())
+    strided = codebook.T.contiguous().T  # as a transposed weight is
+    assert torch.equal(nearest_code(latents, strided), nearest_code(latents, codebook))
 
 
 def test_nearest_code_sees_a_rival_anywhere_in_the_codebook():
@@ -133,20 +164,7 @@ def test_nearest_code_under_vmap_refuses_one_bad_run():
 def test_nearest_code_needs_little_memory():
     latents, codebook = normal(65_536, 64), normal(8_192, 64, seed=1)
     nearest_code(latents[:2048], codebook)  # the libraries' own buffers, once
-    process, peak, done = psutil.Process(), [0], threading.Event()
-
-    def watch():
-        while not done.is_set():
-            peak[0] = max(peak[0], process.memory_info().rss)
-            time.sleep(0.001)
-
-    before = process.memory_info().rss
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    index = nearest_code(latents, codebook)
-    done.set()
-    watcher.join()
-    assert peak[0] - before - index.nbytes < 64 * 2**20
+    assert peak_memory(lambda: nearest_code(latents, codebook)) < 64 * 2**20
 
 
 @pytest.mark.parametrize(

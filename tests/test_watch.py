@@ -83,7 +83,7 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
     """On a clock of our own: a look takes 0.5 s, a step 0.01 s."""
     clock, looks = [0.0], []
 
-    def slow(model, probe, labels):
+    def slow(model, probe, labels, progress):
         looks.append(clock[0])
         clock[0] += 0.5
         return {}
@@ -151,7 +151,7 @@ def scripted(monkeypatch, found):
     """Each look at a model finds what comes next: a verdict on its quantiser, or an error."""
     coming = iter(found)
 
-    def diagnose_scripted(model, probe, labels):
+    def diagnose_scripted(model, probe, labels, progress):
         one = next(coming)
         if isinstance(one, BaseException):
             raise one
@@ -254,7 +254,7 @@ def test_looks_that_come_soon_keep_to_the_budget(monkeypatch, found):
     """On a clock of our own: a look takes 0.5 s, a step 0.01 s."""
     clock, looks = [0.0], []
 
-    def slow(model, probe, labels):
+    def slow(model, probe, labels, progress):
         looks.append(clock[0])
         clock[0] += 0.5
         return {"vq": Diagnosis(found[(len(looks) - 1) % len(found)], "Why.", {}, [])}
@@ -466,7 +466,7 @@ def test_no_change_of_a_model_ends_a_training(change):
 def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
     found = iter([{"a": TOKEN}, *[{"b": HEALTHY}] * 9])
 
-    def scripted(model, probe, labels):
+    def scripted(model, probe, labels, progress):
         return {name: Diagnosis(one, "Why.", {}, []) for name, one in next(found).items()}
 
     monkeypatch.setattr(watch, "diagnose_model", scripted)

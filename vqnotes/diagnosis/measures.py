@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
-from vqnotes._rounding import PART
+from vqnotes._progress import stage
+from vqnotes._rounding import PART, mean_of_rows
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.inputs import Unused
@@ -123,7 +124,9 @@ def measure(observed: Observed) -> Measures:
         scaled = Scaled(observed)
         found |= {"sample": len(sample), "spread": scaled.spread}
         if enough and scaled.spread > 0:
+            stage("k-means on the latents")
             references = [reference_for(scaled, start) for start in range(STARTS if len(sample) <= AT_LEAST else 1)]
+            stage("codes beside those of k-means")
             found |= _codebook_measures(scaled, references)
             if not several:
                 found |= _doubtful_measures(scaled, found)
@@ -150,6 +153,7 @@ def _as_measures(found: dict) -> Measures:
 
 def _uses(observed: Observed) -> dict:
     """How the codes of one codebook are used, over all latents."""
+    stage("uses of the codes")
     one = observed.levels[0]
     size, different, meter = len(one.codes), _different(one.latents), metrics.UsageMeter(len(one.codes))
     meter.counts = torch.bincount(one.index, minlength=size) if one.uses is None else one.uses
@@ -249,7 +253,7 @@ def _same(points: Tensor, others: Tensor) -> bool:
 def _centre(observed: Observed, first: int) -> Tensor:
     """The mean of a part's latents, or of all that reaches its codebook, if other places have the same."""
     group = next(group for group in observed.shared if first in group)
-    return torch.stack([observed.levels[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
+    return torch.stack([mean_of_rows(observed.levels[one].latents) for one in group]).mean(0)
 
 
 def reference_for(scaled: Scaled, start: int = 0) -> list[list[Tensor]]:
@@ -403,6 +407,7 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
 
 def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own."""
+    stage("codes placed on the inputs")
     observed, paired = scaled.observed, scaled.observed.inputs
     rows, seed = observed.beside, observed.seed
     x = paired.rows(rows)
@@ -413,6 +418,7 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     placed, as_many = _codes_on_inputs(x, parts.reduced, [len(one.codes) for one in observed.levels], seed)
     at_codes = _Judged(x[-len(placed.left) :], units_of(rows[-len(placed.left) :], observed.grid), seed, parts.axes)
 
+    stage("inputs read off the latents")
     rows, x = rows[:READ], x[:READ]
     half = len(rows) // 2
     judged = _Judged(x[half:], units_of(rows[half:], observed.grid), seed, parts.axes)
@@ -517,6 +523,7 @@ def _own_codes(observed: Observed, grid: tuple, rows: Tensor) -> tuple[Tensor, T
 
 def _label_measures(observed: Observed) -> dict:
     """How well labels, one a latent or one an input, are read off latents and inputs."""
+    stage("labels read off the latents")
     y, each = observed.labels, len(observed.labels) == len(observed.latents)
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(observed.seed))
     if observed.inputs is not None:  # of the first only, perhaps

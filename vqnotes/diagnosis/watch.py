@@ -137,7 +137,7 @@ class CollapseWatch:
         """The verdicts on a model's quantisers, or what stands in the place of one, with the diagnoses."""
         unused = self._use.unused(run, model) if self._use else set()
         found = {}
-        for name, one in diagnose_model(model, self.probe, labels=self.labels).items():
+        for name, one in diagnose_model(model, self.probe, labels=self.labels, progress=False).items():
             idle = unused and unused.issuperset(modules_of(name, quantisers(model)))
             waits = not one.started or (idle and _is_bad(one.verdict))
             found[run + name] = (NOT_STARTED if waits else one.verdict, one)

@@ -25,6 +25,7 @@ from vqnotes.diagnosis.observed import (
     observe_stack,
 )
 from vqnotes.diagnosis.report import Diagnosis, not_started, report, report_stack
+from vqnotes.diagnosis.stages import expect_stages
 
 __all__ = ["Heard", "Record", "Sample"]
 
@@ -295,6 +296,7 @@ class Record:
             return dict.fromkeys(names, not_started([name or self.unit.name for name in self.not_started]))
         try:
             observed = self.observed(inputs, labels, seed)
+            expect_stages(observed)
             measures = measure(observed)
             if not observed.stacked:
                 found = {self.unit.name: report(observed, measures)}
