@@ -19,11 +19,13 @@ from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.inputs import Unused
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
+from vqnotes.diagnosis.stability import NOISE, moved_by
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
 __all__ = ["TRIFLE", "Measures", "measure", "shared_dimensions"]
 
+STAYING = 2048  # latents that are moved to see whether they keep their code
 READ, LABEL_SAMPLE = 8192, 1500  # latents that readers read, and that labels are read off
 CLASS = 5  # labels that one must have, to be cross-validated
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
@@ -76,6 +78,9 @@ class Measures:
     gap_directions: float | None = None  # if latents were brought to the length that all codes have
     unused: Unused | None = None  # why inputs that were given were not used
     bits: float | None = None  # of codes that are put together: the sum of log2 K
+    stays: float | None = None  # share of the latents that keep their code where noise moves them
+    stays_reference: float | None = None  # of those that keep their code of k-means
+    stays_of: int | None = None  # latents that were moved
     codebooks: tuple["Measures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
 
     @property
@@ -110,7 +115,7 @@ def measure(observed: Observed) -> Measures:
             reference = reference_for(scaled)
             found |= _codebook_measures(scaled, reference)
             if not several:
-                found |= _doubtful_measures(scaled, found)
+                found |= _doubtful_measures(scaled, found) | _staying(scaled, reference[0][0])
     if observed.stacked:
         found |= {"bits": observed.total_bits, "codebooks": alone or (Measures(**found),)}
     found["unused"] = observed.unused
@@ -337,6 +342,18 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
         error, least = (_errors(directions, some[nearest_code(directions, some)], half)[1] for some in (codes, best))
         result["gap_directions"] = _ratio(error.mean().item(), least.mean().item())
     return result
+
+
+def _staying(scaled: Scaled, centroids: Tensor) -> dict:
+    """Whether latents keep their code where noise moves them: of the half that the centroids were not fitted to."""
+    points = scaled.points[scaled.half :][:STAYING]
+    moved = moved_by(points, NOISE, torch.Generator().manual_seed(scaled.observed.seed))
+    of_both = scaled.centred(scaled.observed.levels[0].codes), centroids
+    own, reference = (
+        (nearest_code(points, codes) == nearest_code(moved, codes)).double().mean().item() for codes in of_both
+    )
+    whole = len(centroids) == len(of_both[0])
+    return {"stays": own, "stays_reference": reference if whole else None, "stays_of": len(points)}
 
 
 def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:

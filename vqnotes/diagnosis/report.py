@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqnotes.diagnosis.collisions import collisions
 from vqnotes.diagnosis.conditions import Condition, conditions, few_in_effect
 from vqnotes.diagnosis.measures import TRIFLE, Measures
 from vqnotes.diagnosis.observed import AT_MOST, Observed
@@ -25,6 +26,7 @@ from vqnotes.diagnosis.rules import (
     times,
 )
 from vqnotes.diagnosis.showing import as_html, as_text, close_to_the_line
+from vqnotes.diagnosis.stability import NOISE, wilson
 
 __all__ = [
     "VERDICTS",
@@ -281,6 +283,10 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
     }
     if m.distinct < m.codes:
         found["different codes"] = Evidence(m.distinct, m.codes, "codes", "clones")
+    if m.stays_reference is not None:
+        by = f"of k-means, where noise moves latents by {NOISE:g} of their spread"
+        reach = wilson(round(m.stays * m.stays_of), m.stays_of)
+        found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
     if m.gap is not None:
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
         found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
@@ -352,6 +358,7 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
         notes.append(f"the codebook is not judged: {m.latents:,} latents for {m.codes:,} codes")
     if m.codebooks:
         notes.append(f"all codes of a latent together carry {m.rate:.1f} bits")
+        notes.append(_collisions(observed))
         if m.gap is None and m.best is not None:
             notes.append("the whole has no error: a level codes something else than what the one before left")
     if of_several:
@@ -372,3 +379,13 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
     if m.error is not None:
         notes.append(f"error / variance is {m.error:.3g} with a standard error of {m.error_deviation:.1g}")
     return notes
+
+
+def _collisions(observed: Observed) -> str:
+    """How many latents share their whole tuple of codes, beside what chance would make of as many tuples."""
+    levels = observed.levels
+    found = collisions(*(one.index for one in levels), size=[len(one.codes) for one in levels])
+    return (
+        f"{found.sharing:.1%} of the latents share their whole tuple of {len(levels)} codes with another one, "
+        f"{found.largest:,} at most; if all tuples were equally likely, {found.expected_sharing:.1%} would"
+    )

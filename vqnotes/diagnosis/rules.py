@@ -168,7 +168,9 @@ def several_codes(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
 
 def rate_too_low(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
-    """Whether k-means itself leaves much."""
+    """Whether k-means itself leaves much; unknown if latents were too few to say."""
+    if m.best is None:
+        return Answer.UNKNOWN
     return _answer(m.left > thresholds["rate"])
 
 
@@ -225,7 +227,7 @@ TREE = {
     "rate": Question(
         rate_too_low,
         "Does k-means itself leave over\n{rate} of the variance?",
-        {Answer.YES: "rate limit", Answer.NO: "healthy"},
+        {Answer.YES: "rate limit", Answer.NO: "healthy", Answer.UNKNOWN: "cannot tell"},
     ),
 }
 
@@ -260,7 +262,7 @@ def _reason(question: str, answer: Answer, m: Measures, thresholds: dict) -> str
         return f"The {codes}; and {coincide}." if yes else f"Different inputs have latents that coincide: {coincide}."
     if question.startswith("codebook") and yes:
         return f"The codebook is at fault: its {codes}."
-    if question.startswith("codebook") and answer is Answer.UNKNOWN:
+    if answer is Answer.UNKNOWN:
         return _not_cleared(m, thresholds)
     if question == "codebook alone":
         return f"The codebook is about as good as k-means; {encoder_not_judged(m)}."

@@ -10,7 +10,7 @@ from vqnotes.diagnosis.rules import Answer
 if TYPE_CHECKING:
     from vqnotes.diagnosis.report import Advice, Diagnosis, Evidence
 
-__all__ = ["BARS", "as_html", "as_text", "close_to_the_line"]
+__all__ = ["BARS", "as_html", "as_text", "close_to_the_line", "compared"]
 
 BARS = {True: "#d55e00", False: "#0072b2"}  # by whether a condition holds; both stand out on white and on black
 EMPTY = "rgba(128,128,128,0.3)"
@@ -67,7 +67,7 @@ def as_html(found: "Diagnosis") -> str:
 
 def close_to_the_line(name: str, one: Condition) -> str:
     """In a sentence, how near a figure is to its threshold."""
-    return f"Close to the line: {name}, {_compared(one)}, holds if {_limit(one)}."
+    return f"Close to the line: {name}, {compared(one)}, holds if {_limit(one)}."
 
 
 # ---------------------------------------------------------------- rows
@@ -113,8 +113,8 @@ def _blocks(found: "Diagnosis", bar: Callable[[Condition], str]) -> list[tuple[s
                 continue
             one, answer = e.condition, e.condition.answer
             interval = (_interval(e),) if _with_intervals(found) else ()
-            compared = (_compared(one), _limit(one), bar(one), _holds(one))
-            rows.append((name, _number(e.value), *interval, _reference(e), *compared))
+            cells = (compared(one), _limit(one), bar(one), _holds(one))
+            rows.append((name, _number(e.value), *interval, _reference(e), *cells))
         if answer is not None:
             blocks.append((f"{words} {_answered(answer, len(rows))}", rows))
     return blocks
@@ -128,7 +128,8 @@ def _answered(answer: Answer, conditions: int) -> str:
     return "Yes: both hold." if answer is Answer.YES else "No: both would have to hold."
 
 
-def _compared(one: Condition) -> str:
+def compared(one: Condition) -> str:
+    """The figure of a condition, with what it counts."""
     if one.unit == "more" and one.figure < 0:
         return f"{_number(-one.figure)} less"
     return f"{_number(one.figure)} {one.unit}"
@@ -168,7 +169,7 @@ def _html_bar(one: Condition) -> str:
     line = piece(2, "currentColor", "1.1em", "px")
     pieces = [(6 * before, color), (6 - 6 * before, EMPTY), None, (3 * behind, color), (3 - 3 * behind, EMPTY)]
     drawn = "".join(line if one is None else piece(*one) for one in pieces)
-    label = escape(f"{_compared(one)}, holds if {_limit(one)}: {_holds(one)}")
+    label = escape(f"{compared(one)}, holds if {_limit(one)}: {_holds(one)}")
     return f'<span role="img" aria-label="{label}" style="white-space:nowrap">{drawn}</span>'
 
 
