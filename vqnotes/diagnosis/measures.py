@@ -19,7 +19,7 @@ from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.inputs import Unused
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Coded, Observed, around
-from vqnotes.diagnosis.stability import NOISE, moved_by
+from vqnotes.diagnosis.stability import shares_that_stay
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
@@ -345,15 +345,14 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
 
 
 def _staying(scaled: Scaled, centroids: Tensor) -> dict:
-    """Whether latents keep their code where noise moves them: of the half that the centroids were not fitted to."""
-    points = scaled.points[scaled.half :][:STAYING]
-    moved = moved_by(points, NOISE, torch.Generator().manual_seed(scaled.observed.seed))
-    of_both = scaled.centred(scaled.observed.levels[0].codes), centroids
-    own, reference = (
-        (nearest_code(points, codes) == nearest_code(moved, codes)).double().mean().item() for codes in of_both
-    )
-    whole = len(centroids) == len(of_both[0])
-    return {"stays": own, "stays_reference": reference if whole else None, "stays_of": len(points)}
+    """How many indices stay where noise moves latents, of the half that the centroids were not fitted to."""
+    codes, points = scaled.centred(scaled.observed.levels[0].codes), scaled.points[scaled.half :][:STAYING]
+    own, reference = shares_that_stay(points, [codes, centroids], scaled.observed.seed)
+    return {
+        "stays": own,
+        "stays_reference": reference if len(centroids) == len(codes) else None,
+        "stays_of": len(points),
+    }
 
 
 def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:

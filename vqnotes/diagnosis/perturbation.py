@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqnotes._checks import check_positive
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call
+from vqnotes.diagnosis.listening.records import MOST_NUMBERS
 from vqnotes.diagnosis.model import as_it_was, batches
 from vqnotes.diagnosis.observed import AT_MOST, seed_of
 from vqnotes.diagnosis.stability import NOISE, Moved, Stability, moved_by, stability_of
@@ -19,11 +20,13 @@ __all__ = ["input_stability"]
 def input_stability(model: nn.Module, data: Any, *, noise: float = NOISE, seed: int = 0) -> dict[str, Stability]:
     """How many indices of each quantiser stay when noise moves the model's inputs: {name of the module: Stability}.
 
-    data: inputs as for `diagnose_model`, of any kind; labels are not used. The batch with which 2^18 latents of a
-    quantiser were heard is the last. noise: the length of the Gaussian noise (root mean square, alike in all
-    directions), over the inputs' distance from their mean. The inputs are of a float type.
+    data: inputs as for `diagnose_model`, of a float type and all of one shape; labels are not used. The batch with
+    which 2^25 numbers of them are there is the last, and so is that with which 2^18 latents were heard.
+    noise: the length of the Gaussian noise (root mean square, alike in all directions), over the inputs' distance
+    from their mean.
     `moved` of the result says how far the latents moved, in their own units; k-means codes are placed on the latents
-    and judged on the same that moved. Heads and repeated calls of one quantiser count together; masked latents do not.
+    and judged on the same that moved. Heads and repeated calls of one quantiser count together; what is masked does
+    not count.
 
     The model runs in evaluation mode, with the same random numbers both times, and is left as it was.
     Raises ValueError for noise that is not above 0, inputs that are whole numbers or do not vary, quantisers that
@@ -33,7 +36,11 @@ def input_stability(model: nn.Module, data: Any, *, noise: float = NOISE, seed: 
     listener, seed = Listener(model), seed_of(seed)
     if listener.not_started:
         raise ValueError(f"the codes of {sorted(listener.not_started)} are not started: train for a step first")
-    given = [x for x, _ in batches(data, model)]
+    given: list[Tensor] = []
+    for x, _ in batches(data, model):
+        given.append(x)
+        if sum(one.numel() for one in given) >= MOST_NUMBERS:
+            break
     if not given:
         raise ValueError("no data: not a single batch came")
     unit, random = _spread(given), torch.Generator().manual_seed(seed)

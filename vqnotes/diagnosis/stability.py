@@ -12,7 +12,7 @@ from vqnotes.diagnosis.observed import AT_LEAST, AT_MOST, PER_CODE, seed_of
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
-__all__ = ["NOISE", "Moved", "Stability", "index_stability", "moved_by", "stability_of", "wilson"]
+__all__ = ["NOISE", "Moved", "Stability", "index_stability", "moved_by", "shares_that_stay", "stability_of", "wilson"]
 
 NOISE = 0.1  # of the latents' spread
 FIT = 8  # latents for each code, below which k-means is no reference
@@ -85,6 +85,12 @@ def index_stability(
         noise *= error
     after = moved_by(z, noise, random)
     return stability_of([Moved(z, after, codes, index, nearest_code(after, codes))], seed)
+
+
+def shares_that_stay(points: Tensor, codebooks: Sequence[Tensor], seed: int) -> list[float]:
+    """For each codebook (K, D), the share of the points that keep their code; points (N, D) of variance 1 in all."""
+    after = moved_by(points, NOISE, torch.Generator().manual_seed(seed))
+    return [(nearest_code(points, codes) == nearest_code(after, codes)).double().mean().item() for codes in codebooks]
 
 
 def moved_by(points: Tensor, noise: float, random: torch.Generator) -> Tensor:
