@@ -283,7 +283,7 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
     }
     if m.distinct < m.codes:
         found["different codes"] = Evidence(m.distinct, m.codes, "codes", "clones")
-    if m.stays_reference is not None:
+    if m.stays_reference is not None and not compares_otherwise(m):
         by = f"of k-means, where noise moves latents by {NOISE:g} of their spread"
         reach = wilson(round(m.stays * m.stays_of), m.stays_of)
         found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
