@@ -36,7 +36,7 @@ def test_the_lit_leaf_is_the_verdict():
 
 def test_other_thresholds_take_other_paths():
     for m in random_measures(300):
-        other = THRESHOLDS | {"gap": 1e9, "loss": 1e9, "labels": 0.0, "rate": 1e9, "dimensions": 0.0}
+        other = THRESHOLDS | {"gap": 1e9, "loss": 1e9, "labels": -1e9, "rate": 1e9, "dimensions": 0.0}
         verdict = lit_leaf(links(path(m, other)))
         assert verdict == decide(m, other)[0]
         assert verdict in ("healthy", "cannot tell", "rate limit", "embedding collapse")
