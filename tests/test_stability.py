@@ -43,8 +43,10 @@ def test_figures_by_brute_force():
     lengths = [one.square().sum(1).mean().sqrt() for one in vectors]
     assert found.moved == pytest.approx((lengths[0] / lengths[1]).item())
     assert found.moved_in_errors == pytest.approx((lengths[0] / lengths[2]).item())
-    placed = kmeans(((z - z.mean(0)) / lengths[1]).float(), 8, 0)[0].double() * lengths[1] + z.mean(0)
-    reference = (brute_force(z, placed) == brute_force(after, placed)).double().mean().item()
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    half, others = order[:150], order[150:]  # k-means is fitted to the one, and judged on the other
+    placed = kmeans(((z[half] - z.mean(0)) / lengths[1]).float(), 8, 0)[0].double() * lengths[1] + z.mean(0)
+    reference = (brute_force(z[others], placed) == brute_force(after[others], placed)).double().mean().item()
     assert found.reference == pytest.approx(reference, abs=0.01)
     assert found.reference_interval[0] < found.reference < found.reference_interval[1]
     several = stability_of([Moved(z, after, codes, brute_force(z, codes), brute_force(after, codes))] * 2, seed=0)
@@ -75,7 +77,7 @@ def test_a_collapsed_codebook_is_the_most_stable_and_k_means_tells():
     collapsed = index_stability(z, torch.cat([z[:1], 90 + normal(63, 4)]))
     assert collapsed.share == 1 and collapsed.reference < 0.9
     sound = index_stability(z, kmeans(z, 64)[0])
-    assert sound.share == pytest.approx(sound.reference, abs=0.04)
+    assert sound.share == pytest.approx(sound.reference, abs=0.06)
     assert index_stability(z[:500], z[:64]).reference is None  # under 8 latents a code
 
 
@@ -147,7 +149,7 @@ def test_a_model_with_places_and_loaded_batches():
     crops = data.random_crops(data.photographs(), 24, 16, seed=0)
     torch.manual_seed(0)
     model = models.image_autoencoder(3, VectorQuantizer(16, 4), width=8)
-    (found,) = input_stability(model, crops.split(8)).values()
+    (found,) = input_stability(model, list(crops.split(8))).values()
     assert found.latents == 24 * 16 and 0 < found.share <= 1
 
 

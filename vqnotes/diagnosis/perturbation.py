@@ -24,8 +24,8 @@ def input_stability(model: nn.Module, data: Any, *, noise: float = NOISE, seed: 
     which 2^25 numbers of them are there is the last, and so is that with which 2^18 latents were heard.
     noise: the length of the Gaussian noise (root mean square, alike in all directions), over the inputs' distance
     from their mean.
-    `moved` of the result says how far the latents moved, in their own units; k-means codes are placed on the latents
-    and judged on the same that moved. Heads and repeated calls of one quantiser count together; what is masked does
+    `moved` of the result says how far the latents moved, in their own units; k-means codes are placed on half of the
+    latents and judged on the others. Heads and repeated calls of one quantiser count together; what is masked does
     not count.
 
     The model runs in evaluation mode, with the same random numbers both times, and is left as it was.
@@ -37,20 +37,20 @@ def input_stability(model: nn.Module, data: Any, *, noise: float = NOISE, seed: 
     if listener.not_started:
         raise ValueError(f"the codes of {sorted(listener.not_started)} are not started: train for a step first")
     given: list[Tensor] = []
-    for x, _ in batches(data, model):
-        given.append(x)
-        if sum(one.numel() for one in given) >= MOST_NUMBERS:
-            break
-    if not given:
-        raise ValueError("no data: not a single batch came")
-    unit, random = _spread(given), torch.Generator().manual_seed(seed)
     moved: dict[str, list[Moved]] = {}
     with as_it_was(model, listener.names), listener.listening():
+        for x, _ in batches(data, model):
+            given.append(x)
+            if sum(one.numel() for one in given) >= MOST_NUMBERS:
+                break
+        if not given:
+            raise ValueError("no data: not a single batch came")
+        unit, random = _spread(given), torch.Generator().manual_seed(seed)
         for x in given:
             noisy = moved_by(x.cpu().double(), noise * unit, random).to(x)
             for name, ones in _moved(_heard(listener, x), _heard(listener, noisy)).items():
                 moved.setdefault(name, []).extend(ones)
-            if max(sum(len(one.index) for one in ones) for ones in moved.values()) >= AT_MOST:
+            if max(sum(len(one.latents) for one in ones) for ones in moved.values()) >= AT_MOST:
                 break
     return {name: stability_of(_together(ones), seed) for name, ones in moved.items()}
 
@@ -85,9 +85,10 @@ def _moved(before: list[Call], after: list[Call]) -> dict[str, list[Moved]]:
             counts = torch.ones_like(one.index[head], dtype=torch.bool)
             for mask in (one.mask, other.mask):
                 counts = counts if mask is None else counts & mask.reshape(counts.shape)
-            pair = [call.latents[head][counts].cpu().float() for call in (one, other)]
-            index = [call.index[head][counts].cpu() for call in (one, other)]
-            found.setdefault(one.name, []).append(Moved(*pair, one.codes[head].cpu().float(), *index))
+            here, there = (call.latents[head][counts].cpu().float() for call in (one, other))
+            index, index_after = (call.index[head][counts].cpu() for call in (one, other))
+            moved = Moved(here, there, one.codes[head].cpu().float(), index, index_after)
+            found.setdefault(one.name, []).append(moved)
     return found
 
 
@@ -100,10 +101,13 @@ def _together(ones: list[Moved]) -> list[Moved]:
             same[0].append(one)
         else:
             groups.append([one])
-    made = []
-    for group in groups:
-        latents, after, _, index, index_after = (list(parts) for parts in zip(*group))
-        made.append(
-            Moved(torch.cat(latents), torch.cat(after), group[0].codes, torch.cat(index), torch.cat(index_after))
+    return [
+        Moved(
+            torch.cat([one.latents for one in group]),
+            torch.cat([one.after for one in group]),
+            group[0].codes,
+            torch.cat([one.index_before for one in group]),
+            torch.cat([one.index_after for one in group]),
         )
-    return made
+        for group in groups
+    ]

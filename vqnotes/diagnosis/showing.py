@@ -78,7 +78,7 @@ def _plain_rows(found: "Diagnosis") -> list[tuple[str, ...]]:
     plain = {name: one for name, one in found.evidence.items() if one.condition is None}
     if not plain:
         return []
-    rows = [("", "yours", "95% interval", "reference", "speaks for")]
+    rows: list[tuple[str, ...]] = [("", "yours", "95% interval", "reference", "speaks for")]
     rows += [(name, _number(e.value), _interval(e), _reference(e), e.speaks_for) for name, e in plain.items()]
     if any(e.interval is not None for e in plain.values()):
         return rows
@@ -107,7 +107,8 @@ def _blocks(found: "Diagnosis", bar: Callable[[Condition], str]) -> list[tuple[s
     """For each question that was measured: the question with its answer, and the rows of its conditions."""
     blocks = []
     for question, words in QUESTIONS.items():
-        rows, answer = [], None
+        rows: list[tuple[str, ...]] = []
+        answer = None
         for name, e in found.evidence.items():
             if e.condition is None or e.condition.question != question:
                 continue

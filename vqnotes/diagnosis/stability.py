@@ -22,8 +22,8 @@ class Stability(NamedTuple):
     """How many indices stay when what is coded moves a little. Lengths are root mean squares.
 
     share: of the indices that stay, in [0, 1]. interval: its 95 % interval (Wilson), for independent latents.
-    reference, reference_interval: the same for k-means codes, as many, on the same latents moved alike; None if
-    there are fewer than 8 latents for each code. moved: how far latents moved, over their distance from their mean.
+    reference, reference_interval: the same for k-means codes, as many, fitted to one half of the latents and judged
+    on the other, moved alike; None if there are fewer than 8 latents for each code. moved: how far latents moved, over their distance from their mean.
     moved_in_errors: the same over their distance from their codes, the quantiser's own error; infinite if it has
     none. latents: how many were compared.
     """
@@ -43,7 +43,7 @@ class Moved(NamedTuple):
     latents: Tensor
     after: Tensor
     codes: Tensor
-    index: Tensor
+    index_before: Tensor
     index_after: Tensor
 
 
@@ -57,7 +57,7 @@ def index_stability(
     seed: of the noise, of k-means, and of the sample: 16 latents a code, at least 8,192 and at most 262,144.
 
     Few live codes are stable codes: one that takes all latents never changes. So read it beside usage, and beside
-    the same share for k-means codes, which are placed on the same latents. In units of the error, codebooks of
+    the same share for k-means codes. In units of the error, codebooks of
     different sizes compare.
     Source: X. Wang et al., "Decoupled Residual Quantization for Robust Semantic IDs in Recommendation",
     arXiv:2606.01844, who judge codebooks under such noise by the overlap that they expect of codes; here it is the
@@ -104,32 +104,36 @@ def stability_of(each: Sequence[Moved], seed: int) -> Stability:
 
     Raises ValueError without latents.
     """
-    total = sum(len(one.index) for one in each)
+    total = sum(len(one.latents) for one in each)
     if not total:
         raise ValueError("there are no latents whose indices could be compared")
     stay, shifts, errors, spreads = 0, 0.0, 0.0, 0.0
-    references: list[int] | None = []
+    references: list[Tensor] | None = []
     for one in each:
         z, after, codes = one.latents.double(), one.after.double(), one.codes.double()
         centre = z.mean(0)
         spread = (z - centre).square().sum().item()
-        stay += int((one.index == one.index_after).sum())
+        stay += int((one.index_before == one.index_after).sum())
         shifts += (after - z).square().sum().item()
-        errors += (z - codes[one.index]).square().sum().item()
+        errors += (z - codes[one.index_before]).square().sum().item()
         spreads += spread
         if len(z) < FIT * len(codes) or spread == 0:
             references = None
         elif references is not None:
             unit = math.sqrt(spread / len(z))
-            here, there = (((some - centre) / unit).float() for some in (z, after))
-            placed = kmeans(here, len(codes), seed)[0]
-            references.append(int((nearest_code(here, placed) == nearest_code(there, placed)).sum()))
-    reference = None if references is None else sum(references)
+            order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
+            half, others = order[: len(z) // 2], order[len(z) // 2 :]
+            fitted, here, there = (
+                ((some[rows] - centre) / unit).float() for some, rows in ((z, half), (z, others), (after, others))
+            )
+            placed = kmeans(fitted, len(codes), seed)[0]
+            references.append(nearest_code(here, placed) == nearest_code(there, placed))
+    stayed = None if references is None else torch.cat(references)
     return Stability(
         stay / total,
         wilson(stay, total),
-        None if reference is None else reference / total,
-        None if reference is None else wilson(reference, total),
+        None if stayed is None else stayed.double().mean().item(),
+        None if stayed is None else wilson(int(stayed.sum()), len(stayed)),
         math.sqrt(shifts / spreads) if spreads else math.inf,
         math.sqrt(shifts / errors) if errors else math.inf,
         total,

@@ -98,11 +98,11 @@ def draw_tree(ax: "Axes", found: Diagnosis | None = None) -> "DataFrame":
         ax.text(*spot, answers, **centred, fontsize=9, weight="bold" if lit else "normal", bbox=box, zorder=2)
         if following not in TREE:
             look: Any = {"boxstyle": "round,pad=0.4", "fc": LIVE if lit else PALETTE[8], "ec": "0.3"}
-            name, weight = following.replace(" and ", " and\n"), "bold" if lit else "normal"
-            ax.text(to_x, to_y, name, **centred, fontsize=10, weight=weight, bbox=look, zorder=3)
-    for name, question in TREE.items():
+            verdict, weight = following.replace(" and ", " and\n"), "bold" if lit else "normal"
+            ax.text(to_x, to_y, verdict, **centred, fontsize=10, weight=weight, bbox=look, zorder=3)
+    for name, asked in TREE.items():
         lit = any(link.lit for link in drawn if link.question == name)
-        words = question.words.format(**THRESHOLDS)
+        words = asked.words.format(**THRESHOLDS)
         yours = _figures(found, name) if found is not None and lit else ""
         look = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": LIVE if lit else "0.3"}
         look["linewidth"] = 3 if lit else 1
