@@ -169,6 +169,12 @@ def test_bad_inputs_are_refused(given, message):
         input_stability(linear_model(), normal(40, 4), noise=-1)
     with pytest.raises(ValueError, match="no quantiser found"):
         input_stability(nn.Linear(4, 2), normal(40, 4))
+    with pytest.raises(ValueError, match=r"cannot be called with a batch torch.float32 \(40, 5\)"):
+        input_stability(linear_model(), normal(40, 5))
+    idle = nn.Identity()
+    idle.quantizer = VectorQuantizer(4, 2)
+    with pytest.raises(ValueError, match="never called: .'quantizer'."):
+        input_stability(idle, normal(40, 5))
 
 
 def test_the_chance_to_stay_between_two_codes():

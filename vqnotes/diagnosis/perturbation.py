@@ -71,7 +71,12 @@ def _spread(given: list[Tensor]) -> float:
 
 def _heard(listener: Listener, x: Tensor) -> list[Call]:
     torch.manual_seed(0)  # the same noise each time, if the model draws any
-    listener(x)
+    try:
+        listener(x)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the model cannot be called with a batch {x.dtype} {tuple(x.shape)}: {error}") from error
+    if not listener.calls:
+        raise ValueError(f"quantisers were found but never called: {sorted(listener.names)}")
     return listener.calls.copy()
 
 

@@ -23,9 +23,9 @@ class Stability(NamedTuple):
 
     share: of the indices that stay, in [0, 1]. interval: its 95 % interval (Wilson), for independent latents.
     reference, reference_interval: the same for k-means codes, as many, fitted to one half of the latents and judged
-    on the other, moved alike; None if there are fewer than 8 latents for each code. moved: how far latents moved, over their distance from their mean.
-    moved_in_errors: the same over their distance from their codes, the quantiser's own error; infinite if it has
-    none. latents: how many were compared.
+    on the other, moved alike; None if there are fewer than 8 latents for each code.
+    moved: how far latents moved, over their distance from their mean. moved_in_errors: the same over their distance
+    from their codes, the quantiser's own error; infinite if it has none. latents: how many were compared.
     """
 
     share: float
