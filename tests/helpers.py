@@ -16,6 +16,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from vqnotes.diagnosis.measures import Measures
+
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers, the same on every machine."""
@@ -74,3 +76,40 @@ def printed(source: str) -> str:
     with contextlib.redirect_stdout(heard):
         exec(compile(source, "exercise", "exec"), {})
     return heard.getvalue().strip()
+
+
+def random_measures(count: int, seed: int = 0) -> list[Measures]:
+    """Measures of all kinds: near the thresholds and far, with and without inputs, labels, enough latents."""
+    rng = np.random.default_rng(seed)
+
+    def some(chance: float) -> bool:
+        return bool(rng.random() < chance)
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    def one(codebooks: tuple = ()) -> Measures:
+        codes, sample, whole = int(rng.integers(1, 9)) ** 3, int(rng.integers(1, 9000)), some(0.9)
+        best, loss = between(0.002, 0.6), between(1e-3, 0.99)
+        gap, low = between(0.8, 4), between(0.8, 1)
+        at_codes = dict(best=best, best_low=best * low)
+        if whole:
+            at_codes |= dict(error=best * gap, gap=gap, gap_high=gap / low if some(0.9) else float("inf"))
+        if some(0.1):
+            at_codes = {}
+        lost = loss * between(0.5, 4)
+        interval = dict(inputs_low=loss * between(0.6, 1), inputs_high=loss * between(1, 1.6)) if some(0.3) else {}
+        at_inputs = dict(inputs_loss=loss, encoder_loss=lost, codes_loss=lost * between(1, 6), inputs_codes=codes)
+        at_labels = dict(separability=rng.uniform(0.2, 1), chance=rng.uniform(0.05, 0.5))
+        at_labels |= dict(separability_inputs=rng.uniform(0.3, 1)) if some(0.7) else {}
+        filled = dict(dimensions=between(0.5, 12), paid=between(1, 12)) if at_codes else {}
+        return Measures(
+            latents=9000, codes=codes, sample=sample, spread=float(some(0.95)), distinct=codes, usage=1.0,
+            ceiling=rng.uniform(0.3, 1), perplexity=rng.uniform(0.05, 1) * codes, codebooks=codebooks,
+            own_ratio=between(0.9, 1.3) if some(0.2) else None,
+            **at_codes, **filled,
+            **(at_inputs | interval if at_codes and some(0.7) else {}),
+            **(at_labels if some(0.4) else {}),
+        )  # fmt: skip
+
+    return [one((one(), one()) if some(0.1) else ()) for _ in range(count)]

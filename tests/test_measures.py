@@ -9,7 +9,7 @@ from helpers import normal
 from threadpoolctl import threadpool_info
 
 from vqnotes import data, metrics
-from vqnotes.diagnosis import diagnose, measures, readers, report
+from vqnotes.diagnosis import diagnose, diagnose_stack, measures, readers, report
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe, observe_stack
 from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis
@@ -107,7 +107,22 @@ def test_fewer_different_inputs_than_codes_are_no_fault(noise):
         used = found.evidence["codes in use"]
         assert (used.value, used.reference) == (40, 40) and "with 40 different latents" in used.compared_with
         assert found.evidence["codes in effect"].reference == 40
-        assert any("216 codes are spare: only 40 latents differ" in note for note in found.notes)
+        assert "40 codes would do, one for each latent that differs" in found.findings[-1]
+    assert found.findings[-1].startswith("Spare codes: of 256 codes 40 are in use and")
+    assert "Nothing is lost by it" in found.findings[-1] and "the encoder is sound" in found.findings[-1]
+
+
+def test_no_codes_are_spare_where_something_is_lost_or_most_are_in_effect(modes, codes):
+    assert not [one for one in diagnose(modes.x, codes, inputs=modes.x).findings if "Spare" in one]
+    live = kmeans(modes.x, 8)[0]
+    found = diagnose(modes.x, torch.cat([live, 50 + normal(248, 16)]), inputs=modes.x)
+    assert found.verdict == "token collapse" and not [one for one in found.findings if "Spare" in one]
+    places = kmeans(modes.x, 32)[0][modes.y] + 1e-3 * normal(4800, 16)
+    crowded = torch.cat([kmeans(places, 32)[0], 90 + normal(200, 16)])
+    spare = diagnose(places, crowded, inputs=places)
+    assert spare.verdict == "healthy" and "the 32 in use would do without the others" in spare.findings[-1]
+    live, *_ = diagnose_stack([[(places, crowded, None)]]).parts[0]
+    assert "Spare codes: of 232" in live.findings[-1] and "encoder" not in live.findings[-1]
 
 
 def test_few_codes_that_cost_something_are_still_a_fault(modes):

@@ -181,6 +181,7 @@ def test_a_diagnosis_needs_no_package_of_the_extra():
         ("import vqnotes.course.explorers", "ipywidgets"),
         ("import vqnotes; vqnotes.diagnosis.draw([], None)", "matplotlib"),
         ("import vqnotes; vqnotes.diagnosis.draw_watch(None, None)", "matplotlib"),
+        ("import vqnotes; vqnotes.diagnosis.draw_tree(None)", "matplotlib"),
         ("import vqnotes; vqnotes.data.photographs()", "PIL"),
         ("from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)", "pooch"),
     ],
@@ -198,15 +199,16 @@ ORDER = (
     "_downloads data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.inputs diagnosis.observed diagnosis.stages diagnosis.resampling diagnosis.readers diagnosis.measures "
-    "diagnosis.rules "
-    "diagnosis.report diagnosis.drawing diagnosis.ids diagnosis.estimates diagnosis.tokens "
+    "diagnosis.inputs diagnosis.observed diagnosis.stages diagnosis.stability diagnosis.collisions "
+    "diagnosis.resampling diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.conditions "
+    "diagnosis.showing diagnosis.report diagnosis.drawing diagnosis.tree "
+    "diagnosis.ids diagnosis.estimates diagnosis.tokens "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "
     "diagnosis.listening.records "
-    "diagnosis.model diagnosis.watch diagnosis "
-    "studies.sweeps studies.remedies studies.families studies.cases studies.interventions studies.verdicts "
-    "studies.judging studies.watching studies.codebook_size studies.generation "
+    "diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis "
+    "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
+    "studies.verdicts studies.judging studies.sample_sizes studies.watching studies.codebook_size studies.generation "
     "studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()

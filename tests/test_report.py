@@ -1,7 +1,10 @@
 """What a diagnosis prints, in which order, and what is to be tried."""
 
 from vqnotes.diagnosis import report
+from vqnotes.diagnosis.conditions import Condition
 from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis, Evidence, advice_for
+from vqnotes.diagnosis.rules import Answer
+from vqnotes.diagnosis.showing import BARS
 
 EVIDENCE = {
     "codes in use": Evidence(12, 1024, "at most", "a symptom only"),
@@ -78,6 +81,69 @@ Diagnosis: healthy (confidence 0.96)
 def test_ends_of_an_interval_that_are_equal_stay_so():
     found = Diagnosis("healthy", "", {"gap": Evidence(1.0, 1.0, "k-means", "", (1.0, 1.0))}, [])
     assert "1  " in str(found) and "1 .. 1 " in str(found)
+
+
+def conditioned(answer=Answer.NO):
+    gap = Condition("codebook", answer, 1.38, "times", 1.4, decides=True)
+    more = Condition("codebook", answer, 0.051, "more", 0.048, decides=True)
+    filled = Condition("dimensions", Answer.YES, 0.2, "of them", 0.39, below=True)
+    return {
+        "codes in use": Evidence(12, 1024, "at most", "a symptom only"),
+        "dimensions filled": Evidence(2.0, 10.0, "paid for", "", None, filled),
+        "optimality gap": Evidence(1.38, 1.0, "k-means", "", None, gap),
+        "error / variance": Evidence(0.185, 0.134, "k-means", "", (0.18, 0.19), more),
+    }
+
+
+def test_the_conditions_of_a_question_stand_together():
+    found = Diagnosis("healthy", "So it is.", conditioned(), [], findings=["Close to it.", "Codes are spare."])
+    expected = """\
+Diagnosis: healthy
+  So it is.
+  Close to it.
+  Codes are spare.
+
+                yours  reference      speaks for
+  codes in use  12     1,024 at most  a symptom only
+
+                       yours  95% interval  reference      compared     holds if
+  Is the codebook at fault? No: both would have to hold.
+    optimality gap     1.38                 1 k-means      1.38 times   over 1.4    [#########.|.....]  no, but close
+    error / variance   0.185  0.18 .. 0.19  0.134 k-means  0.051 more   over 0.048  [##########|#....]  yes, but close
+  Are dimensions missing? Yes.
+    dimensions filled  2                    10 paid for    0.2 of them  under 0.39  [#####.....|.....]  yes"""
+    assert str(found) == expected
+    shown = found._repr_html_()
+    for line in ["Close to it.", "Codes are spare.", "Is the codebook at fault? No: both would have to hold."]:
+        assert line in shown
+    label = "1.38 times, holds if over 1.4: no, but close"
+    assert f'aria-label="{label}"' in shown and shown.count('role="img"') == 3
+    assert shown.count(BARS[True]) == 4 and shown.count(BARS[False]) == 2  # two pieces a bar
+    assert "script" not in shown and "class=" not in shown and "[#" not in shown
+
+
+def test_the_answer_to_a_question_is_said():
+    for answer, said in [(Answer.YES, "Yes: both hold."), (Answer.UNKNOWN, "Not known.")]:
+        assert f"Is the codebook at fault? {said}" in str(Diagnosis("healthy", "", conditioned(answer), []))
+    less = conditioned()["error / variance"].condition._replace(figure=-0.02)
+    evidence = {"error / variance": Evidence(0.1, 0.12, "k-means", "", None, less)}
+    assert "0.02 less" in str(Diagnosis("healthy", "", evidence, []))
+    assert evidence["error / variance"].threshold == 0.048 and evidence["error / variance"].holds is False
+    assert EVIDENCE["codes in use"].threshold is None is EVIDENCE["codes in use"].holds
+
+
+def test_bars_stand_out_on_light_and_dark_pages():
+    """By the contrast that WCAG 2.1 asks of graphics, 3 to 1."""
+
+    def luminance(color):
+        parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for color in BARS.values():
+        for page in ("#ffffff", "#111111"):
+            low, high = sorted((luminance(color), luminance(page)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (color, page)
 
 
 def remedies(verdict, size=64, busy=False, needs=(), several=False):

@@ -10,6 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vqnotes._extras import course_extra
 from vqnotes._images import encoded, kind_of
+from vqnotes.diagnosis.measures import Measures
+from vqnotes.diagnosis.report import Diagnosis
+from vqnotes.diagnosis.rules import path
+from vqnotes.diagnosis.tree import draw_tree, in_words
 
 with course_extra("vqnotes.course.explorers"):
     import ipywidgets
@@ -18,7 +22,7 @@ with course_extra("vqnotes.course.explorers"):
     from matplotlib.figure import Figure
     from PIL import Image
 
-__all__ = ["explore", "explorer"]
+__all__ = ["explore", "explore_tree", "explorer", "tree_explorer"]
 
 MARGINS = ("left", "right", "bottom", "top", "wspace", "hspace")
 MOST = 120  # settings of one explorer: more would make the notebook's reader wait
@@ -28,11 +32,14 @@ def explore(
     draw: Callable[..., tuple[Figure, str]], controls: Mapping[str, Sequence], play: str | None = None
 ) -> None:
     """Draws every setting and shows the explorer. As for `explorer`, which gives it to you as a widget instead."""
+    _show(explorer(draw, controls, play), " × ".join(f"{name} ({len(values)})" for name, values in controls.items()))
+
+
+def _show(box: ipywidgets.VBox, words: str) -> None:
+    """Shows a widget, and a line of text where there is no kernel."""
     from IPython.display import display
 
-    box = explorer(draw, controls, play)
     view = {"model_id": box.model_id, "version_major": 2, "version_minor": 0}
-    words = " × ".join(f"{name} ({len(values)})" for name, values in controls.items())
     text = f"[Explorer: {words}. Run the notebook to here to move the controls.]"
     display({"application/vnd.jupyter.widget-view+json": view, "text/plain": text}, raw=True)
 
@@ -113,3 +120,75 @@ def _page(figure: Figure, words: str) -> str:
     plt.close(figure)
     source, text = encoded(image, kind), html.escape(words)
     return f'<img src="data:image/{kind};base64,{source}" alt="{text}" style="max-width: 100%"><p>{text}</p>'
+
+
+# ---------------------------------------------------------------- the tree of a diagnosis
+
+FIGURES = {  # label: least, most and first value of a slider, in the order of the questions
+    "codes": (1, 1024, 64),
+    "encoder: times what codes of the inputs lose": (0.0, 4.0, 1.0),
+    "encoder: share lost before the codes": (0.0, 1.0, 0.6),
+    "codebook: times the error of k-means": (0.8, 4.0, 1.05),
+    "error of k-means, share of the variance": (0.01, 0.6, 0.1),
+    "dimensions: share of those paid for": (0.0, 1.2, 0.9),
+}
+GIVEN = ("inputs are given", "latents are enough")
+INPUTS_LOSE, PAID = 0.1, 4.0  # of the variance, by as many codes of the inputs; dimensions that these pay for
+
+
+def explore_tree() -> None:
+    """Shows the tree explorer. `tree_explorer` gives it to you as a widget instead."""
+    _show(tree_explorer(), "the tree of questions, " + ", ".join([*FIGURES, *GIVEN]))
+
+
+def tree_explorer() -> ipywidgets.VBox:
+    """Sliders for the figures of a diagnosis, and below them the tree of its questions with the path that these take.
+
+    A picture is drawn when its path is taken for the first time, in well under a second.
+    """
+    style, layout = {"description_width": "300px"}, {"width": "620px"}
+    sliders = [
+        (ipywidgets.IntSlider if isinstance(first, int) else ipywidgets.FloatSlider)(
+            value=first, min=low, max=high, step=1 if isinstance(first, int) else 0.01, description=name,
+            style=style, layout=layout, continuous_update=False,
+        )
+        for name, (low, high, first) in FIGURES.items()
+    ]  # fmt: skip
+    boxes = [ipywidgets.Checkbox(value=True, description=name, style=style, layout=layout) for name in GIVEN]
+    picture, pages = ipywidgets.HTML(), {}
+    picture.add_class("vqnotes-figure")
+
+    def turn(_: object) -> None:
+        taken = path(measures_of(*(one.value for one in (*sliders, *boxes))))
+        key = tuple(taken)
+        if key not in pages:
+            pages[key] = _page(_tree(taken), in_words(taken))
+        picture.value = pages[key]
+
+    for control in (*sliders, *boxes):
+        control.observe(turn, "value")
+    turn(None)
+    box = ipywidgets.VBox([*sliders, *boxes, picture])
+    box.add_class("vqnotes-explorer")
+    return box
+
+
+def _tree(taken: list) -> Figure:
+    figure, ax = plt.subplots(figsize=(12, 7.5), layout="constrained")
+    draw_tree(ax, Diagnosis("", "", {}, [], path=taken))
+    return figure
+
+
+def measures_of(
+    codes: int, times: float, before: float, gap: float, best: float, filled: float, inputs: bool, enough: bool
+) -> Measures:
+    """Measures with these figures; without inputs, or with fewer latents than can clear a codebook, if that is so."""
+    sample = 16 * codes if enough else codes
+    given: dict = {"best": best, "error": gap * best, "gap": gap}
+    given |= {"best_low": best, "gap_high": gap} if enough else {"best_low": 0.0, "gap_high": float("inf")}
+    given |= {"dimensions": filled * min(PAID, codes - 1), "paid": PAID}
+    if inputs:
+        lost = times * INPUTS_LOSE
+        given |= {"inputs_loss": INPUTS_LOSE, "encoder_loss": lost, "codes_loss": lost / before if before else 1.0}
+    used: dict = {"distinct": codes, "usage": 1.0, "ceiling": 1.0, "perplexity": float(codes)}
+    return Measures(latents=sample, codes=codes, sample=sample, spread=1.0, **used, **given)

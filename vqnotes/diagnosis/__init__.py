@@ -2,8 +2,10 @@
 
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
 which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `report` says it with its
-evidence and advice, `drawing` shows it. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
-listens to a whole model (`listening` has a file for each library), and `watch` does so during training.
+evidence and advice, `drawing` and `tree` show it. `conditions` holds figures beside thresholds, `showing` lays them
+out. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
+listens to a whole model (`listening` has a file for each library), and `watch` does so during training. `stability`
+and `perturbation` move latents and inputs and see which indices stay, `collisions` counts equal tuples of indices.
 A file imports only from those before it.
 """
 
@@ -13,25 +15,35 @@ from typing import Any
 from vqnotes._checks import Array
 from vqnotes._progress import progress_bar
 from vqnotes.diagnosis import report
+from vqnotes.diagnosis.collisions import Collisions, collisions
 from vqnotes.diagnosis.drawing import draw, draw_watch
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
+from vqnotes.diagnosis.perturbation import input_stability
 from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis
+from vqnotes.diagnosis.stability import Stability, index_stability
 from vqnotes.diagnosis.stages import expect_stages
 from vqnotes.diagnosis.tokens import diagnose_tokens
+from vqnotes.diagnosis.tree import draw_tree
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 
 __all__ = [
     "CollapseWarning",
     "CollapseWatch",
+    "Collisions",
     "Diagnosis",
+    "Stability",
     "StackDiagnosis",
+    "collisions",
+    "index_stability",
+    "input_stability",
     "diagnose",
     "diagnose_model",
     "diagnose_stack",
     "diagnose_tokens",
     "draw",
+    "draw_tree",
     "draw_watch",
 ]
 

@@ -22,11 +22,13 @@ from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.inputs import Unused
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Observed, around
 from vqnotes.diagnosis.resampling import DRAWS, Resampled, perplexities, spread_of_share, units_of
+from vqnotes.diagnosis.stability import shares_that_stay
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
 __all__ = ["TRIFLE", "Measures", "bits_of_directions", "dimensions_filled", "measure"]
 
+STAYING = 2048  # latents that are moved to see whether they keep their code
 READ, LABEL_SAMPLE = 8192, 1500  # latents that readers read, and that labels are read off
 CLASS = 5  # labels that one must have, to be cross-validated
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
@@ -81,6 +83,9 @@ class Measures:
     gap_directions: float | None = None  # if latents were brought to the length that all codes have
     unused: Unused | None = None  # why inputs that were given were not used
     bits: float | None = None  # of codes that are put together: the sum of log2 K
+    stays: float | None = None  # share of the latents that keep their code where noise moves them
+    stays_reference: float | None = None  # of those that keep their code of k-means
+    stays_of: int | None = None  # latents that were moved
     codebooks: tuple["Measures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
     draws: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # of a name: resamples
 
@@ -129,7 +134,7 @@ def measure(observed: Observed) -> Measures:
             stage("codes beside those of k-means")
             found |= _codebook_measures(scaled, references)
             if not several:
-                found |= _doubtful_measures(scaled, found)
+                found |= _doubtful_measures(scaled, found) | _staying(scaled, references[0][0][0])
     if observed.stacked:
         found |= {"bits": observed.total_bits, "codebooks": alone or (_as_measures(found),)}
     found["unused"] = observed.unused
@@ -403,6 +408,17 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
         )
         result["gap_directions"] = of_own / of_best if of_best > 0 else math.inf
     return result
+
+
+def _staying(scaled: Scaled, centroids: Tensor) -> dict:
+    """How many indices stay where noise moves latents, of the half that the centroids were not fitted to."""
+    codes, points = scaled.centred(scaled.observed.levels[0].codes), scaled.points[scaled.half :][:STAYING]
+    own, reference = shares_that_stay(points, [codes, centroids], scaled.observed.seed)
+    return {
+        "stays": own,
+        "stays_reference": reference if len(centroids) == len(codes) else None,
+        "stays_of": len(points),
+    }
 
 
 def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:

@@ -19,7 +19,7 @@ from vqnotes.diagnosis.listening.trials import without_gradient
 from vqnotes.diagnosis.observed import seed_of
 from vqnotes.diagnosis.report import Advice, Diagnosis
 
-__all__ = ["diagnose_model"]
+__all__ = ["as_it_was", "batches", "diagnose_model"]
 
 BATCH, MOST_LATENTS = 256, 2**18
 
@@ -78,10 +78,10 @@ def diagnose_model(
     with progress_bar("diagnose_model", progress):
         expect(1, 0)
         stage("listening")
-        with _as_it_was(model, listener.names):
+        with as_it_was(model, listener.names):
             with listener.listening():
                 heard = Heard(listener, places, seed)
-                for x, y in _batches(data, model):
+                for x, y in batches(data, model):
                     heard.add(x, y)
                     if max(record.heard for record in heard.records) >= MOST_LATENTS:
                         break
@@ -104,8 +104,11 @@ def _no_gradient(found: Diagnosis) -> Diagnosis:
     return replace(found, doubts=[doubt, *found.doubts], advice=[STRAIGHT_THROUGH, *found.advice])
 
 
-def _batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches of inputs on the model's device, in its float type, each with its labels if there are any."""
+def batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of inputs on the model's device, in its float type, each with its labels if there are any.
+
+    data: as for `diagnose_model`. Raises ValueError for what is none of that.
+    """
     if isinstance(data, tuple) or hasattr(data, "shape"):
         parts = [dense_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]
         if not all(part.ndim and len(part) == len(parts[0]) for part in parts):
@@ -129,7 +132,7 @@ def _batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | Non
 
 
 @contextmanager
-def _as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
+def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
     """Evaluation mode, no gradients; afterwards modes, buffers, quantisers and the random state are as before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

@@ -1,14 +1,15 @@
 """What a diagnosis says: the verdict, the evidence behind it, the advice, and how all of it is shown."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vqnotes.diagnosis.measures import Measures
+from vqnotes.diagnosis.collisions import collisions
+from vqnotes.diagnosis.conditions import Condition, conditions, few_in_effect
+from vqnotes.diagnosis.measures import TRIFLE, Measures
 from vqnotes.diagnosis.observed import AT_MOST, Observed
 from vqnotes.diagnosis.rules import (
     THRESHOLDS,
@@ -23,8 +24,11 @@ from vqnotes.diagnosis.rules import (
     encoder_not_judged,
     inputs_lost,
     labels_lost,
+    path,
     times,
 )
+from vqnotes.diagnosis.showing import as_html, as_text, close_to_the_line
+from vqnotes.diagnosis.stability import NOISE, wilson
 
 __all__ = [
     "VERDICTS",
@@ -53,13 +57,26 @@ VERDICTS = (
 
 
 class Evidence(NamedTuple):
-    """One number beside what it is compared with, what it speaks for, and its 95 % interval where it has one."""
+    """One number beside what it is compared with, what it speaks for, and its 95 % interval where it has one.
+
+    condition: the figure that is made of the two and compared with a threshold, where something rests on it.
+    threshold, holds: of the condition; None without one.
+    """
 
     value: float
     reference: float
     compared_with: str
     speaks_for: str
     interval: tuple[float, float] | None = None
+    condition: Condition | None = None
+
+    @property
+    def threshold(self) -> float | None:
+        return None if self.condition is None else self.condition.threshold
+
+    @property
+    def holds(self) -> bool | None:
+        return None if self.condition is None else self.condition.holds
 
 
 class Advice(NamedTuple):
@@ -85,8 +102,10 @@ class Diagnosis:
     reason: what decided, in a sentence. evidence: by name. advice: what to try, in this order. notes: what was not
     judged and why, and which sample was measured. doubts: what must be looked at before the verdict counts; they
     stand first. confidence: of the verdict, in (0, 1], where there is one. started: False if the codes are not in
-    place yet, so that there was nothing to measure. Prints as a report, in plain ASCII, and shows as a table in a
-    notebook.
+    place yet, so that there was nothing to measure. findings: what else was found, that changes no verdict: figures
+    close to a threshold on which it rests (within 15 %), and spare codes. path: the questions of `rules.TREE` that
+    led to the verdict, each with its answer; empty where that tree was not asked. Prints as a report, in plain
+    ASCII, and shows as a table in a notebook.
     """
 
     verdict: str
@@ -98,50 +117,16 @@ class Diagnosis:
     doubts: list[str] = field(default_factory=list)
     confidence: float | None = None
     started: bool = True
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        """The table, with a column of intervals if there are any."""
-        rows: list[tuple[str, ...]] = [("", "yours", "95% interval", "reference", "speaks for")]
-        rows += [
-            (name, _number(e.value), _interval(e), _reference(e), e.speaks_for) for name, e in self.evidence.items()
-        ]
-        if any(e.interval is not None for e in self.evidence.values()):
-            return rows
-        return [(*row[:2], *row[3:]) for row in rows]
-
-    def _verdict(self) -> str:
-        return self.verdict + (f" (confidence {_sure(self.confidence)})" if self.confidence is not None else "")
+    findings: list[str] = field(default_factory=list)
+    path: list[tuple[str, Answer]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"First: {doubt}" for doubt in self.doubts]
-        lines += [f"Diagnosis: {self._verdict()}", f"  {self.reason}"]
-        if self.evidence:
-            rows = self._rows()
-            widths = [max(map(len, column)) for column in zip(*rows)]
-            lines += ["", *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
-        if self.advice:
-            lines += ["", "What to try, in this order:"]
-            lines += [f"  {i}. {one.remedy} [{one.stage}; {_where(one)}]" for i, one in enumerate(self.advice, 1)]
-        lines += ["", *(f"Note: {note}" for note in self.notes)] if self.notes else []
-        return "\n".join(lines)
+        return as_text(self)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        names, *rows = self._rows()
-        head = "".join(f"<th>{name}</th>" for name in names)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
-        advice = "".join(
-            f"<li>{escape(one.remedy)} <i>({escape(one.stage)}; {escape(_where(one))})</i></li>"
-            for one in self.advice
-        )
-        return (
-            "".join(f"<p><b>First: {escape(doubt)}</b></p>" for doubt in self.doubts)
-            + f"<h4>Diagnosis: {escape(self._verdict())}</h4><p>{escape(self.reason)}</p>{table}"
-            + (f"<p>What to try, in this order:</p><ol>{advice}</ol>" if advice else "")
-            + "".join(f"<p><small>Note: {escape(note)}</small></p>" for note in self.notes)
-        )
+        return as_html(self)
 
 
 class StackDiagnosis(NamedTuple):
@@ -153,34 +138,6 @@ class StackDiagnosis(NamedTuple):
 
     whole: Diagnosis
     parts: list[list[Diagnosis]]
-
-
-def _where(advice: Advice) -> str:
-    return f"notebook {advice.notebook}"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
-
-
-def _interval(evidence: Evidence) -> str:
-    """Both ends, with as many digits as tell them apart."""
-    if evidence.interval is None:
-        return ""
-    low, high = evidence.interval
-    for digits in 3, 4, 5:
-        ends = [_number(one, digits) for one in (low, high)]
-        if ends[0] != ends[1]:
-            break
-    return " .. ".join(ends)
-
-
-def _sure(confidence: float) -> str:
-    return f"{confidence:.2g}" if confidence <= 0.99 else "above 0.99"
-
-
-def _reference(evidence: Evidence) -> str:
-    return f"{_number(evidence.reference)} {evidence.compared_with}"
 
 
 # ---------------------------------------------------------------- what to try
@@ -242,7 +199,7 @@ def not_started(names: list[str]) -> Diagnosis:
 
 def report(observed: Observed, measures: Measures) -> Diagnosis:
     """What is said of a codebook, or of codes that are put together as a whole."""
-    return _explained(observed, measures, decide, of_several=False)
+    return replace(_explained(observed, measures, decide, of_several=False), path=path(measures))
 
 
 def report_stack(observed: Observed, measures: Measures) -> StackDiagnosis:
@@ -281,9 +238,35 @@ def _explained(
     if not m.codebooks:
         some = observed.counted[observed.sample[:DRAWN]]
         drawing = Drawing(some.float(), observed.levels[0].codes.float().clone(), m.counts)
-    evidence, notes = _evidence(m, codebook, of_several), _notes(observed, m, codebook, encoder, of_several)
+    compared = conditions(m, asked={"codebook"}) if of_several else conditions(m)
+    figures = _evidence(m, codebook, of_several)
+    evidence = {name: one._replace(condition=compared.get(name)) for name, one in figures.items()}
+    findings = [close_to_the_line(name, one) for name, one in compared.items() if one.close and name in evidence]
+    findings += _spare(m, of_several) if verdict == "healthy" else []
+    notes, doubts = _notes(observed, m, codebook, encoder, of_several), _doubts(observed, m)
     sure = confidence(m, verdict, by)
-    return Diagnosis(verdict, reason, evidence, advice, notes, drawing, _doubts(observed, m), sure)
+    return Diagnosis(verdict, reason, evidence, advice, notes, drawing, doubts, sure, findings=findings)
+
+
+def _spare(m: Measures, of_several: bool) -> list[str]:
+    """What a sound codebook does not need, in a sentence, if there is anything.
+
+    Codes are spare where few are in effect, or fewer latents differ than there are codes, and k-means with as many
+    saves next to nothing. What the live codes do, they do without the others.
+    """
+    alike = m.different is not None and m.different < m.codes
+    if m.gap is None or not (alike or few_in_effect(m)) or m.error - m.best > TRIFLE:
+        return []
+    live, saved = round(m.usage * m.codes), max(0.0, m.error - m.best)
+    lost = f"Nothing is lost by it: k-means with as many codes would save {saved:.1g} of the latents' variance"
+    sound = "" if of_several else ", and the encoder is sound"
+    enough = f"{m.different:,} codes would do, one for each latent that differs" if alike else ""
+    if not alike and live < m.codes:
+        enough = f"the {live:,} in use would do without the others"
+    return [
+        f"Spare codes: of {m.codes:,} codes {live:,} are in use and {m.perplexity:,.3g} in effect (perplexity). "
+        f"{lost}{sound}{'; ' if enough else ''}{enough}."
+    ]
 
 
 def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evidence]:
@@ -305,6 +288,10 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
     }
     if m.distinct < m.codes:
         found["different codes"] = Evidence(m.distinct, m.codes, "codes", "clones")
+    if m.stays_reference is not None and not compares_otherwise(m):
+        by = f"of k-means, where noise moves latents by {NOISE:g} of their spread"
+        reach = wilson(round(m.stays * m.stays_of), m.stays_of)
+        found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
     if m.gap is not None:
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
         found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
@@ -313,6 +300,7 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
         by = f"by {m.inputs_codes:,} codes of the inputs"
         found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few)
+        found["lost with its own codes"] = Evidence(m.own_loss, m.best_loss, "as many codes of the inputs", few)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
@@ -376,6 +364,7 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
         notes.append(f"the codebook is not judged: {m.latents:,} latents for {m.codes:,} codes")
     if m.codebooks:
         notes.append(f"all codes of a latent together carry {m.rate:.1f} bits")
+        notes.append(_collisions(observed))
         if m.gap is None and m.best is not None:
             notes.append("the whole has no error: a level codes something else than what the one before left")
     if of_several:
@@ -394,3 +383,13 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
     if m.sample < m.latents:
         notes.append(f"references are measured on {m.sample:,} of {m.latents:,} latents")
     return notes
+
+
+def _collisions(observed: Observed) -> str:
+    """How many latents share their whole tuple of codes, beside what chance would make of as many tuples."""
+    levels = observed.levels
+    found = collisions(*(one.index for one in levels), size=[len(one.codes) for one in levels])
+    return (
+        f"{found.sharing:.1%} of the latents share their whole tuple of {len(levels)} codes with another one, "
+        f"{found.largest:,} at most; if all tuples were equally likely, {found.expected_sharing:.1%} would"
+    )

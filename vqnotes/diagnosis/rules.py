@@ -5,13 +5,16 @@
 
 from collections.abc import Callable, Iterable
 from enum import Enum
+from typing import NamedTuple
 
 from vqnotes.diagnosis.measures import TRIFLE, Measures
 from vqnotes.diagnosis.observed import AT_MOST, PER_CODE
 
 __all__ = [
     "THRESHOLDS",
+    "TREE",
     "Answer",
+    "Question",
     "codebook_at_fault",
     "confidence",
     "compares_otherwise",
@@ -22,6 +25,9 @@ __all__ = [
     "encoder_not_judged",
     "inputs_lost",
     "labels_lost",
+    "path",
+    "rate_too_low",
+    "several_codes",
     "times",
 ]
 
@@ -162,32 +168,119 @@ def dimensions_missing(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     return _answer(costs and m.dimensions < thresholds["dimensions"] * m.best_dimensions)
 
 
+def several_codes(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether there is anything to choose from."""
+    return _answer(m.rate > 0)
+
+
+def rate_too_low(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether k-means itself leaves much; unknown if latents were too few to say."""
+    if m.best is None:
+        return Answer.UNKNOWN
+    return _answer(m.left > thresholds["rate"])
+
+
+class Question(NamedTuple):
+    """A question of the tree: what answers it, its words with names of THRESHOLDS in braces, and where answers lead.
+
+    leads_to: by answer, the name of the next question or a verdict.
+    """
+
+    answer: Callable[[Measures, dict], Answer]
+    words: str
+    leads_to: dict[Answer, str]
+
+
+KMEANS = "Do codes leave over {gap} times\nthe error of k-means, and over\n{excess} of the variance more?"
+
+# What `decide` asks, from the first question on. The codebook is asked after in three places.
+TREE = {
+    "several codes": Question(
+        several_codes,
+        "Is there more than one code?",
+        {Answer.YES: "encoder", Answer.NO: "rate limit"},
+    ),
+    "encoder": Question(
+        encoder_at_fault,
+        "Does the encoder lose over {loss} times what\nas many codes of the inputs would, and over {before}\n"
+        "of what the best codes leave? Or are labels\nread off below {labels} as well as off the inputs?",
+        {Answer.YES: "codebook, encoder at fault", Answer.NO: "codebook", Answer.UNKNOWN: "codebook alone"},
+    ),
+    "codebook, encoder at fault": Question(
+        codebook_at_fault,
+        KMEANS,
+        {
+            Answer.YES: "token and embedding collapse",
+            Answer.NO: "embedding collapse",
+            Answer.UNKNOWN: "embedding collapse",
+        },
+    ),
+    "codebook alone": Question(
+        codebook_at_fault,
+        KMEANS,
+        {Answer.YES: "token collapse", Answer.NO: "cannot tell", Answer.UNKNOWN: "cannot tell"},
+    ),
+    "codebook": Question(
+        codebook_at_fault,
+        KMEANS,
+        {Answer.YES: "token collapse", Answer.NO: "dimensions", Answer.UNKNOWN: "cannot tell"},
+    ),
+    "dimensions": Question(
+        dimensions_missing,
+        "Do codes tell of less than {dimensions} of the\ndimensions that as many codes of the inputs\n"
+        "tell of, and lose over {costs} times as much?",
+        {Answer.YES: "dimensional collapse", Answer.NO: "rate", Answer.UNKNOWN: "rate"},
+    ),
+    "rate": Question(
+        rate_too_low,
+        "Does k-means itself leave over\n{rate} of the variance?",
+        {Answer.YES: "rate limit", Answer.NO: "healthy", Answer.UNKNOWN: "cannot tell"},
+    ),
+}
+
+
+def path(m: Measures, thresholds: dict = THRESHOLDS) -> list[tuple[str, Answer]]:
+    """The questions of TREE that were asked of these measures, in order, each with its answer.
+
+    The last answer leads to the verdict.
+    """
+    asked: list[tuple[str, Answer]] = []
+    name = next(iter(TREE))
+    while name in TREE:
+        answer = TREE[name].answer(m, thresholds)
+        asked.append((name, answer))
+        name = TREE[name].leads_to[answer]
+    return asked
+
+
 def decide(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:
-    """The verdict on these measures, and the reason in a sentence."""
-    codebook, encoder = codebook_at_fault(m, thresholds), encoder_at_fault(m, thresholds)
-    codes = _codes_beside_kmeans(m)
-    if m.rate == 0:
-        return "rate limit", "A single code carries 0 bits."
-    if encoder is Answer.YES and codebook is Answer.YES:
-        return "token and embedding collapse", f"The {codes}; and {_coincide(m, thresholds)}."
-    if encoder is Answer.YES:
-        return "embedding collapse", f"Different inputs have latents that coincide: {_coincide(m, thresholds)}."
-    if codebook is Answer.YES:
-        return "token collapse", f"The codebook is at fault: its {codes}."
-    if codebook is Answer.UNKNOWN:
-        return "cannot tell", _not_cleared(m, thresholds)
-    if encoder is Answer.UNKNOWN:
-        return "cannot tell", f"The codebook is about as good as k-means; {encoder_not_judged(m)}."
-    if dimensions_missing(m, thresholds) is Answer.YES:
-        return (
-            "dimensional collapse",
-            f"Codes tell of {m.dimensions:.1f} dimensions of the inputs, where as many placed on the inputs tell of "
-            f"{m.best_dimensions:.1f}, and leave {times(m.own_loss / m.best_loss)} as much.",
-        )
-    if m.left > thresholds["rate"]:
+    """The verdict on these measures, where `path` ends, and the reason in a sentence."""
+    question, answer = path(m, thresholds)[-1]
+    return TREE[question].leads_to[answer], _reason(question, answer, m, thresholds)
+
+
+def _reason(question: str, answer: Answer, m: Measures, thresholds: dict) -> str:
+    """What decided, by the last question and its answer."""
+    codes, yes = _codes_beside_kmeans(m), answer is Answer.YES
+    if question == "several codes":
+        return "A single code carries 0 bits."
+    if question == "codebook, encoder at fault":
+        coincide = _coincide(m, thresholds)
+        return f"The {codes}; and {coincide}." if yes else f"Different inputs have latents that coincide: {coincide}."
+    if question.startswith("codebook") and yes:
+        return f"The codebook is at fault: its {codes}."
+    if answer is Answer.UNKNOWN:
+        return _not_cleared(m, thresholds)
+    if question == "codebook alone":
+        return f"The codebook is about as good as k-means; {encoder_not_judged(m)}."
+    if question == "dimensions":
+        of_best = f"where as many placed on the inputs tell of {m.best_dimensions:.1f}"
+        leave = f"and leave {times(m.own_loss / m.best_loss)} as much"
+        return f"Codes tell of {m.dimensions:.1f} dimensions of the inputs, {of_best}, {leave}."
+    if yes:
         best = f"{m.codes:,} codes" if not m.codebooks else f"codes of {m.rate:.0f} bits"
-        return "rate limit", f"Nothing is broken, but the best {best} leave {m.left:.0%} of the variance."
-    return "healthy", f"The {codes}, and the latents keep what the inputs offer."
+        return f"Nothing is broken, but the best {best} leave {m.left:.0%} of the variance."
+    return f"The {codes}, and the latents keep what the inputs offer."
 
 
 def confidence(m: Measures, decided: str, by: Callable = decide) -> float | None:
