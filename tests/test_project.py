@@ -204,8 +204,8 @@ ORDER = (
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "
     "diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "
-    "studies.sweeps studies.remedies studies.verdicts studies.watching studies.codebook_size studies.generation "
-    "studies "
+    "studies.sweeps studies.remedies studies.verdicts studies.watching studies.recreated studies.reports "
+    "studies.codebook_size studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()
 
