@@ -137,8 +137,11 @@ class ExpiryUndone(TwoAverages):
 
 
 def forgotten_counts(seed: int) -> dict:
-    """k-means codes whose moving sums begin without their counts."""
-    return _trained(lambda: ForgottenCounts(CODES, DIM, decay=0.8), _modes(seed), seed, warmup=STEPS // 2)
+    """k-means codes whose moving sums begin without their counts, ten steps of 16 latents a code later."""
+    batch, after = 16 * CODES, 10
+    make = lambda: ForgottenCounts(CODES, DIM, batch=batch, decay=0.8)  # noqa: E731
+    plan = {"steps": STEPS // 2 + after, "warmup": STEPS // 2, "batch_size": batch}
+    return _trained(make, _modes(seed), seed, **plan)
 
 
 def counts_from_nothing(seed: int) -> dict:
@@ -198,8 +201,8 @@ def loss_after_estimate(seed: int) -> dict:
 
 
 def no_gradient_copied(seed: int) -> dict:
-    """EMA codes that pass no gradient on."""
-    return _trained(lambda: NoGradientCopied(CODES, DIM, update="ema"), _modes(seed), seed)
+    """EMA codes from N(0, 1) that pass no gradient on; the commitment counts as much as the reconstruction."""
+    return _trained(lambda: NoGradientCopied(CODES, DIM, update="ema", beta=1), _modes(seed), seed, init="normal")
 
 
 def beta_on_the_codebook(seed: int) -> dict:
@@ -300,11 +303,12 @@ def few_kinds_of_data(seed: int) -> dict:
 
 
 def rotation_without_expiry(seed: int) -> dict:
-    """ResidualVQ of vector-quantize-pytorch, as in the report but smaller; codes never expire."""
+    """ResidualVQ of vector-quantize-pytorch with the options of the report; but codes never expire."""
     from vector_quantize_pytorch import ResidualVQ as Residual
 
-    options = {"decay": 0.8, "commitment_weight": 0.1, "num_quantizers": 3, "rotation_trick": True}
-    make = lambda: Theirs(Residual(dim=DIM, codebook_size=CODES, **options), CODES**3, DIM)  # noqa: E731
+    options = {"dim": 64, "codebook_dim": 32, "codebook_size": 256, "num_quantizers": 3}
+    options |= {"decay": 0.8, "commitment_weight": 0.1, "rotation_trick": True}
+    make = lambda: Theirs(Residual(**options), 256**3, 64)  # noqa: E731
     return _trained(make, _modes(seed), seed, init=None)
 
 
@@ -366,11 +370,11 @@ def batch_of_ids(seed: int) -> dict:
 
 
 def ids_of_a_large_codebook(seed: int) -> dict:
-    """2^18 ids of 16,384 codes, 23 % of which never occur, the others unequally often."""
+    """2^20 ids of 16,384 codes, 23 % of which never occur, the others unequally often."""
     rng, live = np.random.default_rng(seed), int(0.77 * 16_384)
     weights = rng.gamma(2, size=live)
     codes = rng.permutation(16_384)[:live]
-    return {"index": codes[rng.choice(live, 2**18, p=weights / weights.sum())], "size": 16_384}
+    return {"index": codes[rng.choice(live, 2**20, p=weights / weights.sum())], "size": 16_384}
 
 
 def colliding_items(seed: int) -> dict:

@@ -289,15 +289,23 @@ def diagnoses_of(report: Report, seed: int) -> dict[str, Diagnosis]:
 
 
 def examined(report: Report, seeds: Iterable[int]) -> list[dict]:
-    """One dict a seed: verdict, doubt and advice (the first, or ""), used and effect (shares of the codes), points.
+    """One dict a seed: verdict, at fault, doubt, advice, used, effect, points.
 
-    points: whether the diagnosis is as `report.expected`.
+    at fault: how many of several codebooks have a token collapse, each alone; None if there is one. doubt, advice: the
+    first, or "". used, effect: how many codes are in use, and in effect; None if several codebooks have no sum of
+    them. points: whether the diagnosis is as `report.expected`.
     """
     rows = []
     for seed in seeds:
         found = diagnoses_of(report, seed)
         whole = found[report.expected.part or next(iter(found))]
-        row = {"report": report.name, "seed": seed, "verdict": whole.verdict}
+        alone = [one.verdict == "token collapse" for one in list(found.values())[1:]]
+        row = {
+            "report": report.name,
+            "seed": seed,
+            "verdict": whole.verdict,
+            "at fault": sum(alone) if alone else None,
+        }
         row |= {"doubt": next(iter(whole.doubts), ""), "advice": next((one.remedy for one in whole.advice), "")}
         for name, figure in {"used": "codes in use", "effect": "codes in effect"}.items():
             evidence = whole.evidence.get(figure)
@@ -310,7 +318,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Of a table with one row a report and seed, one row a report: its thread beside the diagnoses.
 
     Columns: report, source, found (by the thread), expected, verdicts (each with its number of seeds), doubt and
-    advice (the most frequent first ones), seeds, and points: in how many of them the diagnosis points there too.
+    advice (the most frequent first ones), used and at fault (means over seeds), seeds, and points: in how many of them
+    the diagnosis points where the thread did.
     """
     rows = []
     for report in REPORTS:
@@ -322,6 +331,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         said = {name: part[name].fillna("").mode().iloc[0] for name in ("doubt", "advice")}
         row = {"report": report.name, "source": report.source, "found": report.found}
         row |= {"expected": str(report.expected), "verdicts": verdicts} | said
+        row |= {name: part[name].mean() for name in ("used", "at fault")}
         rows.append(row | {"seeds": len(part), "points": int(part["points"].sum())})
     return pd.DataFrame(rows)
 
