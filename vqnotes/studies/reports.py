@@ -291,9 +291,9 @@ def diagnoses_of(report: Report, seed: int) -> dict[str, Diagnosis]:
 def examined(report: Report, seeds: Iterable[int]) -> list[dict]:
     """One dict a seed: verdict, at fault, doubt, advice, used, effect, points.
 
-    at fault: how many of several codebooks have a token collapse, each alone; None if there is one. doubt, advice: the
-    first, or "". used, effect: how many codes are in use, and in effect; None if several codebooks have no sum of
-    them. points: whether the diagnosis is as `report.expected`.
+    at fault: how many of several codebooks have a token collapse, each alone; None if there is one.
+    doubt, advice: the first, or "". used, effect: how many codes are in use, and in effect; None if that is not said.
+    points: whether the diagnosis is as `report.expected`.
     """
     rows = []
     for seed in seeds:
@@ -318,8 +318,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Of a table with one row a report and seed, one row a report: its thread beside the diagnoses.
 
     Columns: report, source, found (by the thread), expected, verdicts (each with its number of seeds), doubt and
-    advice (the most frequent first ones), used and at fault (means over seeds), seeds, and points: in how many of them
-    the diagnosis points where the thread did.
+    advice (the most frequent first ones), used and at fault (means over seeds), seeds, and points: in how many of
+    them the diagnosis points where the thread did.
     """
     rows = []
     for report in REPORTS:
