@@ -21,7 +21,17 @@ from vqnotes._printing import say
 from vqnotes.diagnosis import Diagnosis, diagnose, diagnose_model, diagnose_tokens
 from vqnotes.studies import recreated
 
-__all__ = ["REPORTS", "Expected", "Report", "diagnosed", "diagnoses_of", "examined", "reports_diagnosed", "summary"]
+__all__ = [
+    "REPORTS",
+    "Expected",
+    "Report",
+    "as_markdown",
+    "diagnosed",
+    "diagnoses_of",
+    "examined",
+    "reports_diagnosed",
+    "summary",
+]
 
 TABLE = Path(__file__).with_name("reports.csv")
 SEEDS = range(9000, 9008)
@@ -70,6 +80,12 @@ class Report:
     expected: Expected
     make: Callable[[int], dict]
     door: Callable = diagnose_model
+
+    @property
+    def address(self) -> str:
+        """Where the thread is."""
+        repository, number = self.source.split("#")
+        return f"https://github.com/{repository}/issues/{number}"
 
 
 TOKENS, EMBEDDINGS = Expected(("token collapse",)), ("embedding collapse", "token and embedding collapse")
@@ -269,7 +285,7 @@ REPORTS = [
         "items that collide",
         "EdoardoBotta/RQ-VAE-Recommender#46",
         "several items have the same tuple of ids",
-        "others met it too, and use a clustering that keeps clusters equally large",
+        "another reader met it too: clusters of equal size (balanced k-means) helped, or fewer codes",
         Expected(evidence="items that share a tuple"),
         recreated.colliding_items,
         diagnose_tokens,
@@ -346,6 +362,18 @@ def reports_diagnosed() -> pd.DataFrame:
     return summary(pd.read_csv(TABLE))
 
 
+def as_markdown(table: pd.DataFrame) -> str:
+    """A `summary` as the table of docs/reports.md."""
+    lines = ["| report | what is seen | what the thread found | verdicts | points there |", "|---|---|---|---|---|"]
+    known = {report.name: report for report in REPORTS}
+    for row in table.to_dict("records"):
+        one = known[row["report"]]
+        first = f"; first: {one.expected.doubt}" if row["points"] and one.expected.doubt else ""
+        link, count = f"[{one.source}]({one.address})", f"{row['points']} of {row['seeds']}"
+        lines.append(f"| {one.name}: {link} | {one.symptom} | {one.found} | {row['verdicts']}{first} | {count} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.reports", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
@@ -359,7 +387,7 @@ def main() -> None:
         table = pd.concat([table, rows]) if len(table) else rows
         with replaced(options.out) as beside:
             table.to_csv(beside, index=False, float_format="%.5g")
-    say(summary(table)[["report", "verdicts", "points", "seeds"]].to_string(index=False))
+    say(as_markdown(summary(table)))
 
 
 if __name__ == "__main__":
