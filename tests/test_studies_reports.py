@@ -137,8 +137,11 @@ def stepped(quantizer, how="uniform", steps=5):
 
 
 def test_expiry_that_is_undone_changes_no_bit():
-    plain, undone = (kind(16, 4, decay=0.5) for kind in (recreated.TwoAverages, recreated.ExpiryUndone))
-    assert torch.equal(stepped(plain), stepped(undone)) and (plain.counts < 0.1 * plain.counts.mean()).any()
+    plain, undone = (kind(256, 4, decay=0.5) for kind in (recreated.TwoAverages, recreated.ExpiryUndone))
+    assert (
+        torch.equal(stepped(plain, "normal"), stepped(undone, "normal"))
+        and (plain.counts < 0.1 * plain.counts.mean()).any()
+    )
 
 
 def test_sums_without_counts_shrink_the_codes_and_counts_from_nothing_throw_them_out():
@@ -176,7 +179,8 @@ def test_the_last_level_is_left_out_of_training_alone():
 
 def test_ids_lose_their_odd_numbers_and_items_share_theirs():
     index = recreated.indices_in_half_precision(SEED)["index"]
-    assert not (index[index > 256] % 2).any() and (index[index < 256] % 2).any()
+    above = index[(index > 256) & (index < 999)]  # what is rounded beyond the last code is the last code
+    assert len(above) > 1000 and not (above % 2).any() and (index[index < 256] % 2).any()
     items = recreated.colliding_items(SEED)["index"].view(-1, 3, 3)
     assert (items == items[:, :1]).all(dim=2).all(dim=1).float().mean() > 0.5
     batch = recreated.batch_of_ids(SEED)

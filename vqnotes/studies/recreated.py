@@ -344,7 +344,8 @@ def padding_counted(seed: int) -> dict:
 
 def indices_in_half_precision(seed: int) -> dict:
     """Indices of an FSQ of 1,000 codes, computed in bfloat16, beside its latents and its grid."""
-    quantizer = FSQ([8, 5, 5, 5])
+    with torch.random.fork_rng(devices=[]):
+        quantizer = FSQ([8, 5, 5, 5])
     x = torch.from_numpy(np.random.default_rng(seed).standard_normal((16_000, 4))).float()
     latents, codes = quantizer.prepare(x), quantizer.codes()
     digits = ((quantizer.decode(quantizer.assign(latents, codes)) + 1) * (quantizer.sizes // 2)).round()
@@ -381,7 +382,9 @@ def colliding_items(seed: int) -> dict:
     """Three ids each of 4,800 items: 1,600 products in three variants that hardly differ."""
     products = _modes(seed)[:1600].repeat_interleave(3, dim=0)
     noise = np.random.default_rng(seed).standard_normal(tuple(products.shape))
-    items, quantizer = products + 1e-3 * torch.from_numpy(noise).float(), ResidualVQ([CODES] * 3, 16)
+    items = products + 1e-3 * torch.from_numpy(noise).float()
+    with torch.random.fork_rng(devices=[]):
+        quantizer = ResidualVQ([CODES] * 3, 16)
     quantizer.init_codes("kmeans", items, seed)
     with torch.no_grad():
         index = quantizer(items).index
