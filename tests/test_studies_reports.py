@@ -187,7 +187,8 @@ def test_ids_lose_their_odd_numbers_and_items_share_theirs():
     assert len(batch["index"]) == 64 and batch["size"] == 512
 
 
-def test_padding_is_what_the_codes_sit_on():
+def test_padding_is_what_the_codes_sit_on(monkeypatch):
+    monkeypatch.setattr(recreated, "STEPS", 20)
     brought = recreated.padding_counted(SEED)
     assert brought["mask"].float().mean() == 0.25 and not brought["inputs"][~brought["mask"]].any()
     assert len(brought["codebook"].unique(dim=0)) < 0.75 * len(brought["codebook"])

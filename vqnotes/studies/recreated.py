@@ -7,7 +7,7 @@ a report does not say otherwise: 32 modes in 16 dimensions, 64 codes of 8 dimens
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,12 +66,16 @@ class Theirs(nn.Module):
         return Quantized(latents_q, index, loss.sum())
 
 
-def _trained(make: Callable[[], nn.Module], x: Tensor, seed: int, **plan: Any) -> dict:
-    """A model with this quantiser, trained on x (N, ..., P), and x. plan: options of `training.fit`."""
+def _trained(
+    make: Callable[[], nn.Module], x: Tensor, seed: int, end: nn.Module | None = None, **plan: Any
+) -> dict[str, Any]:
+    """A model with this quantiser, trained on x (N, ..., P), and x. end: of the decoder. plan: options of `fit`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.mlp_autoencoder(x.shape[-1], make())
-        options = {"steps": STEPS, "batch_size": league.BATCH, "lr": league.LR, "progress": False}
+        if end is not None:
+            model.decoder = nn.Sequential(model.decoder, end)
+        options: dict[str, Any] = {"steps": STEPS, "batch_size": league.BATCH, "lr": league.LR, "progress": False}
         training.fit(model, x, seed=seed, **options | plan)
     return {"model": model, "data": x}
 
@@ -85,6 +89,9 @@ def _modes(seed: int) -> Tensor:
 
 class TwoAverages(VectorQuantizer):
     """EMA codes as most code has them: the average of sums over that of counts, which are smoothed."""
+
+    counts: Tensor
+    sums: Tensor
 
     def __init__(self, *size: int, batch: int = league.BATCH, **options: Any):
         super().__init__(*size, update="ema", **options)
@@ -101,8 +108,9 @@ class TwoAverages(VectorQuantizer):
     @torch.no_grad()
     def after_step(self, latents: Tensor, index: Tensor) -> None:
         chosen = F.one_hot(index, self.codebook_size).to(latents.dtype)
-        self.counts.lerp_(chosen.sum(0), 1 - self.decay)
-        self.sums.lerp_(chosen.T @ latents, 1 - self.decay)
+        new = 1 - cast(float, self.decay)
+        self.counts.lerp_(chosen.sum(0), new)
+        self.sums.lerp_(chosen.T @ latents, new)
         total = self.counts.sum()
         smooth = (self.counts + EPSILON) / (total + self.codebook_size * EPSILON) * total
         self.codebook.copy_(self.sums / smooth[:, None])
@@ -140,7 +148,7 @@ def forgotten_counts(seed: int) -> dict:
     """k-means codes whose moving sums begin without their counts, ten steps of 16 latents a code later."""
     batch, after = 16 * CODES, 10
     make = lambda: ForgottenCounts(CODES, DIM, batch=batch, decay=0.8)  # noqa: E731
-    plan = {"steps": STEPS // 2 + after, "warmup": STEPS // 2, "batch_size": batch}
+    plan: dict[str, Any] = {"steps": STEPS // 2 + after, "warmup": STEPS // 2, "batch_size": batch}
     return _trained(make, _modes(seed), seed, **plan)
 
 
@@ -236,23 +244,17 @@ def learning_too_fast(seed: int) -> dict:
     return _trained(lambda: VectorQuantizer(CODES, DIM), _modes(seed), seed, lr=20 * league.LR)
 
 
-class UnitDecoder(nn.Sequential):
-    """A decoder whose output has length 1."""
+class Unit(nn.Module):
+    """Brings vectors (..., P) to length 1."""
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return F.normalize(super().forward(latents), dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
 
 
 def normalised_output(seed: int) -> dict:
     """A decoder that ends with a normalisation, on inputs that are not normalised."""
-    x = _modes(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = models.mlp_autoencoder(x.shape[1], VectorQuantizer(CODES, DIM))
-        model.decoder = UnitDecoder(*model.decoder)
-    plan = {"steps": STEPS, "warmup": STEPS // 2, "batch_size": league.BATCH, "lr": league.LR, "progress": False}
-    training.fit(model, x, seed=seed, **plan)
-    return {"model": model, "data": x}
+    make = lambda: VectorQuantizer(CODES, DIM)  # noqa: E731
+    return _trained(make, _modes(seed), seed, end=Unit(), warmup=STEPS // 2)
 
 
 # ---------------------------------------------------------------- starts, data and replacement
@@ -306,7 +308,7 @@ def rotation_without_expiry(seed: int) -> dict:
     """ResidualVQ of vector-quantize-pytorch with the options of the report; but codes never expire."""
     from vector_quantize_pytorch import ResidualVQ as Residual
 
-    options = {"dim": 64, "codebook_dim": 32, "codebook_size": 256, "num_quantizers": 3}
+    options: dict[str, Any] = {"dim": 64, "codebook_dim": 32, "codebook_size": 256, "num_quantizers": 3}
     options |= {"decay": 0.8, "commitment_weight": 0.1, "rotation_trick": True}
     make = lambda: Theirs(Residual(**options), 256**3, 64)  # noqa: E731
     return _trained(make, _modes(seed), seed, init=None)
