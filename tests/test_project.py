@@ -208,8 +208,8 @@ ORDER = (
     "diagnosis.listening.records "
     "diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis "
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
-    "studies.verdicts studies.judging studies.sample_sizes studies.watching studies.codebook_size studies.generation "
-    "studies "
+    "studies.verdicts studies.judging studies.sample_sizes studies.watching studies.recreated studies.reports "
+    "studies.codebook_size studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()
 

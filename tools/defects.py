@@ -319,6 +319,12 @@ DEFECTS = [
     ("studies/codebook_size", "if theirs != settings:", "if not theirs:", "results of other settings are taken"),
     ("studies/codebook_size", "if step not in looks or step <= warmup:", "if step not in looks:",
      "measured before codes are placed"),
+    ("studies/reports", "found[self.part or next(iter(found))]", "found[next(iter(found))]",
+     "what is expected of a level is asked of the whole"),
+    ("studies/reports", "figure.value > 2 * figure.reference", "figure.value > figure.reference",
+     "what is seen by chance counts as found"),
+    ("studies/recreated", "self.sums.copy_(codes * self.counts[:, None])", "self.sums.copy_(codes)",
+     "the sound averages have the defect too"),
 ]
 
 NOTEBOOK_DEFECTS = [
