@@ -84,6 +84,11 @@ def test_entropy_is_corrected_as_published(uses):
     assert of_times == pytest.approx(value)
 
 
+def test_the_share_of_rare_codes_by_hand():
+    assert estimates._share_of_rare(3, 2, 5) == 4 / (4 * 3 + 4)
+    assert estimates._share_of_rare(3, 0, 5) == 2 / (4 * 2 + 2)
+
+
 @pytest.mark.parametrize("number", [4, 16, 1000])
 @pytest.mark.parametrize("share", [1e-4, 0.01, 0.2])
 def test_what_a_rare_code_adds_is_the_sum(number, share):

@@ -329,6 +329,17 @@ def test_a_warm_up_is_no_collapse_and_the_codes_after_it_are_judged():
     assert watches[0].turns == [(0, "quantizer", TOKEN), (7, "quantizer", "not started"), (60, "quantizer", HEALTHY)]
 
 
+def test_sound_codes_are_judged_before_they_are_in_use():
+    torch.manual_seed(0)
+    model, looking = Own(VectorQuantizer(64, 8)), CollapseWatch(MODES[:512], every=1)
+    model.vq.init_codes("kmeans", model.encoder(MODES).detach())
+    for step in range(2):
+        looking(step, model)
+    (verdict,) = {verdict for *_, verdict in looking.turns}
+    assert verdict != "not started" and verdict == diagnose_model(model, MODES[:512])["vq"].verdict
+    assert "collapse" not in verdict and looking._use.unused("", model) == {"vq"}
+
+
 def test_a_collapse_is_warned_of_though_codes_do_not_move():
     """They are called in training mode; nobody gives them to the optimiser."""
     torch.manual_seed(0)

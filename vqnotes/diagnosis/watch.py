@@ -33,7 +33,7 @@ class CollapseWarning(UserWarning):
 class CollapseWatch:
     """Looks at a model now and then, and warns if the verdict on one of its quantisers turns bad and stays so.
 
-        fit(model, x, callback=CollapseWatch(x[:1024]), ...)
+        fit(model, x, callback=CollapseWatch(x[:2048]), ...)  # 32 inputs for each of 64 codes
 
     or, in a loop of your own, `watch(step, model)` before each step. `fit_many` gives it a list of models: their
     quantisers are named "run 0: quantizer", "run 1: quantizer", ...
