@@ -198,14 +198,14 @@ ORDER = (
     "data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.inputs diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
-    "diagnosis.drawing diagnosis.ids diagnosis.estimates diagnosis.tokens "
+    "diagnosis.inputs diagnosis.observed diagnosis.advice diagnosis.readers diagnosis.measures diagnosis.rules "
+    "diagnosis.report diagnosis.drawing diagnosis.ids diagnosis.estimates diagnosis.tokens "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "
     "diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "
-    "studies.sweeps studies.remedies studies.verdicts studies.watching studies.codebook_size studies.generation "
-    "studies "
+    "studies.sweeps studies.remedies studies.verdicts studies.advice studies.watching studies.codebook_size "
+    "studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()
 

@@ -45,6 +45,7 @@ def diagnose(
     channel_axis: int | None = None,
     places: tuple | None = None,
     reconstruction: Array | None = None,
+    kind: str | None = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Which collapse is it, by which evidence, and what to try.
@@ -66,6 +67,8 @@ def diagnose(
     would, the quantiser compares otherwise than by distance: that is said first, and its codebook is not judged.
     mask: True where a latent counts, of the same shape; padding does not, and may be NaN, in the inputs too.
     reconstruction: the model's output, of the shape of the inputs. What the model rebuilds, its encoder has not lost.
+    kind: how the codes come about, for advice that fits: "learnt codebook" (by gradient), "EMA codebook", "computed
+    codebook" (a learnt map of a table: SimVQ), "fixed grid" (FSQ, LFQ) or "stack". None: they may be learnt or not.
 
     The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
     code, at least 8,192 and at most 262,144, in two halves: k-means is fitted to one, and judged on both. Memory
@@ -74,10 +77,10 @@ def diagnose(
     Sources: the two collapses, arXiv:2411.16550; dimensions against water-filling, arXiv:2605.06870; how often the
     verdict is right, `vqnotes.studies.verdicts` and notebook 09.
     Raises ValueError for what is empty, NaN, infinite, sparse, of mismatched shapes or open to two readings, for
-    inputs that do not vary, and for places or a reconstruction that no inputs belong to.
+    inputs that do not vary, for places or a reconstruction that no inputs belong to, and for an unknown kind.
     """
     beside: Any = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
-    observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, seed=seed)
+    observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, kind=kind, seed=seed)
     return report.report(observed, measure(observed))
 
 

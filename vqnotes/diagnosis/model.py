@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vqnotes._checks import Array, dense_tensor
+from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.inputs import axes_of
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.listening.trials import without_gradient
 from vqnotes.diagnosis.observed import seed_of
-from vqnotes.diagnosis.report import Advice, Diagnosis
+from vqnotes.diagnosis.report import Diagnosis
 
 __all__ = ["diagnose_model"]
 

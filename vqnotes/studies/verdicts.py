@@ -55,6 +55,7 @@ __all__ = [
     "thresholds",
     "verdicts",
     "wide_view",
+    "with_decoders_trained_on",
 ]
 
 LABELS = VERDICTS[:-1]
@@ -185,10 +186,10 @@ def pace(family: str) -> dict:
     return pace | {"progress": False}
 
 
-def decoders_trained_on(entered: list[tuple], family: str, init: str | None, steps: int) -> list[float]:
-    """Relative errors of copies whose decoder alone learnt for some more steps, after `init` of the codes.
+def with_decoders_trained_on(entered: list[tuple], family: str, init: str | None, steps: int) -> list[tuple]:
+    """Copies whose decoder alone learnt for some more steps, after `init` of the codes: [(data, model)], as entered.
 
-    entered: as from `made`. One `metrics.reconstruction_error` a model, in their order.
+    entered: as from `made`.
     """
     copies = [copy.deepcopy(model) for _, model in entered]
 
@@ -200,7 +201,13 @@ def decoders_trained_on(entered: list[tuple], family: str, init: str | None, ste
     xs, seeds = [one.x for one, _ in entered], range(len(entered))
     plan = {"init": init, "steps": steps, "callback": hold} | pace(family)
     runs = training.fit_many(lambda seed: copies[seed], xs, seeds=seeds, **plan)
-    return [reconstruction_error(models.evaluate(model, x).reconstruction, x) for x, (model, _) in zip(xs, runs)]
+    return [(one, model) for (one, _), (model, _) in zip(entered, runs)]
+
+
+def decoders_trained_on(entered: list[tuple], family: str, init: str | None, steps: int) -> list[float]:
+    """Their relative errors, one `metrics.reconstruction_error` a model. Arguments as `with_decoders_trained_on`."""
+    trained = with_decoders_trained_on(entered, family, init, steps)
+    return [reconstruction_error(models.evaluate(model, one.x).reconstruction, one.x) for one, model in trained]
 
 
 def floor(x: Tensor, codes: int) -> float:
