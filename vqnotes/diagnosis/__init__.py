@@ -1,9 +1,10 @@
 """The practitioner's door: which collapse is it, by which evidence, and what to try.
 
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
-which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `report` says it with its
-evidence and advice, `drawing` shows it. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
-listens to a whole model (`listening` has a file for each library), and `watch` does so during training.
+which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `advice` knows what to try
+against it, `report` says all of it with the evidence, `drawing` shows it. `tokens` does all of that for ids alone, by
+`ids` and `estimates`. `model` listens to a whole model (`listening` has a file for each library), and `watch` does so
+during training.
 A file imports only from those before it.
 """
 

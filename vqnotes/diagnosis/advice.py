@@ -34,7 +34,6 @@ STORM = Advice(
 )
 SIMVQ = Advice("codes that are a learnt map of a fixed table (SimVQ): none can die alone", "codes", "05")
 GRID = Advice("a fixed grid in place of a codebook (FSQ)", "codes", "05")
-OWN_START = Advice("leave the fixed table at the scale that it starts with", "start", "05")
 STEPS = Advice("train longer: a grid cannot come to the latents, so they must come to it", "steps", "05")
 SHAPE = Advice(
     "another shape of the grid, about as many codes in all: fewer directions with more levels each, and more with "

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from vqnotes import models, training
+from vqnotes import data, models, training
 from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.diagnosis import advice, diagnose_model
 from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.observed import Kind
+from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.metrics import reconstruction_error
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.codes import SimVQ
@@ -67,7 +69,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Case:
-    """Models that should get the verdict: their kind, how they are made, and the ways that may help, by name."""
+    """Models that should get the verdict: their kind, how they are made, and the ways that may help, by name.
+
+    Those that get another verdict count for that one, if any case of it has the same way.
+    """
 
     kind: Kind
     verdict: str
@@ -134,7 +139,6 @@ WAYS = {
     "SimVQ": _way(advice.SIMVQ, _other_codebook(SimVQ, (CODES, DIM), None)),
     "FSQ": _way(advice.GRID, _other_codebook(FSQ, (), None, levels=(4, 4, 4))),
     "codebook": _way(advice.CODEBOOK, _other_codebook(VectorQuantizer, (CODES, DIM), "kmeans")),
-    "own start": _way(advice.OWN_START, init=None),
     "four times the steps": _way(advice.STEPS, lambda recipe: recipe.but(steps=4 * recipe.steps)),
     "another shape": _way(advice.SHAPE, _levels(8, 8), _levels(3, 3, 3, 3)),
     "warm-up": _way(advice.WARM_UP_GRID, warmup=0.5),
@@ -143,7 +147,7 @@ WAYS = {
     "more commitment": _way(advice.MORE_BETA, options={"beta": 1.0}),
     "wider encoder": _way(advice.WIDER, width=64),
     "smaller beta": _way(advice.LESS_BETA, options={"beta": 0.025}),
-    "longer warm-up": _way(advice.LONGER, init="kmeans", warmup=0.8),
+    "longer warm-up": _way(advice.LONGER, init="kmeans", warmup=0.75),
     "8 dimensions": _way(advice.MORE_DIMENSIONS, lambda recipe: recipe.but(size=(recipe.size[0], DIM))),
     "more directions": _way(advice.MORE_DIRECTIONS, _levels(4, 4, 4), _levels(3, 3, 3, 3)),
     "more codes": _way(advice.MORE_CODES, _more_codes),
@@ -166,7 +170,7 @@ COLLAPSED = {"init": "uniform", "warmup": 0}
 PLACED = {
     Kind.LEARNT: ("warm-up, k-means", "expiry", "k-means, decoder", "SimVQ", "FSQ"),
     Kind.EMA: ("warm-up, k-means", "expiry", "k-means, decoder", "SimVQ", "FSQ"),
-    Kind.COMPUTED: ("warm-up, k-means", "k-means, decoder", "own start", "FSQ"),
+    Kind.COMPUTED: ("warm-up, k-means", "k-means, decoder", "FSQ"),
     Kind.GRID: ("four times the steps", "another shape", "warm-up", "codebook"),
     Kind.STACK: ("warm-up, k-means", "expiry", "k-means each, decoder"),
 }
@@ -195,7 +199,7 @@ def _cases() -> dict[str, Case]:
         tokens = plain if grid else plain.but(**COLLAPSED)
         encoder = ("wider encoder", *(() if grid else ("smaller beta",)))
         for family, width in (("modes", 2), ("photographs", 1)):
-            narrow = {"family": family, "width": width}
+            narrow: dict[str, Any] = {"family": family, "width": width}
             add(kind, "token collapse", "misplaced", tokens.but(family=family), PLACED[kind])
             add(kind, "embedding collapse", "narrow", plain.but(**narrow), encoder)
             if not grid:
@@ -207,14 +211,20 @@ def _cases() -> dict[str, Case]:
             flat = {"options": {"levels": (8, 8)}} if grid else {"size": (plain.size[0], 2)}
             ways = ("more directions",) if grid else ("8 dimensions", "longer warm-up", "smaller beta")
             add(kind, "dimensional collapse", "2 dimensions", plain.but(family=family, **flat), ways)
+    held = Recipe(options={"beta": 30.0})
+    add(Kind.LEARNT, "embedding collapse", "heavy commitment", held, ("smaller beta",))
     for family in ("modes", "photographs"):
+        simvq = Recipe(SimVQ, family=family, init=None, warmup=0)
+        add(Kind.COMPUTED, "token collapse", "as it comes", simvq, PLACED[Kind.COMPUTED])
         add(Kind.GRID, "token collapse", "bits", BITS.but(family=family), OF_BITS)
-    for kind in (Kind.LEARNT, Kind.EMA):
-        storm = PLAIN[kind].but(quantizer=RandomRestart, options={"threshold": 2.0, "memory": 0.0}, **COLLAPSED)
+        ways = ("wider encoder", "four times the steps", "codebook")
+        narrow = BITS.but(family=family, width=2 if family == "modes" else 1)
+        add(Kind.GRID, "token and embedding collapse", "narrow, bits", narrow, ways)
+    for kind, plain in ((Kind.LEARNT, PLAIN[Kind.LEARNT]), (Kind.EMA, PLAIN[Kind.EMA].but(options={"decay": 0.9}))):
+        storm = plain.but(quantizer=RandomRestart, options={"threshold": 2.0, "memory": 0.0}, **COLLAPSED)
         add(kind, "token collapse", "storm", storm, ("averaged expiry", "k-means, decoder"))
-        add(
-            kind, "embedding collapse", "heavy commitment", PLAIN[kind].but(options={"beta": 30.0}), ("smaller beta",)
-        )
+        slow = plain.but(size=(CODES, 32), family="slow", warmup=0.1, steps=480)
+        add(kind, "dimensional collapse", "codes too early", slow, ("longer warm-up", "smaller beta"))
     return found
 
 
@@ -224,18 +234,37 @@ CASES = _cases()
 # ---------------------------------------------------------------- followed
 
 
+def _inputs(family: str, seed: int) -> data.LabelledData:
+    """Those of `verdicts.inputs_of`, or of "slow": Gaussian numbers with variances from 1 to 0.001, (4800, 32)."""
+    if family != "slow":
+        return verdicts.inputs_of(family, seed)
+    x = torch.randn(4800, 32, generator=torch.Generator().manual_seed(seed))
+    return data.LabelledData(x * torch.logspace(0, -1.5, 32), None)  # type: ignore[arg-type]
+
+
+def _linear(quantizer: VectorQuantizer) -> models.VQAutoencoder:
+    """A linear autoencoder with very small weights, which learns one direction after the other (notebook 06)."""
+    encoder, decoder = (nn.Linear(quantizer.dim, quantizer.dim, bias=False) for _ in range(2))
+    for half in (encoder, decoder):
+        nn.init.normal_(half.weight, std=1e-3)
+    return models.VQAutoencoder(encoder, quantizer, decoder)
+
+
 def made(recipe: Recipe, seeds: Sequence[int]) -> list[tuple]:
     """One model a seed with its data, trained: [(data, model)]. Raises ValueError for an unknown family."""
-    sets = [verdicts.inputs_of(recipe.family, seed) for seed in seeds]
+    sets, slow = [_inputs(recipe.family, seed) for seed in seeds], recipe.family == "slow"
 
     def build(seed: int) -> models.VQAutoencoder:
         quantizer = recipe.quantizer(*recipe.size, **recipe.options)
+        if slow:
+            return _linear(quantizer)
         if sets[0].x.ndim == 4:
             return models.image_autoencoder(3, quantizer, width=recipe.width, patch=recipe.patch)
         return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=recipe.width)
 
-    plan = {"init": recipe.init, "warmup": int(recipe.warmup * recipe.steps), "steps": recipe.steps}
-    runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, **plan, **verdicts.pace(recipe.family))
+    plan: dict[str, Any] = {"init": recipe.init, "warmup": int(recipe.warmup * recipe.steps), "steps": recipe.steps}
+    plan |= verdicts.pace(recipe.family) | ({"optimizer": torch.optim.SGD, "lr": 0.375} if slow else {})
+    runs = training.fit_many(build, [one.x for one in sets], seeds=seeds, **plan)
     return [(one, model) for one, (model, _) in zip(sets, runs)]
 
 
@@ -248,7 +277,7 @@ def examine(seeds: Sequence[int], case: str) -> list[dict]:
     """
     chosen, seeds, rows = CASES[case], list(seeds), []
     entered = made(chosen.recipe, seeds)
-    before, decoded = _judged(entered), []
+    before, decoded = _judged(entered), None
     for way in chosen.ways:
         changes, control = WAYS[way].changes, before
         if not changes:
@@ -290,23 +319,24 @@ def models_advised() -> pd.DataFrame:
 def followed(table: pd.DataFrame | None = None) -> pd.DataFrame:
     """What following the advice does, by kind and verdict; within them, what helped most stands first.
 
-    table: as `models_advised`, which it is if None. Only models that got the verdict that their case is about count.
+    table: as `models_advised`, which it is if None. A model counts for the verdict that it got.
     Columns: kind, verdict, advice (its remedy); models: how many; error ratio: the median over models of the error
     after over that of the control; low, high: its bootstrap 95 % interval; cured: the share of the models that are
     healthy after; advised: whether `diagnose` advises it.
     """
     table = models_advised() if table is None else table
-    about = table["case"].map({name: (case.kind, case.verdict) for name, case in CASES.items()})
-    table = table.assign(kind=[kind for kind, _ in about], wanted=[verdict for _, verdict in about])
-    table = table[table["verdict"] == table["wanted"]]
+    wanted = {(case.kind.value, case.verdict, way) for case in CASES.values() for way in case.ways}
+    table = table.assign(kind=table["case"].map({name: case.kind.value for name, case in CASES.items()}))
     rows = []
-    for (kind, verdict, way), part in table.groupby(["kind", "wanted", "way"], sort=False):
+    for (kind, verdict, way), part in table.groupby(["kind", "verdict", "way"], sort=False):
+        if (kind, verdict, way) not in wanted:
+            continue
         ratio = (part["after"] / part["control"]).to_numpy()
         low, high = _interval(ratio)
         one = WAYS[way].advice
         rows.append(
             {
-                "kind": Kind(kind).value,
+                "kind": kind,
                 "verdict": verdict,
                 "advice": one.remedy,
                 "models": len(part),
@@ -318,7 +348,7 @@ def followed(table: pd.DataFrame | None = None) -> pd.DataFrame:
             }
         )
     found = pd.DataFrame(rows)
-    for name, order in (("kind", [one.value for one in Kind]), ("verdict", list(verdicts.VERDICTS))):
+    for name, order in (("kind", [one.value for one in Kind]), ("verdict", list(VERDICTS))):
         found[name] = pd.Categorical(found[name], order)
     found = found.sort_values(["kind", "verdict", "error ratio"], ignore_index=True)
     return found.astype({"kind": str, "verdict": str})
@@ -340,7 +370,8 @@ def main() -> None:
     options = parser.parse_args()
     table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["case"])
     todo = [case for case in CASES if options.only in case and case not in set(table["case"])]
-    end, running, failed = time.monotonic() + options.limit_s, set(), []
+    end, failed = time.monotonic() + options.limit_s, []
+    running: set[Future] = set()
     started: dict[Future, str] = {}
     with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         while running or (todo and time.monotonic() < end):
