@@ -179,7 +179,7 @@ FINER = dict.fromkeys(PLAIN, ("more codes", "second stage")) | {
     Kind.GRID: ("finer levels", "codebook"),
     Kind.STACK: ("more in each level",),
 }
-FEW = {
+FEW: dict[Kind, dict[str, Any]] = {
     Kind.LEARNT: {"size": (3, DIM)},
     Kind.EMA: {"size": (3, DIM)},
     Kind.COMPUTED: {"size": (3, DIM)},
@@ -208,7 +208,7 @@ def _cases() -> dict[str, Case]:
             few = plain.but(family=family, **FEW[kind])
             add(kind, "rate limit", "few codes", few, (*FINER[kind], *(("smaller patches",) if width == 1 else ())))
         for family in ("modes", "digits"):
-            flat = {"options": {"levels": (8, 8)}} if grid else {"size": (plain.size[0], 2)}
+            flat: dict[str, Any] = {"options": {"levels": (8, 8)}} if grid else {"size": (plain.size[0], 2)}
             ways = ("more directions",) if grid else ("8 dimensions", "longer warm-up", "smaller beta")
             add(kind, "dimensional collapse", "2 dimensions", plain.but(family=family, **flat), ways)
     held = Recipe(options={"beta": 30.0})
@@ -218,8 +218,8 @@ def _cases() -> dict[str, Case]:
         add(Kind.COMPUTED, "token collapse", "as it comes", simvq, PLACED[Kind.COMPUTED])
         add(Kind.GRID, "token collapse", "bits", BITS.but(family=family), OF_BITS)
         ways = ("wider encoder", "four times the steps", "codebook")
-        narrow = BITS.but(family=family, width=2 if family == "modes" else 1)
-        add(Kind.GRID, "token and embedding collapse", "narrow, bits", narrow, ways)
+        coarse = BITS.but(family=family, width=2 if family == "modes" else 1)
+        add(Kind.GRID, "token and embedding collapse", "narrow, bits", coarse, ways)
     for kind, plain in ((Kind.LEARNT, PLAIN[Kind.LEARNT]), (Kind.EMA, PLAIN[Kind.EMA].but(options={"decay": 0.9}))):
         storm = plain.but(quantizer=RandomRestart, options={"threshold": 2.0, "memory": 0.0}, **COLLAPSED)
         add(kind, "token collapse", "storm", storm, ("averaged expiry", "k-means, decoder"))
