@@ -17,7 +17,7 @@ from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed, OnlineCl
 from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 
-PLACED = {advice.WARM_UP, advice.RESTART, advice.REPAIR, advice.REPAIR_EACH, advice.STORM}
+PLACED = {advice.WIDER_PLACED, advice.WARM_UP, advice.RESTART, advice.REPAIR, advice.REPAIR_EACH, advice.STORM}
 
 
 def advised(verdict, kind, busy=False, needs=()):

@@ -47,6 +47,11 @@ ENTROPY = Advice("a larger weight of the entropy loss", "loss", "05")
 SOFTER = Advice("with an entropy loss (LFQ): an inverse temperature near 1", "loss", "05")
 MORE_BETA = Advice("a larger beta, that brings the latents to the grid", "loss", "05")
 WIDER = Advice("a wider or deeper encoder: no codes can part latents that coincide", "encoder", "04")
+WIDER_PLACED = Advice(
+    "both at once: a wider or deeper encoder, and codes by k-means after a training without the quantiser",
+    "encoder",
+    "04",
+)
 LESS_BETA = Advice("a smaller beta, in case the commitment loss holds the latents together", "loss", "01")
 LONGER = Advice("a longer warm-up, so that weak directions are learnt before codes ignore them", "start", "06")
 MORE_DIMENSIONS = Advice(
@@ -70,7 +75,7 @@ def _by_verdict(tokens: list[Advice], structure: list[Advice]) -> dict[str, list
     return {
         "token collapse": tokens,
         "embedding collapse": [WIDER],
-        "token and embedding collapse": [WIDER, *tokens],
+        "token and embedding collapse": [WIDER_PLACED, WIDER, *tokens],
         "dimensional collapse": [MORE_DIMENSIONS],
         "rate limit": [*structure, MORE_LATENTS_EACH],
     }
@@ -85,7 +90,7 @@ ADVISED: dict[Kind, dict[str, list[Advice]]] = {
     | {"token and embedding collapse": [WIDER, STEPS], "dimensional collapse": [MORE_DIRECTIONS]},
     Kind.STACK: _by_verdict([WARM_UP, RESTART, REPAIR_EACH], [MORE_IN_EACH]),
 }
-NEED_PLACES = (WARM_UP, RESTART, REPAIR, STORM)  # nothing for codes that cannot be placed
+NEED_PLACES = (WIDER_PLACED, WARM_UP, RESTART, REPAIR, STORM)  # nothing for codes that cannot be placed
 
 
 def advice_for(verdict: str, *, kind: Kind, busy: bool, needs: list[Advice]) -> list[Advice]:

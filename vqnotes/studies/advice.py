@@ -146,6 +146,7 @@ WAYS = {
     "more entropy": _way(advice.ENTROPY, options={"entropy_weight": 1.0}),
     "more commitment": _way(advice.MORE_BETA, options={"beta": 1.0}),
     "wider encoder": _way(advice.WIDER, width=64),
+    "wider encoder, warm-up, k-means": _way(advice.WIDER_PLACED, width=64, init="kmeans", warmup=0.5),
     "smaller beta": _way(advice.LESS_BETA, options={"beta": 0.025}),
     "longer warm-up": _way(advice.LONGER, init="kmeans", warmup=0.75),
     "8 dimensions": _way(advice.MORE_DIMENSIONS, lambda recipe: recipe.but(size=(recipe.size[0], DIM))),
@@ -203,7 +204,7 @@ def _cases() -> dict[str, Case]:
             add(kind, "token collapse", "misplaced", tokens.but(family=family), PLACED[kind])
             add(kind, "embedding collapse", "narrow", plain.but(**narrow), encoder)
             if not grid:
-                ways = (*encoder, *PLACED[kind])
+                ways = ("wider encoder, warm-up, k-means", *encoder, *PLACED[kind])
                 add(kind, "token and embedding collapse", "narrow, misplaced", tokens.but(**narrow), ways)
             few = plain.but(family=family, **FEW[kind])
             add(kind, "rate limit", "few codes", few, (*FINER[kind], *(("smaller patches",) if width == 1 else ())))
