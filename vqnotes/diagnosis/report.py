@@ -229,7 +229,9 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
     in_effect = min(m.codes, m.different) if spare else m.codes
     found = {
         "codes in use": Evidence(round(m.usage * m.codes), round(m.ceiling * m.codes), at_most, "a symptom only"),
-        "codes in effect": Evidence(m.perplexity, in_effect, "codes (perplexity)", "a symptom only"),
+        "codes in effect": Evidence(
+            m.perplexity, in_effect, "codes (perplexity)", "a symptom only", m.interval("perplexity")
+        ),
     }
     if m.distinct < m.codes:
         found["different codes"] = Evidence(m.distinct, m.codes, "codes", "clones")
@@ -239,26 +241,30 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
     if m.gap is not None:
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
-        found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
-        found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes)
+        found["error / variance"] = Evidence(m.error, m.best, by, at_codes, m.interval("error"))
+        found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes, m.interval("gap"))
     if m.dimensions is not None and not of_several:
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
         by = f"by {m.inputs_codes:,} codes of the inputs"
-        found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few)
-        found["lost with its own codes"] = Evidence(m.own_loss, m.best_loss, "as many codes of the inputs", few)
+        found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few, m.interval("dimensions"))
+        by, reach = "as many codes of the inputs", m.interval("own_loss")
+        found["lost with its own codes"] = Evidence(m.own_loss, m.best_loss, by, few, reach)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
-        found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks)
-        by = "of it lost before them"
-        found["lost with the best codes"] = Evidence(m.codes_loss, m.encoder_loss, by, speaks)
+        reach = m.interval("encoder_loss")
+        found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks, reach)
+        by, reach = "of it lost before them", m.interval("codes_loss")
+        found["lost with the best codes"] = Evidence(m.codes_loss, m.encoder_loss, by, speaks, reach)
     if m.separability is not None:
         with_inputs = m.separability_inputs is not None
         best, by = (m.separability_inputs, "from the inputs") if with_inputs else (m.chance, "by guessing")
-        found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)])
+        reach = m.interval("separability")
+        found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)], reach)
     if m.best is not None and not of_several:
         limit = "rate limit" if m.left > THRESHOLDS["rate"] else ""
-        found["left by k-means"] = Evidence(m.left, THRESHOLDS["rate"], "and more is a rate limit", limit)
+        by, reach = "and more is a rate limit", m.interval("left")
+        found["left by k-means"] = Evidence(m.left, THRESHOLDS["rate"], by, limit, reach)
     return found
 
 
