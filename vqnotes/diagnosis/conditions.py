@@ -142,9 +142,11 @@ def _others(m: Measures, thresholds: dict) -> dict[str, Condition]:
     if m.inputs_loss is not None and m.dimensions is not None:
         most, limit, answer = m.best_dimensions, thresholds["dimensions"], dimensions_missing(m, thresholds)
         share = m.dimensions / most if most > 0 else math.inf
-        needed = max((thresholds["costs"] - 1) * m.best_loss, thresholds["excess"])
+        costs = Condition("dimensions", answer, m.own_loss - m.best_loss, "more", thresholds["excess"])
+        if (thresholds["costs"] - 1) * m.best_loss >= thresholds["excess"]:
+            costs = Condition("dimensions", answer, m.own_loss / m.best_loss, "times", thresholds["costs"])
         found["dimensions filled"] = Condition("dimensions", answer, share, "of them", limit, below=True)
-        found["lost with its own codes"] = Condition("dimensions", answer, m.own_loss - m.best_loss, "more", needed)
+        found["lost with its own codes"] = costs
     if m.best is not None:
         answer = rate_too_low(m, thresholds)
         found["left by k-means"] = Condition("rate", answer, m.left, "of the variance", thresholds["rate"])
