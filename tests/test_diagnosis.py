@@ -172,7 +172,11 @@ def test_every_verdict(kind, modes):
         found = diagnose(latents, codebook, inputs=inputs, seed=seed)
         assert found.verdict == kind, str(found)
     text, html = str(found), found._repr_html_()
-    assert text.startswith(f"Diagnosis: {kind}\n") and f"Diagnosis: {kind}" in html and html.count("<tr>") > 5
+    assert (
+        text.startswith(f"Diagnosis: {kind} (confidence ")
+        and f"Diagnosis: {kind} (" in html
+        and html.count("<tr>") > 5
+    )
     assert found.reason in text and (kind == "healthy") == (not found.advice)
     for name, evidence in found.evidence.items():
         assert name in text and math.isfinite(evidence.value) and math.isfinite(evidence.reference)

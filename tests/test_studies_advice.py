@@ -31,24 +31,40 @@ def test_every_case_is_there_with_all_its_ways_and_seeds(table):
     assert table[["before", "control", "after"]].gt(0).all(axis=None)
 
 
+ENOUGH = 6  # models
+TOO_FEW = {  # verdicts that fewer models of the kind got
+    (Kind.GRID, "embedding collapse"),
+    (Kind.GRID, "dimensional collapse"),
+    (Kind.GRID, "rate limit"),
+    (Kind.STACK, "token collapse"),
+    (Kind.STACK, "token and embedding collapse"),
+    (Kind.STACK, "dimensional collapse"),
+}
+
+
 @pytest.mark.parametrize("kind", ADVISED)
 def test_all_that_is_advised_has_helped(said, kind):
     for verdict, pieces in ADVISED[kind].items():
-        busy = [advice.STORM] if advice.RESTART in pieces and verdict == "token collapse" else []
+        if (kind, verdict) in TOO_FEW:
+            assert not said.query("kind == @kind.value and verdict == @verdict and models >= @ENOUGH").size
+            continue
+        busy = [advice.STORM] if kind in advice.STORMS and verdict == "token collapse" else []
         for one in [*pieces, *busy]:
             row = said.loc[(kind.value, verdict, one.remedy)]
-            assert row["advised"] and row["models"] >= 6 and row["high"] < 1, (kind, verdict, one.remedy)
+            assert row["advised"] and row["models"] >= ENOUGH and row["high"] < 1, (kind, verdict, one.remedy)
 
 
 @pytest.mark.parametrize("kind", ADVISED)
 def test_what_helps_most_is_advised_first(said, kind):
     for verdict, pieces in ADVISED[kind].items():
+        if (kind, verdict) in TOO_FEW:
+            continue
         ratios = [said.loc[(kind.value, verdict, one.remedy), "error ratio"] for one in pieces]
         assert ratios == sorted(ratios), (kind, verdict)
 
 
 def test_what_has_not_helped_is_not_advised(said):
-    assert not said.query("high >= 1")["advised"].any()
+    assert not said.query("high >= 1 and models >= @ENOUGH")["advised"].any()
 
 
 def test_only_models_with_the_verdict_count_and_the_median_is_that_of_ratios():
@@ -91,7 +107,7 @@ def test_new_codes_stand_beside_a_decoder_that_trained_on_as_long(monkeypatch):
         trained.append((init, steps))
         return entered
 
-    monkeypatch.setattr(study.verdicts, "with_decoders_trained_on", trained_on)
+    monkeypatch.setattr(study.sickened, "with_decoders_trained_on", trained_on)
     monkeypatch.setattr(study, "_judged", lambda entered: [("token collapse", 0.5)] * len(entered))
     monkeypatch.setattr(study, "made", lambda recipe, seeds: [(None, None)] * len(seeds))
     rows = study.examine([1, 2], "learnt codebook, storm, modes")

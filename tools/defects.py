@@ -199,7 +199,7 @@ DEFECTS = [
     ("diagnosis/rules", '"labels": 0.75,', '"labels": 0.3,', "labels clear an encoder at .3"),
     ("diagnosis/rules", "few = any(one.perplexity", "few = all(one.perplexity",
      "all levels must use few codes, not one"),
-    ("diagnosis/advice", "if busy and RESTART in advised:", "if busy:",
+    ("diagnosis/advice", 'if busy and verdict == "token collapse" and known in STORMS:', "if busy:",
      "a storm is named where nothing can be restarted"),
     ("diagnosis/advice", "return advised + needs", "return advised", "what the verdict lacked is not advised"),
     ("diagnosis/listening/ours", "isinstance(module, FSQ | LFQ)", "isinstance(module, FSQ)",

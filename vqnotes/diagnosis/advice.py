@@ -1,6 +1,7 @@
 """What to try: by the verdict and the kind of the quantiser, in the order of what it was worth to those who followed.
 
-`studies.advice` has followed each piece, on models with the verdict. What did not help is not advised.
+`studies.advice` has followed each piece, on models with the verdict. What did not help is not advised. Where fewer than
+six of its models got a verdict, what is advised is what should help.
 """
 
 from typing import NamedTuple
@@ -71,25 +72,45 @@ FIRST_BATCH = Advice("train for a step, or load the trained weights, and diagnos
 MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
 
 
-def _by_verdict(tokens: list[Advice], structure: list[Advice]) -> dict[str, list[Advice]]:
-    return {
-        "token collapse": tokens,
-        "embedding collapse": [WIDER],
-        "token and embedding collapse": [WIDER_PLACED, WIDER, *tokens],
-        "dimensional collapse": [MORE_DIMENSIONS],
-        "rate limit": [*structure, MORE_LATENTS_EACH],
-    }
-
-
-LEARNT = _by_verdict([WARM_UP, RESTART, REPAIR], [MORE_CODES, SECOND_STAGE])
+CODES = [MORE_CODES, SECOND_STAGE]
 ADVISED: dict[Kind, dict[str, list[Advice]]] = {
-    Kind.LEARNT: LEARNT,
-    Kind.EMA: LEARNT,
-    Kind.COMPUTED: _by_verdict([WARM_UP, REPAIR], [MORE_CODES, SECOND_STAGE]),
-    Kind.GRID: _by_verdict([STEPS, SHAPE, SOFTER, CODEBOOK], [FINER_LEVELS])
-    | {"token and embedding collapse": [WIDER, STEPS], "dimensional collapse": [MORE_DIRECTIONS]},
-    Kind.STACK: _by_verdict([WARM_UP, RESTART, REPAIR_EACH], [MORE_IN_EACH]),
+    Kind.LEARNT: {
+        "token collapse": [REPAIR, WARM_UP],
+        "embedding collapse": [WIDER],
+        "token and embedding collapse": [WIDER_PLACED, WIDER, WARM_UP, RESTART, REPAIR],
+        "dimensional collapse": [MORE_DIMENSIONS],
+        "rate limit": CODES,
+    },
+    Kind.EMA: {
+        "token collapse": [REPAIR, WARM_UP, RESTART],
+        "embedding collapse": [WIDER],
+        "token and embedding collapse": [WIDER_PLACED, WIDER, RESTART, WARM_UP, REPAIR],
+        "dimensional collapse": [MORE_DIMENSIONS],
+        "rate limit": CODES,
+    },
+    Kind.COMPUTED: {
+        "token collapse": [WARM_UP],
+        "embedding collapse": [WIDER],
+        "token and embedding collapse": [WIDER_PLACED, WARM_UP, WIDER],
+        "dimensional collapse": [MORE_DIMENSIONS],
+        "rate limit": CODES,
+    },
+    Kind.GRID: {
+        "token collapse": [CODEBOOK, STEPS, SHAPE],
+        "embedding collapse": [WIDER],
+        "token and embedding collapse": [CODEBOOK, WIDER],
+        "dimensional collapse": [MORE_DIRECTIONS],
+        "rate limit": [FINER_LEVELS, MORE_LATENTS_EACH],
+    },
+    Kind.STACK: {
+        "token collapse": [WARM_UP],
+        "embedding collapse": [WIDER],
+        "token and embedding collapse": [WIDER_PLACED, WIDER, WARM_UP, RESTART, REPAIR_EACH],
+        "dimensional collapse": [MORE_DIMENSIONS],
+        "rate limit": [MORE_IN_EACH],
+    },
 }
+STORMS = (Kind.LEARNT, Kind.EMA)  # whose codes are restarted
 NEED_PLACES = (WIDER_PLACED, WARM_UP, RESTART, REPAIR, STORM)  # nothing for codes that cannot be placed
 
 
@@ -98,8 +119,9 @@ def advice_for(verdict: str, *, kind: Kind, busy: bool, needs: list[Advice]) -> 
 
     An unknown kind gets the advice for learnt codes, which says so where it is of no use for others.
     """
-    advised = list(ADVISED[Kind.LEARNT if kind is Kind.UNKNOWN else kind].get(verdict, []))
-    if busy and RESTART in advised:
+    known = Kind.LEARNT if kind is Kind.UNKNOWN else kind
+    advised = list(ADVISED[known].get(verdict, []))
+    if busy and verdict == "token collapse" and known in STORMS:
         advised.insert(0, STORM)
     if kind is Kind.UNKNOWN:
         advised = [

@@ -74,7 +74,7 @@ def perplexities(units: Tensor, index: Tensor, size: int, seed: int) -> np.ndarr
     at = _groups(units, seed).numpy(), index.numpy()
     counts = coo_array((np.ones(len(index)), at), shape=(GROUPS, size)).tocsc()
     found = np.exp(entropy(_weights(seed)[1:].numpy() @ counts, axis=1))
-    return found / found.mean()
+    return found / np.nanmean(found)  # NaN is a resample without any unit, where there are few
 
 
 def spread_of_share(share: float, count: int, seed: int) -> np.ndarray:
