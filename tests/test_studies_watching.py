@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vqnotes.diagnosis import CollapseWatch
-from vqnotes.studies import verdicts, watching
+from vqnotes.studies import sickened, watching
 from vqnotes.studies.watching import alarms
 
 
@@ -45,7 +45,7 @@ def measured(table):
     looks = (table.query("label == 'healthy'")["bad"] > 0).sum()
     healthy, collapsed, recovered = (found.loc[one] for one in ("healthy", "token collapse", "recovered"))
     return (
-        f"Measured by `studies.watching`, with every={watching.EVERY} and no start, in runs of {verdicts.STEPS} "
+        f"Measured by `studies.watching`, with every={watching.EVERY} and no start, in runs of {sickened.STEPS} "
         f"steps: of {healthy['runs']} healthy trainings {healthy['warned']} got a warning (Wilson's 95 % interval: "
         f"{100 * healthy['low']:.1f} to {100 * healthy['high']:.1f} %), though {looks} had a look that found a "
         f"collapse of codes in use. Of {collapsed['runs']} that collapsed {collapsed['warned']} did, in the median "

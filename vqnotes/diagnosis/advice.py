@@ -1,7 +1,7 @@
 """What to try: by the verdict and the kind of the quantiser, in the order of what it was worth to those who followed.
 
-`studies.advice` has followed each piece, on models with the verdict. What did not help is not advised. Where fewer than
-six of its models got a verdict, what is advised is what should help.
+`studies.advice` has followed each piece, on models with the verdict. What did not help is not advised. Where fewer
+than six of its models got a verdict, what is advised is what should help.
 """
 
 from typing import NamedTuple
