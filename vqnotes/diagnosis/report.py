@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from vqnotes.diagnosis.collisions import collisions
-from vqnotes.diagnosis.conditions import Condition, conditions, few_in_effect
+from vqnotes.diagnosis.conditions import Condition, conditions
 from vqnotes.diagnosis.measures import TRIFLE, Measures
 from vqnotes.diagnosis.observed import AT_MOST, Observed
 from vqnotes.diagnosis.rules import (
     THRESHOLDS,
     Answer,
+    by_inputs,
     codebook_at_fault,
     compares_otherwise,
     confidence,
@@ -22,8 +23,10 @@ from vqnotes.diagnosis.rules import (
     dimensions_missing,
     encoder_at_fault,
     encoder_not_judged,
+    few_in_effect,
     inputs_lost,
     labels_lost,
+    left_by_best,
     path,
     times,
 )
@@ -296,11 +299,21 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
         found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
         found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes)
+    if by_inputs(m) and m.gap is not None:
+        by = "with the best codes for the latents"
+        found["lost by its own codes"] = Evidence(m.own_loss, m.codes_loss, by, at_codes)
+        found["more than by the best codes"] = Evidence(
+            m.own_loss - m.codes_loss, 0.0, "if they were the best", at_codes
+        )
     if m.dimensions is not None and not of_several:
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
         by = f"by {m.inputs_codes:,} codes of the inputs"
         found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few)
-        found["lost with its own codes"] = Evidence(m.own_loss, m.best_loss, "as many codes of the inputs", few)
+        more, worse = (
+            m.codes_loss - max(m.encoder_loss, m.best_loss),
+            "where codes of the inputs or the encoder lose most",
+        )
+        found["lost for want of dimensions"] = Evidence(more, 0.0, worse, few)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
@@ -312,8 +325,8 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         best, by = (m.separability_inputs, "from the inputs") if with_inputs else (m.chance, "by guessing")
         found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)])
     if m.best is not None and not of_several:
-        limit = "rate limit" if m.left > THRESHOLDS["rate"] else ""
-        found["left by k-means"] = Evidence(m.left, THRESHOLDS["rate"], "and more is a rate limit", limit)
+        limit = "rate limit" if left_by_best(m) > THRESHOLDS["rate"] else ""
+        found["left by k-means"] = Evidence(left_by_best(m), THRESHOLDS["rate"], "and more is a rate limit", limit)
     return found
 
 
