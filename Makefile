@@ -14,6 +14,7 @@
 # make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
 # make league      reruns the long table of remedies (20 minutes; ARGS="--workers 16" where there are 16 cores)
 # make validation  retrains the models that the diagnosis is judged by (hours; goes on where it was cut off)
+# make advice      follows what the diagnosis advises, and what it does not (half an hour; goes on where it stopped)
 # Each target does all of its own set-up in .venv.
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
 .PHONY: lab test test-busy lint run browser-test book slides student grade claims colab-test versions-test mutants \
-	random-mutants bench league validation stamp clean
+	random-mutants bench league validation advice stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small
@@ -82,6 +83,9 @@ league: $(ready)
 
 validation: $(ready)
 	.venv/bin/python -m vqnotes.studies.verdicts --out build/verdicts --table vqnotes/studies/verdicts.csv $(ARGS)
+
+advice: $(ready)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.advice --out vqnotes/studies/advice.csv $(ARGS)
 
 stamp: $(ready)
 	.venv/bin/python tools/notebook_tools.py stamp $(REPO)

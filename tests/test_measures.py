@@ -9,10 +9,11 @@ from helpers import normal
 from threadpoolctl import threadpool_info
 
 from vqnotes import data, metrics
-from vqnotes.diagnosis import diagnose, diagnose_stack, measures, readers, report
+from vqnotes.diagnosis import advice, diagnose, diagnose_stack, measures, readers
+from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.measures import measure
-from vqnotes.diagnosis.observed import observe, observe_stack
-from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis
+from vqnotes.diagnosis.observed import Kind, observe, observe_stack
+from vqnotes.diagnosis.report import VERDICTS, Diagnosis
 from vqnotes.diagnosis.rules import THRESHOLDS, Answer, codebook_at_fault, decide
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
@@ -219,12 +220,12 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
 
 
 def test_all_that_is_printed_is_ascii(modes, codes):
-    advices = [one for one in vars(report).values() if isinstance(one, Advice)]
+    advices = [one for one in vars(advice).values() if isinstance(one, Advice)]
     assert len(advices) > 15 and all("".join(one).isascii() for one in advices)
     for verdict in VERDICTS:
-        for several in (False, True):
-            advice = report.advice_for(verdict, size=2**15, busy=True, needs=advices, several=several)
-            assert str(Diagnosis(verdict, "", {}, advice)).isascii()
+        for kind in Kind:
+            found = advice.advice_for(verdict, kind=kind, busy=True, needs=advices)
+            assert str(Diagnosis(verdict, "", {}, found)).isascii()
     latents, stretched = modes.x[:, :1], 0.001 * codes
     mask = torch.arange(len(latents)) % 7 > 0
     for found in (

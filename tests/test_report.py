@@ -1,8 +1,8 @@
 """What a diagnosis prints, in which order, and what is to be tried."""
 
-from vqnotes.diagnosis import report
+from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.conditions import Condition
-from vqnotes.diagnosis.report import VERDICTS, Advice, Diagnosis, Evidence, advice_for
+from vqnotes.diagnosis.report import Diagnosis, Evidence
 from vqnotes.diagnosis.rules import Answer
 from vqnotes.diagnosis.showing import BARS
 
@@ -144,28 +144,3 @@ def test_bars_stand_out_on_light_and_dark_pages():
         for page in ("#ffffff", "#111111"):
             low, high = sorted((luminance(color), luminance(page)))
             assert (high + 0.05) / (low + 0.05) >= 3, (color, page)
-
-
-def remedies(verdict, size=64, busy=False, needs=(), several=False):
-    return advice_for(verdict, size=size, busy=busy, needs=list(needs), several=several)
-
-
-def test_what_is_to_be_tried_comes_in_order():
-    tokens, embeddings = remedies("token collapse"), remedies("embedding collapse")
-    assert tokens[0] == report.WARM_UP and tokens[-1] == report.BUGS and embeddings[0] == report.WIDER
-    both = remedies("token and embedding collapse")
-    assert both[0] == report.WIDER and both.index(report.WARM_UP) < both.index(report.LESS_BETA)
-    assert set(both) == {*tokens, *embeddings} - {report.BUGS} and len(both) == len(set(both))
-    assert remedies("token collapse", busy=True) == [report.STORM, *tokens]
-    assert report.MANY_CODES in remedies("token collapse", size=2**14) and report.MANY_CODES not in tokens
-    for verdict in VERDICTS:
-        assert remedies(verdict, needs=[report.INPUTS]) == [*remedies(verdict), report.INPUTS]
-        assert bool(remedies(verdict)) == (verdict not in ("healthy", "cannot tell"))
-
-
-def test_several_codebooks_are_mended_one_by_one():
-    for verdict in "token collapse", "token and embedding collapse":
-        one, several = remedies(verdict), remedies(verdict, several=True)
-        assert [b for a, b in zip(one, several) if a != b] == [report.REPAIR_EACH] and report.REPAIR in one
-    assert remedies("rate limit")[0] == report.MORE_CODES
-    assert remedies("rate limit", several=True)[0] == report.MORE_LEVELS

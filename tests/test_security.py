@@ -18,7 +18,8 @@ from served import CIFAR, NAMES, RECORDS, X, archive, check_fashion, in_cache, l
 
 from vqnotes import _downloads, data
 from vqnotes.course import explorers
-from vqnotes.diagnosis.report import Advice, Diagnosis, Evidence
+from vqnotes.diagnosis.advice import Advice
+from vqnotes.diagnosis.report import Diagnosis, Evidence
 
 # ---------------------------------------------------------------- no code from outside is run
 

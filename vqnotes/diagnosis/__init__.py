@@ -1,9 +1,9 @@
 """The practitioner's door: which collapse is it, by which evidence, and what to try.
 
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
-which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `report` says it with its
-evidence and advice, `drawing` and `tree` show it. `conditions` holds figures beside thresholds, `showing` lays them
-out. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
+which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `advice` knows what to try
+against it, `report` says all of it with the evidence, `drawing` and `tree` show it. `conditions` holds figures beside
+thresholds, `showing` lays them out. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
 listens to a whole model (`listening` has a file for each library), and `watch` does so during training. `stability`
 and `perturbation` move latents and inputs and see which indices stay, `collisions` counts equal tuples of indices.
 A file imports only from those before it.
@@ -59,6 +59,7 @@ def diagnose(
     channel_axis: int | None = None,
     places: tuple | None = None,
     reconstruction: Array | None = None,
+    kind: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Diagnosis:
@@ -81,6 +82,8 @@ def diagnose(
     would, the quantiser compares otherwise than by distance: that is said first, and its codebook is not judged.
     mask: True where a latent counts, of the same shape; padding does not, and may be NaN, in the inputs too.
     reconstruction: the model's output, of the shape of the inputs. What the model rebuilds, its encoder has not lost.
+    kind: how the codes come about, for advice that fits: "learnt codebook" (by gradient), "EMA codebook", "computed
+    codebook" (a learnt map of a table: SimVQ), "fixed grid" (FSQ, LFQ) or "stack". None: they may be learnt or not.
     progress: a bar with the stage of the work; None: where it is long, as with thousands of codes.
 
     The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
@@ -90,10 +93,10 @@ def diagnose(
     Sources: the two collapses, arXiv:2411.16550; dimensions against water-filling, arXiv:2605.06870; how often the
     verdict is right, `vqnotes.studies.verdicts` and notebook 09.
     Raises ValueError for what is empty, NaN, infinite, sparse, of mismatched shapes or open to two readings, for
-    inputs that do not vary, and for places or a reconstruction that no inputs belong to.
+    inputs that do not vary, for places or a reconstruction that no inputs belong to, and for an unknown kind.
     """
     beside: Any = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
-    observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, seed=seed)
+    observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, kind=kind, seed=seed)
     with progress_bar("diagnose", progress):
         expect_stages(observed)
         return report.report(observed, measure(observed))

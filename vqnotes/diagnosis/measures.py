@@ -99,10 +99,13 @@ class Measures:
         return replace(self, draws={}, **{name: values[number].item() for name, values in self.draws.items()})
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The middle 95 % of a measure's resamples; None if it has none."""
-        if name not in self.draws:
+        """The middle 95 % of the resamples of a measure, or of `left`; None if it has none."""
+        draws = dict(self.draws)
+        if {"best_low", "best"} <= draws.keys():
+            draws["left"] = (draws["best_low"] + draws["best"]) / 2
+        if name not in draws:
             return None
-        low, high = np.nanquantile(self.draws[name], (0.025, 0.975), method="nearest")
+        low, high = np.nanquantile(draws[name], (0.025, 0.975), method="nearest")
         return float(low), float(high)
 
     @property
@@ -172,7 +175,7 @@ def _uses(observed: Observed) -> dict:
         "different": different if different < len(one.latents) else None,
         "usage": meter.usage(),
         "ceiling": min(ceiling, different / size) if different < len(one.latents) else ceiling,
-        "perplexity": np.concatenate([[meter.perplexity()], meter.perplexity() * spread]),
+        "perplexity": np.concatenate([[meter.perplexity()], np.minimum(meter.perplexity() * spread, size)]),
         "counts": meter.counts,
     }
 

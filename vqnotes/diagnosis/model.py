@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vqnotes._checks import Array, dense_tensor
 from vqnotes._progress import expect, progress_bar, stage
+from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.inputs import axes_of
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.listening.trials import without_gradient
 from vqnotes.diagnosis.observed import seed_of
-from vqnotes.diagnosis.report import Advice, Diagnosis
+from vqnotes.diagnosis.report import Diagnosis
 
 __all__ = ["as_it_was", "batches", "diagnose_model"]
 

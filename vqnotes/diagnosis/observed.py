@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -26,8 +27,10 @@ __all__ = [
     "FEWEST",
     "PER_CODE",
     "Coded",
+    "Kind",
     "Observed",
     "around",
+    "kind_of_all",
     "observe",
     "observe_stack",
     "seed_of",
@@ -36,6 +39,32 @@ __all__ = [
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
 FEWEST = 32  # in a sample on which anything can be measured: half of them to learn from, half to judge by
 INPUTS_PER_CODE, INPUTS_AT_MOST = 16, 2**17  # codes are placed on half of the inputs, so many to a code
+
+
+class Kind(str, Enum):
+    """How the codes of a quantiser come about: by it the advice is chosen."""
+
+    LEARNT = "learnt codebook"  # by gradient
+    EMA = "EMA codebook"  # moving averages of latents
+    COMPUTED = "computed codebook"  # a learnt map of a table, as in SimVQ: no code moves alone
+    GRID = "fixed grid"  # never moves: FSQ, LFQ
+    STACK = "stack"  # several codebooks put together: residual levels, heads, groups
+    UNKNOWN = "unknown"
+
+
+def kind_of(kind: Any) -> Kind:
+    """The kind of this name; None is unknown. ValueError, with all names, for anything else."""
+    try:
+        return Kind.UNKNOWN if kind is None else Kind(kind)
+    except ValueError as error:
+        names = ", ".join(repr(one.value) for one in Kind)
+        raise ValueError(f"kind must be one of {names}, or None, got {kind!r:.80}") from error
+
+
+def kind_of_all(kinds: list[Kind]) -> Kind:
+    """That of codes put together: their own where none of them can be placed, else STACK. One alone is as it is."""
+    alike = len(set(kinds)) == 1 and (len(kinds) == 1 or kinds[0] in (Kind.COMPUTED, Kind.GRID))
+    return kinds[0] if alike else Kind.STACK
 
 
 def _whole_number(given: Any, name: str) -> int:
@@ -94,6 +123,7 @@ class Observed:
     inputs: Inputs | None = None
     labels: Tensor | None = None  # one for each of the M latents, or for each input
     unused: Unused | None = None  # why there are no inputs, if some were given
+    kind: Kind = Kind.UNKNOWN
 
     @cached_property
     def rows(self) -> Tensor:
@@ -165,7 +195,7 @@ class Observed:
                 None if any(one is None for one in own) else torch.cat(own),
                 None if any(one is None for one in uses) else torch.stack(uses).sum(0),
             )
-        return Observed(first.latents, (len(first.latents),), None, [[first]], self.seed)
+        return Observed(first.latents, (len(first.latents),), None, [[first]], self.seed, kind=self.kind)
 
     @property
     def total_bits(self) -> float:
@@ -185,6 +215,7 @@ def observe(
     places: tuple | None = None,
     reconstruction: Array | None = None,
     seed: int = 0,
+    kind: Kind | str | None = None,
     uses: Tensor | None = None,
     unused: Unused | None = None,
 ) -> Observed:
@@ -197,7 +228,7 @@ def observe(
     if latents.ndim:
         latents = _channels_last(latents, codes.shape[1], channel_axis)
     parts = [[(latents, codes, index, uses)]]
-    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, stacked=False)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, kind_of(kind), stacked=False)
 
 
 def observe_stack(
@@ -209,12 +240,13 @@ def observe_stack(
     places: tuple | None = None,
     reconstruction: Array | None = None,
     seed: int = 0,
+    kind: Kind | str | None = Kind.STACK,
     uses: list[Tensor] | None = None,
     unused: Unused | None = None,
 ) -> Observed:
     """What `diagnosis.diagnose_stack` is given, parsed and checked. Arguments and errors are explained there.
 
-    uses: of each level as for `observe`, in their order. unused: as for `observe`.
+    kind: as `kind_of_all` gives it. uses: of each level as for `observe`, in their order. unused: as for `observe`.
     """
     try:
         parts = [[(latents, codebook, index) for latents, codebook, index in part] for part in parts]
@@ -231,7 +263,7 @@ def observe_stack(
     shapes = [tuple(latents.shape[:-1]) for part in parts for latents, *_ in part]
     if len(set(shapes)) > 1:
         raise ValueError(f"all levels need latents at the same places, got shapes without D {shapes}")
-    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, stacked=True)
+    return _observed(parts, mask, labels, inputs, places, reconstruction, seed, unused, kind_of(kind), stacked=True)
 
 
 def _observed(
@@ -243,6 +275,7 @@ def _observed(
     reconstruction: Any,
     seed: Any,
     unused: Unused | None,
+    kind: Kind,
     *,
     stacked: bool,
 ) -> Observed:
@@ -260,7 +293,7 @@ def _observed(
     latents = torch.cat(firsts, dim=1) if len(firsts) > 1 else firsts[0]
     coded = [[_coded(grid, mask, *level) for level in part] for part in parts]
     labels, inputs = _labels(labels, grid), _inputs(inputs, grid, mask, places, reconstruction)
-    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels, unused)
+    observed = Observed(latents, grid, mask, coded, seed, stacked, inputs, labels, unused, kind)
     if observed.has_inputs:
         inputs.check_variation(observed.beside)
     return observed

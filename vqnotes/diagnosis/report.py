@@ -1,4 +1,4 @@
-"""What a diagnosis says: the verdict, the evidence behind it, the advice, and how all of it is shown."""
+"""What a diagnosis says: the verdict, the evidence behind it, what to try, and how all of it is shown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqnotes.diagnosis.advice import FIRST_BATCH, INPUTS, LABELS, MORE_LATENTS, Advice, advice_for
 from vqnotes.diagnosis.collisions import collisions
 from vqnotes.diagnosis.conditions import Condition, conditions
 from vqnotes.diagnosis.measures import TRIFLE, Measures
@@ -35,12 +36,10 @@ from vqnotes.diagnosis.stability import NOISE, wilson
 
 __all__ = [
     "VERDICTS",
-    "Advice",
     "Diagnosis",
     "Drawing",
     "Evidence",
     "StackDiagnosis",
-    "advice_for",
     "not_started",
     "report",
     "report_stack",
@@ -80,14 +79,6 @@ class Evidence(NamedTuple):
     @property
     def holds(self) -> bool | None:
         return None if self.condition is None else self.condition.holds
-
-
-class Advice(NamedTuple):
-    """What to try, the stage of the model that it changes, and the number of the notebook that shows it."""
-
-    remedy: str
-    stage: str
-    notebook: str
 
 
 class Drawing(NamedTuple):
@@ -143,52 +134,7 @@ class StackDiagnosis(NamedTuple):
     parts: list[list[Diagnosis]]
 
 
-# ---------------------------------------------------------------- what to try
-
-WARM_UP = Advice("train without the quantiser first, then place the codes by k-means", "start", "05")
-RESTART = Advice("restart dead codes from the first steps on, threshold well below N/K", "after step", "05")
-REPAIR = Advice("without training again: k-means on these latents, then train the decoder", "start", "05")
-BUGS = Advice("look for a bug: expiry that does nothing, codes lost at the first step", "any", "08")
-STORM = Advice("codes are busy in the wrong places: look for clones and a restart storm", "after step", "05")
-MANY_CODES = Advice("with so many codes: SimVQ, or FSQ, where no code can die alone", "codes", "05")
-WIDER = Advice("a wider or deeper encoder: no codes can part latents that coincide", "encoder", "04")
-LESS_BETA = Advice("a smaller beta, in case the commitment loss holds the latents together", "loss", "01")
-ENCODER_BUGS = Advice("look for a bug in the encoder: a lost gradient, a wrong axis", "any", "08")
-LONGER = Advice("a longer warm-up, so that weak directions are learnt before codes ignore them", "start", "06")
-MORE_DIMENSIONS = Advice(
-    "more latent dimensions, if the quantiser or a projection before it has few", "encoder", "05"
-)
-REPAIR_EACH = Advice(
-    "without training again: k-means for each codebook on what reaches it, in order; then train the decoder",
-    "start",
-    "05",
-)
-MORE_LEVELS = Advice("more levels, or more codes in each: their bits add up", "structure", "05")
-MORE_CODES = Advice("more codes, or a second stage that codes what the first leaves (residual)", "structure", "05")
-FEWER_LATENTS = Advice("more latents for each input: a finer grid", "encoder", "03")
-INPUTS = Advice("pass inputs= (or labels=), so that the encoder can be judged too", "data", "09")
-LABELS = Advice("pass labels= that can be read off the inputs, so that the encoder can be judged too", "data", "09")
-FIRST_BATCH = Advice("train for a step, or load the trained weights, and diagnose again", "start", "09")
-MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
-
-
-def advice_for(verdict: str, *, size: int, busy: bool, needs: list[Advice], several: bool = False) -> list[Advice]:
-    """What to try, in order. size: K. busy: whether nearly all codes are in use. needs: what the verdict lacked.
-
-    several: for codes that are put together (levels, heads, groups), or for one of their codebooks.
-    """
-    repair = REPAIR_EACH if several else REPAIR
-    tokens = [*([STORM] if busy else []), WARM_UP, RESTART, repair, *([MANY_CODES] if size >= 16384 else []), BUGS]
-    embeddings = [WIDER, LESS_BETA, ENCODER_BUGS]
-    return {
-        "healthy": [],
-        "token collapse": tokens,
-        "embedding collapse": embeddings,
-        "token and embedding collapse": [*embeddings[:1], *tokens[:-1], *embeddings[1:]],
-        "dimensional collapse": [LONGER, MORE_DIMENSIONS, LESS_BETA],
-        "rate limit": [MORE_LEVELS if several else MORE_CODES, FEWER_LATENTS],
-        "cannot tell": [],
-    }[verdict] + needs
+# ---------------------------------------------------------------- what is said
 
 
 def not_started(names: list[str]) -> Diagnosis:
@@ -232,10 +178,9 @@ def _explained(
         needs.append(MORE_LATENTS)
     advice = advice_for(
         verdict,
-        size=max(one.codes for one in m.each),
+        kind=observed.kind,
         busy=m.usage > 0.8 * m.ceiling,
         needs=needs if verdict != "rate limit" else [],
-        several=of_several or bool(m.codebooks),
     )
     drawing = None
     if not m.codebooks:
@@ -287,7 +232,9 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
     in_effect = min(m.codes, m.different) if spare else m.codes
     found = {
         "codes in use": Evidence(round(m.usage * m.codes), round(m.ceiling * m.codes), at_most, "a symptom only"),
-        "codes in effect": Evidence(m.perplexity, in_effect, "codes (perplexity)", "a symptom only"),
+        "codes in effect": Evidence(
+            m.perplexity, in_effect, "codes (perplexity)", "a symptom only", m.interval("perplexity")
+        ),
     }
     if m.distinct < m.codes:
         found["different codes"] = Evidence(m.distinct, m.codes, "codes", "clones")
@@ -297,36 +244,37 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
     if m.gap is not None:
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
-        found["error / variance"] = Evidence(m.error, m.best, by, at_codes)
-        found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes)
+        found["error / variance"] = Evidence(m.error, m.best, by, at_codes, m.interval("error"))
+        found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes, m.interval("gap"))
     if by_inputs(m) and m.gap is not None:
-        by = "with the best codes for the latents"
-        found["lost by its own codes"] = Evidence(m.own_loss, m.codes_loss, by, at_codes)
-        found["more than by the best codes"] = Evidence(
-            m.own_loss - m.codes_loss, 0.0, "if they were the best", at_codes
-        )
+        by, reach = "with the best codes for the latents", m.interval("own_loss")
+        found["lost by its own codes"] = Evidence(m.own_loss, m.codes_loss, by, at_codes, reach)
+        more = m.own_loss - m.codes_loss
+        found["more than by the best codes"] = Evidence(more, 0.0, "if they were the best", at_codes)
     if m.dimensions is not None and not of_several:
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
         by = f"by {m.inputs_codes:,} codes of the inputs"
-        found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few)
-        more, worse = (
-            m.codes_loss - max(m.encoder_loss, m.best_loss),
-            "where codes of the inputs or the encoder lose most",
-        )
-        found["lost for want of dimensions"] = Evidence(more, 0.0, worse, few)
+        found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few, m.interval("dimensions"))
+        more = m.codes_loss - max(m.encoder_loss, m.best_loss)
+        by = "if codes of the inputs, or the encoder, lost as much"
+        found["lost for want of dimensions"] = Evidence(more, 0.0, by, few)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
-        found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks)
-        by = "of it lost before them"
-        found["lost with the best codes"] = Evidence(m.codes_loss, m.encoder_loss, by, speaks)
+        reach = m.interval("encoder_loss")
+        found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks, reach)
+        by, reach = "of it lost before them", m.interval("codes_loss")
+        found["lost with the best codes"] = Evidence(m.codes_loss, m.encoder_loss, by, speaks, reach)
     if m.separability is not None:
         with_inputs = m.separability_inputs is not None
         best, by = (m.separability_inputs, "from the inputs") if with_inputs else (m.chance, "by guessing")
-        found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)])
+        reach = m.interval("separability")
+        found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)], reach)
     if m.best is not None and not of_several:
-        limit = "rate limit" if left_by_best(m) > THRESHOLDS["rate"] else ""
-        found["left by k-means"] = Evidence(left_by_best(m), THRESHOLDS["rate"], "and more is a rate limit", limit)
+        left = left_by_best(m)
+        limit = "rate limit" if left > THRESHOLDS["rate"] else ""
+        reach = None if by_inputs(m) else m.interval("left")
+        found["left by k-means"] = Evidence(left, THRESHOLDS["rate"], "and more is a rate limit", limit, reach)
     return found
 
 

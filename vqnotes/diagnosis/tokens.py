@@ -14,8 +14,9 @@ import numpy as np
 
 from vqnotes._checks import Array
 from vqnotes.diagnosis import estimates, ids
+from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.observed import seed_of
-from vqnotes.diagnosis.report import Advice, Diagnosis, Evidence, StackDiagnosis
+from vqnotes.diagnosis.report import Diagnosis, Evidence, StackDiagnosis
 from vqnotes.diagnosis.rules import THRESHOLDS
 
 __all__ = ["TOKEN_VERDICTS", "diagnose_tokens"]

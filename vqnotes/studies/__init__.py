@@ -1,3 +1,13 @@
 """Studies: sweeps over settings and seeds, and those that the notebooks show in part, each with the table it made."""
 
-__all__ = ["codebook_size", "generation", "recreated", "remedies", "reports", "sweeps", "verdicts", "watching"]
+__all__ = [
+    "advice",
+    "codebook_size",
+    "generation",
+    "recreated",
+    "remedies",
+    "reports",
+    "sweeps",
+    "verdicts",
+    "watching",
+]

@@ -3,7 +3,7 @@
 python -m vqnotes.studies.watching   trains them and writes the table into the folder you are in, after each of them;
                                      what a table that is there already holds is not trained again
 
-Trainings of `studies.verdicts`, and of vector-quantize-pytorch with k-means at the first batch. Each has a watch of
+Trainings of `studies.sickened`, and of vector-quantize-pytorch with k-means at the first batch. Each has a watch of
 its own from step 0 on, which is not told of any warm-up. That a model has ended healthy, or collapsed, is confirmed
 as there: by interventions that the diagnosis knows nothing of. Trainings of the library without expiry end healthy
 too, but half of their codes die with the first steps of the encoder, and the others need some hundred steps to make
@@ -29,7 +29,7 @@ from vqnotes._printing import say
 from vqnotes.diagnosis.observed import INPUTS_PER_CODE
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 from vqnotes.quantizers import Quantized, VectorQuantizer
-from vqnotes.studies import verdicts
+from vqnotes.studies import sickened
 
 __all__ = ["CASES", "EVERY", "LIBRARY", "Library", "Recorded", "alarms", "settings", "trainings_watched", "watched"]
 
@@ -88,21 +88,21 @@ def settings() -> list[dict]:
     return [{"label": label, "case": case} for label, (cases, _) in CASES.items() for case in cases]
 
 
-def watched(seeds: Sequence[int], label: str, case: str, steps: int = verdicts.STEPS) -> list[dict]:
+def watched(seeds: Sequence[int], label: str, case: str, steps: int = sickened.STEPS) -> list[dict]:
     """Trains under watches and intervenes, one row a seed.
 
     started: the step at which codes are first in use. looks: how many there were; bad: how many from then on found a
     collapse. warnings: how many; warned: the step of the first, NaN if there was none. The others are those of
-    `verdicts.examine`.
+    interventions of `sickened`.
     """
-    sets = [verdicts.inputs_of("modes", seed) for seed in seeds]
+    sets = [sickened.inputs_of("modes", seed) for seed in seeds]
     recorded = [Recorded(one.x[:PROBE]) for one in sets]
     if case in LIBRARY:
         entered, started = [], 1
         for seed, one, own in zip(seeds, sets, recorded):
             torch.manual_seed(seed)
             model = models.mlp_autoencoder(one.x.shape[1], Library(CODES, DIM, **LIBRARY[case]))
-            training.fit(model, one.x, seed=seed, init=None, steps=steps, callback=own, **verdicts.pace("modes"))
+            training.fit(model, one.x, seed=seed, init=None, steps=steps, callback=own, **sickened.pace("modes"))
             entered.append((one, models.VQAutoencoder(model.encoder, model.quantizer.as_ours(), model.decoder)))
     else:
 
@@ -110,10 +110,10 @@ def watched(seeds: Sequence[int], label: str, case: str, steps: int = verdicts.S
             for own, model in zip(recorded, runs):
                 own(step, model)
 
-        entered = verdicts.made(seeds, "modes", case, CODES, steps, callback=look)
-        started = int(verdicts.CASES[case].warmup * steps)
-    more = max(1, steps * verdicts.DECODER_STEPS // verdicts.STEPS)
-    control, new = (verdicts.decoders_trained_on(entered, "modes", init, more) for init in (None, "kmeans"))
+        entered = sickened.made(seeds, case, CODES, steps, callback=look)
+        started = int(sickened.CASES[case].warmup * steps)
+    more = max(1, steps * sickened.DECODER_STEPS // sickened.STEPS)
+    control, new = (sickened.decoders_trained_on(entered, "modes", init, more) for init in (None, "kmeans"))
     rows = []
     for own, one, kept, renewed in zip(recorded, sets, control, new):
         looks = own.watch.frame().query("step >= @started")
@@ -126,7 +126,7 @@ def watched(seeds: Sequence[int], label: str, case: str, steps: int = verdicts.S
                 "warned": min(own.warned, default=math.nan),
                 "same codes": kept,
                 "new codes": renewed,
-                "floor": verdicts.floor(one.x, CODES),
+                "floor": sickened.floor(one.x, CODES),
             }
         )
     return rows
@@ -138,10 +138,9 @@ def trainings_watched() -> pd.DataFrame:
 
 
 def with_confirmation(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the column confirmed, by `verdicts.confirmed`. Labels were not asked: the encoders are sound."""
+    """The table with the column confirmed, by `sickened.confirmed`. All encoders are sound: none is narrow."""
     ends = table["label"].replace("recovered", "healthy")
-    unknown = dict.fromkeys(("separability", "separability_inputs", "chance"), math.nan)
-    return table.assign(confirmed=verdicts.confirmed(table.assign(label=ends, **unknown)))
+    return table.assign(confirmed=sickened.confirmed(table.assign(label=ends)))
 
 
 def alarms(table: pd.DataFrame) -> pd.DataFrame:

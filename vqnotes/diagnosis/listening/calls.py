@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vqnotes.diagnosis.observed import Kind
+
 __all__ = ["Call", "Ear", "by_example", "first_argument"]
 
 
@@ -25,6 +27,7 @@ class Call:
     index: Tensor  # (heads, batch, places ...)
     mask: Tensor | None  # (batch, places ...), True counts
     shared: bool  # whether all heads have one codebook
+    kind: Kind = Kind.UNKNOWN
 
 
 class Ear:
@@ -37,6 +40,11 @@ class Ear:
     def started(module: Any) -> bool:
         """Whether the codes are in place. Where a library places them later than it makes them, its ear says so."""
         return True
+
+    @staticmethod
+    def kind(module: Any) -> Kind:
+        """How its codes come about. A library's ear says so."""
+        return Kind.UNKNOWN
 
     def hooks(self) -> list:
         """The hooks by which it hears, set on the module; whoever asks for them removes them."""
@@ -67,7 +75,8 @@ class Ear:
         codes = codes.expand(len(latents), -1, -1)
         tensors = [one.detach() for one in (entered, returned, latents, codes, index)]
         entered, returned, latents, codes, index = tensors
-        self.heard.append(Call(self.name, entered, returned, axis, latents, codes, index, mask, shared))
+        kind = self.kind(self.module)
+        self.heard.append(Call(self.name, entered, returned, axis, latents, codes, index, mask, shared, kind))
 
 
 def first_argument(arguments: tuple, named: dict) -> Tensor:

@@ -21,6 +21,7 @@ from vqnotes.diagnosis.observed import (
     AT_MOST,
     PER_CODE,
     Observed,
+    kind_of_all,
     observe,
     observe_stack,
 )
@@ -185,6 +186,7 @@ class Record:
             [unit.levels] if unit.loose else [[level] for level in unit.levels]
         )  # one list for each codebook
         self.codes = [calls[level.call].codes[level.head].cpu() for level, *_ in self.levels]
+        self.kind = kind_of_all([calls[level.call].kind for level, *_ in self.levels])
         self.uses = [torch.zeros(len(codes), dtype=torch.int64) for codes in self.codes]
         latents = calls[unit.levels[0].call].latents[0]
         each = 1 if self.rows else latents[..., 0].numel() // batch
@@ -333,6 +335,7 @@ class Record:
             "inputs": self.paired(inputs, counts),
             "unused": self.unused,
             "mask": None if counts.all() else counts,
+            "kind": self.kind,
             "seed": seed,
         }
         levels = [(of(f"latents {i}"), codes, of(f"index {i}")) for i, codes in enumerate(self.codes)]

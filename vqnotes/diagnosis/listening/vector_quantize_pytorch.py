@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening.calls import Ear, first_argument
+from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
 
@@ -24,6 +25,10 @@ def ear_of(module: nn.Module) -> type[Ear] | None:
 class SimVQEar(Ear):
     """SimVQ of vector-quantize-pytorch: codes are a map of frozen ones."""
 
+    @staticmethod
+    def kind(module: Any) -> Kind:
+        return Kind.COMPUTED
+
     def hear(self, module: Any, arguments: tuple, named: dict, output: Any) -> None:
         entered, axis = first_argument(arguments, named), 1 if module.channel_first else -1
         self.keep(entered, output[0], axis, entered.movedim(axis, -1), module.codebook, output[1])
@@ -41,6 +46,10 @@ class VectorQuantizeEar(Ear):
     def started(module: Any) -> bool:
         flags = [flag for name, flag in module._codebook.named_buffers(recurse=False) if name in FLAGS]
         return all(bool(flag.all()) for flag in flags)
+
+    @staticmethod
+    def kind(module: Any) -> Kind:
+        return Kind.LEARNT if isinstance(module._codebook.embed, nn.Parameter) else Kind.EMA
 
     def hooks(self) -> list:
         return [
