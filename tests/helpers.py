@@ -102,13 +102,14 @@ def random_measures(count: int, seed: int = 0) -> list[Measures]:
         at_inputs = dict(inputs_loss=loss, encoder_loss=lost, codes_loss=lost * between(1, 6), inputs_codes=codes)
         at_labels = dict(separability=rng.uniform(0.2, 1), chance=rng.uniform(0.05, 0.5))
         at_labels |= dict(separability_inputs=rng.uniform(0.3, 1)) if some(0.7) else {}
-        filled = dict(dimensions=between(0.5, 12), paid=between(1, 12)) if at_codes else {}
+        told = dict(dimensions=between(0.5, 12), best_dimensions=between(1, 12), best_loss=loss * between(1, 1.5))
+        told |= dict(own_loss=at_inputs["codes_loss"] * between(0.8, 4))
         return Measures(
             latents=9000, codes=codes, sample=sample, spread=float(some(0.95)), distinct=codes, usage=1.0,
             ceiling=rng.uniform(0.3, 1), perplexity=rng.uniform(0.05, 1) * codes, codebooks=codebooks,
             own_ratio=between(0.9, 1.3) if some(0.2) else None,
-            **at_codes, **filled,
-            **(at_inputs | interval if at_codes and some(0.7) else {}),
+            **at_codes,
+            **(at_inputs | interval | (told if whole else {}) if at_codes and some(0.7) else {}),
             **(at_labels if some(0.4) else {}),
         )  # fmt: skip
 

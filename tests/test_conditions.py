@@ -51,7 +51,8 @@ def base(**change):
         and m.separability is None and m.inputs_low is None
     )  # fmt: skip
     near = dict(codes=64, ceiling=1.0, perplexity=60.0, sample=9000, best=0.1, best_low=0.1, error=0.1, gap=1.0)
-    near |= dict(gap_high=1.0, inputs_loss=0.1, encoder_loss=0.05, codes_loss=0.2, dimensions=5.0, paid=6.0)
+    near |= dict(gap_high=1.0, inputs_loss=0.1, encoder_loss=0.05, codes_loss=0.2)
+    near |= dict(dimensions=5.0, best_dimensions=5.0, own_loss=0.2, best_loss=0.1)
     return dataclasses.replace(sound, **(near | change))
 
 
@@ -72,7 +73,9 @@ def test_a_figure_is_close_only_where_it_decides():
     assert close(base(encoder_loss=0.2, codes_loss=0.36)) == ["lost with the best codes"]
     labels = dict(separability=0.6, separability_inputs=0.9, chance=0.1)
     assert close(base(encoder_loss=0.2, codes_loss=0.36, **labels)) == []  # labels convict the encoder, too
-    assert close(base(dimensions=2.2)) == ["dimensions filled"]
+    assert close(base(dimensions=3.3)) == ["dimensions filled"]  # what it costs is far from the line
+    assert close(base(dimensions=2.2, own_loss=0.15)) == ["lost with its own codes"]
+    assert close(base(dimensions=5.0, own_loss=0.15)) == []
     assert close(base(best=0.22, best_low=0.22, error=0.22)) == ["left by k-means"]
     collapsed = base(best=0.22, best_low=0.22, error=0.9, gap=4.0)
     assert rules.decide(collapsed)[0] == "token collapse" and close(collapsed) == []  # the rate was not asked after

@@ -89,7 +89,7 @@ def conditioned(answer=Answer.NO):
     filled = Condition("dimensions", Answer.YES, 0.2, "of them", 0.39, below=True)
     return {
         "codes in use": Evidence(12, 1024, "at most", "a symptom only"),
-        "dimensions filled": Evidence(2.0, 10.0, "paid for", "", None, filled),
+        "dimensions filled": Evidence(2.0, 10.0, "by codes", "", None, filled),
         "optimality gap": Evidence(1.38, 1.0, "k-means", "", None, gap),
         "error / variance": Evidence(0.185, 0.134, "k-means", "", (0.18, 0.19), more),
     }
@@ -111,7 +111,7 @@ Diagnosis: healthy
     optimality gap     1.38                 1 k-means      1.38 times   over 1.4    [#########.|.....]  no, but close
     error / variance   0.185  0.18 .. 0.19  0.134 k-means  0.051 more   over 0.048  [##########|#....]  yes, but close
   Are dimensions missing? Yes.
-    dimensions filled  2                    10 paid for    0.2 of them  under 0.39  [#####.....|.....]  yes"""
+    dimensions filled  2                    10 by codes    0.2 of them  under 0.39  [#####.....|.....]  yes"""
     assert str(found) == expected
     shown = found._repr_html_()
     for line in ["Close to it.", "Codes are spare.", "Is the codebook at fault? No: both would have to hold."]:

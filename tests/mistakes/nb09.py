@@ -1,7 +1,7 @@
 """Typical wrong answers to the exercises of notebook 09."""
 
 VERDICT = """
-def verdict(error, best, encoder, inputs, filled, paid):
+def verdict(error, best, encoder, inputs, filled, most):
     token = {token}
     embedding = encoder / inputs > 1.5
     {first}
@@ -9,7 +9,7 @@ def verdict(error, best, encoder, inputs, filled, paid):
         return "token and embedding collapse"
     if token or embedding:
         return "token collapse" if token else "embedding collapse"
-    if filled / paid < 0.39:
+    if filled / most < 0.7:
         return "dimensional collapse"
     return "rate limit" if best > 0.24 else "healthy"
 """
@@ -35,16 +35,16 @@ MISTAKES = {
         "not if one of them is": VERDICT.format(token=TOKEN.replace("and", "or"), first=""),
         "the last question": VERDICT.format(token=TOKEN, first="if best > 0.24: return 'rate limit'"),
         "asked for too early": """
-def verdict(error, best, encoder, inputs, filled, paid):
+def verdict(error, best, encoder, inputs, filled, most):
     codebook = error / best > 1.4 and error - best > 0.048
     bad_encoder = encoder / inputs > 1.5
     if codebook or bad_encoder:
         names = ["token"] * codebook + ["embedding"] * bad_encoder
         return " and ".join(names) + " collapse"
-    return "rate limit" if best > 0.24 else "healthy" if filled / paid >= 0.39 else "dimensional collapse"
+    return "rate limit" if best > 0.24 else "healthy" if filled / most >= 0.7 else "dimensional collapse"
 """,
         "once encoder and codebook are sound": VERDICT.format(
-            token=TOKEN, first="if filled / paid < 0.39: return 'dimensional collapse'"
+            token=TOKEN, first="if filled / most < 0.7: return 'dimensional collapse'"
         ),
     },
     "9.2": {

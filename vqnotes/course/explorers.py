@@ -130,10 +130,10 @@ FIGURES = {  # label: least, most and first value of a slider, in the order of t
     "encoder: share lost before the codes": (0.0, 1.0, 0.6),
     "codebook: times the error of k-means": (0.8, 4.0, 1.05),
     "error of k-means, share of the variance": (0.01, 0.6, 0.1),
-    "dimensions: share of those paid for": (0.0, 1.2, 0.9),
+    "dimensions: share of those that codes of the inputs tell of": (0.0, 1.2, 0.9),
 }
 GIVEN = ("inputs are given", "latents are enough")
-INPUTS_LOSE, PAID = 0.1, 4.0  # of the variance, by as many codes of the inputs; dimensions that these pay for
+INPUTS_LOSE, BEST = 0.1, 4.0  # of the variance, by as many codes of the inputs; dimensions that these tell of
 
 
 def explore_tree() -> None:
@@ -186,9 +186,15 @@ def measures_of(
     sample = 16 * codes if enough else codes
     given: dict = {"best": best, "error": gap * best, "gap": gap}
     given |= {"best_low": best, "gap_high": gap} if enough else {"best_low": 0.0, "gap_high": float("inf")}
-    given |= {"dimensions": filled * min(PAID, codes - 1), "paid": PAID}
     if inputs:
         lost = times * INPUTS_LOSE
-        given |= {"inputs_loss": INPUTS_LOSE, "encoder_loss": lost, "codes_loss": lost / before if before else 1.0}
+        left = lost / before if before else 1.0
+        given |= {"inputs_loss": INPUTS_LOSE, "encoder_loss": lost, "codes_loss": left}
+        given |= {
+            "dimensions": filled * BEST,
+            "best_dimensions": BEST,
+            "own_loss": gap * left,
+            "best_loss": INPUTS_LOSE,
+        }
     used: dict = {"distinct": codes, "usage": 1.0, "ceiling": 1.0, "perplexity": float(codes)}
     return Measures(latents=sample, codes=codes, sample=sample, spread=1.0, **used, **given)

@@ -73,7 +73,7 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
     if "dimensions filled" in found.evidence:
         filled = found.evidence["dimensions filled"]
         rows.append(("dimensions filled", filled.value, filled.reference))
-        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="paid for by the bits")
+        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="by codes of the inputs")
     for ax, title in zip(axes, ("codes among latents", "uses of each code", "losses", "dimensions")):
         ax.set_title(title)
     for ax in (losses, dimensions):

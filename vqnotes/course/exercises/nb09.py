@@ -17,14 +17,16 @@ from vqnotes.nearest import nearest_code
 __all__ = ["check_first_step", "check_gap_bounds", "check_verdict"]
 
 
-def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, paid: float) -> str:
-    """The verdict of `rules.decide`, where neither `before` nor `effect` plays a part."""
+def _by_the_module(error: float, best: float, encoder: float, inputs: float, filled: float, most: float) -> str:
+    """The verdict of `rules.decide`, where `before`, `effect` and `costs` play no part."""
     codes = 1024
     usual: Any = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
     at_codes: Any = {"error": error, "best_low": best, "best": best, "gap": error / best, "gap_high": error / best}
     at_encoder: Any = {"encoder_loss": encoder, "inputs_loss": inputs, "codes_loss": encoder}
-    dimensions: Any = {"dimensions": filled, "paid": paid}
-    return decide(Measures(ceiling=1.0, perplexity=codes, **usual, **at_codes, **at_encoder, **dimensions))[0]
+    dimensions: Any = {"dimensions": filled, "best_dimensions": most}
+    costs: Any = {"own_loss": encoder * error / best, "best_loss": 1e-3}  # any codebook costs enough
+    figures: Any = usual | at_codes | at_encoder | dimensions | costs
+    return decide(Measures(ceiling=1.0, perplexity=codes, **figures))[0]
 
 
 def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, order: str = "BETDR") -> str:
@@ -41,13 +43,13 @@ def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, orde
 
 def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.048, order: str = "BETDR") -> Callable:
     """An answer to 9.1 with its own idea of a codebook at fault, or its own order."""
-    return lambda error, best, encoder, inputs, filled, paid: _verdict(
-        at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.39 * paid, best > 0.24, order
+    return lambda error, best, encoder, inputs, filled, most: _verdict(
+        at_codes(error / best, error - best), encoder > 1.5 * inputs, filled < 0.7 * most, best > 0.24, order
     )
 
 
 def check_verdict(answer: object) -> None:
-    """9.1: verdict(error, best, encoder, inputs, filled, paid), by the tree of the notebook."""
+    """9.1: verdict(error, best, encoder, inputs, filled, most), by the tree of the notebook."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
         def between(low: float, high: float) -> float:
@@ -62,10 +64,12 @@ def check_verdict(answer: object) -> None:
             ((0.25, 0.35), (1.5, 2)),  # at fault, and the rate as well
         ]
         drawn = []
-        for (bests, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.5, 1), (0.1, 0.3)]):
-            best, inputs, paid = between(*bests), between(0.05, 0.15), between(4, 9)
-            encoder, filled = inputs * between(*loss), paid * between(*share)
-            drawn.append((best * between(*gap), best, encoder, inputs, filled, paid))
+        for (bests, gap), loss, share in itertools.product(
+            at_codes, [(0.8, 1.4), (1.7, 4)], [(0.75, 1), (0.2, 0.65)]
+        ):
+            best, inputs, most = between(*bests), between(0.08, 0.15), between(4, 9)
+            encoder, filled = inputs * between(*loss), most * between(*share)
+            drawn.append((best * between(*gap), best, encoder, inputs, filled, most))
         return drawn
 
     check(
