@@ -11,17 +11,19 @@ from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.rules import (
     THRESHOLDS,
     Answer,
+    by_inputs,
     codebook_at_fault,
     compares_otherwise,
     dimensions_missing,
-    encoder_at_fault,
+    excess_needed,
     inputs_lost,
     labels_lost,
+    left_by_best,
     path,
     rate_too_low,
 )
 
-__all__ = ["CLOSE", "QUESTIONS", "Condition", "conditions", "few_in_effect"]
+__all__ = ["CLOSE", "QUESTIONS", "Condition", "conditions"]
 
 CLOSE = 0.15  # of a threshold: what is nearer is called close to the line
 BEFORE, BEHIND = 10, 5  # letters of a bar before its line and behind it
@@ -74,11 +76,6 @@ class Condition(NamedTuple):
         return f"[{'#' * first:.<{BEFORE}}|{'#' * second:.<{BEHIND}}]"
 
 
-def few_in_effect(m: Measures, thresholds: dict = THRESHOLDS) -> bool:
-    """Whether a codebook has fewer codes in effect (perplexity) than so few of those that the latents could show."""
-    return any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in m.each if one.spread > 0)
-
-
 def conditions(
     m: Measures, thresholds: dict = THRESHOLDS, asked: Collection[str] | None = None
 ) -> dict[str, Condition]:
@@ -108,8 +105,14 @@ def _decides(name: str, found: dict[str, Condition], asked: Collection[str]) -> 
 def _codebook(m: Measures, thresholds: dict) -> dict[str, Condition]:
     if m.gap is None or compares_otherwise(m, thresholds):
         return {}
-    few = few_in_effect(m, thresholds) and encoder_at_fault(m, thresholds) is not Answer.YES
-    needed, answer = thresholds["trifle" if few else "excess"], codebook_at_fault(m, thresholds)
+    needed, answer = excess_needed(m, thresholds), codebook_at_fault(m, thresholds)
+    if by_inputs(m):
+        more, ratio = m.own_loss - m.codes_loss, m.own_loss / m.codes_loss
+        names = "lost by its own codes", "more than by the best codes"
+        return {
+            names[0]: Condition("codebook", answer, ratio, "times", thresholds["gap"]),
+            names[1]: Condition("codebook", answer, more, "more", needed),
+        }
     return {
         "error / variance": Condition("codebook", answer, m.error - m.best, "more", needed),
         "optimality gap": Condition("codebook", answer, m.gap, "times", thresholds["gap"]),
@@ -121,8 +124,8 @@ def _encoder(m: Measures, thresholds: dict) -> dict[str, Condition]:
     if m.inputs_loss is not None:
         answer, more = inputs_lost(m, thresholds), m.encoder_loss - m.inputs_loss
         loss, share = m.inputs_loss, thresholds["loss"] - 1
-        by = Condition("encoder", answer, more, "more", thresholds["trifle"])
-        if share * min(loss, 1 - loss) >= thresholds["trifle"]:
+        by = Condition("encoder", answer, more, "more", thresholds["excess"])
+        if share * min(loss, 1 - loss) >= thresholds["excess"]:
             by = Condition("encoder", answer, m.encoder_loss / loss, "times", thresholds["loss"])
             if loss > 0.5:
                 by = Condition("encoder", answer, more / (1 - loss), "of what is kept", share)
@@ -142,12 +145,10 @@ def _others(m: Measures, thresholds: dict) -> dict[str, Condition]:
     if m.inputs_loss is not None and m.dimensions is not None:
         most, limit, answer = m.best_dimensions, thresholds["dimensions"], dimensions_missing(m, thresholds)
         share = m.dimensions / most if most > 0 else math.inf
-        costs = Condition("dimensions", answer, m.own_loss - m.best_loss, "more", thresholds["excess"])
-        if (thresholds["costs"] - 1) * m.best_loss >= thresholds["excess"]:
-            costs = Condition("dimensions", answer, m.own_loss / m.best_loss, "times", thresholds["costs"])
         found["dimensions filled"] = Condition("dimensions", answer, share, "of them", limit, below=True)
-        found["lost with its own codes"] = costs
+        more = m.codes_loss - max(m.encoder_loss, m.best_loss)
+        found["lost for want of dimensions"] = Condition("dimensions", answer, more, "more", thresholds["costs"])
     if m.best is not None:
         answer = rate_too_low(m, thresholds)
-        found["left by k-means"] = Condition("rate", answer, m.left, "of the variance", thresholds["rate"])
+        found["left by k-means"] = Condition("rate", answer, left_by_best(m), "of the variance", thresholds["rate"])
     return found

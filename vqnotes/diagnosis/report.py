@@ -9,12 +9,13 @@ from torch import Tensor
 
 from vqnotes.diagnosis.advice import FIRST_BATCH, INPUTS, LABELS, MORE_LATENTS, Advice, advice_for
 from vqnotes.diagnosis.collisions import collisions
-from vqnotes.diagnosis.conditions import Condition, conditions, few_in_effect
+from vqnotes.diagnosis.conditions import Condition, conditions
 from vqnotes.diagnosis.measures import TRIFLE, Measures
 from vqnotes.diagnosis.observed import AT_MOST, Observed
 from vqnotes.diagnosis.rules import (
     THRESHOLDS,
     Answer,
+    by_inputs,
     codebook_at_fault,
     compares_otherwise,
     confidence,
@@ -23,8 +24,10 @@ from vqnotes.diagnosis.rules import (
     dimensions_missing,
     encoder_at_fault,
     encoder_not_judged,
+    few_in_effect,
     inputs_lost,
     labels_lost,
+    left_by_best,
     path,
     times,
 )
@@ -243,12 +246,18 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
         found["error / variance"] = Evidence(m.error, m.best, by, at_codes, m.interval("error"))
         found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes, m.interval("gap"))
+    if by_inputs(m) and m.gap is not None:
+        by, reach = "with the best codes for the latents", m.interval("own_loss")
+        found["lost by its own codes"] = Evidence(m.own_loss, m.codes_loss, by, at_codes, reach)
+        more = m.own_loss - m.codes_loss
+        found["more than by the best codes"] = Evidence(more, 0.0, "if they were the best", at_codes)
     if m.dimensions is not None and not of_several:
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""
         by = f"by {m.inputs_codes:,} codes of the inputs"
         found["dimensions filled"] = Evidence(m.dimensions, m.best_dimensions, by, few, m.interval("dimensions"))
-        by, reach = "as many codes of the inputs", m.interval("own_loss")
-        found["lost with its own codes"] = Evidence(m.own_loss, m.best_loss, by, few, reach)
+        more = m.codes_loss - max(m.encoder_loss, m.best_loss)
+        by = "if codes of the inputs, or the encoder, lost as much"
+        found["lost for want of dimensions"] = Evidence(more, 0.0, by, few)
     if m.inputs_loss is not None:
         by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
         speaks = at_encoder[inputs_lost(m)]
@@ -262,9 +271,10 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         reach = m.interval("separability")
         found["labels read off"] = Evidence(m.separability, best, by, at_encoder[labels_lost(m)], reach)
     if m.best is not None and not of_several:
-        limit = "rate limit" if m.left > THRESHOLDS["rate"] else ""
-        by, reach = "and more is a rate limit", m.interval("left")
-        found["left by k-means"] = Evidence(m.left, THRESHOLDS["rate"], by, limit, reach)
+        left = left_by_best(m)
+        limit = "rate limit" if left > THRESHOLDS["rate"] else ""
+        reach = None if by_inputs(m) else m.interval("left")
+        found["left by k-means"] = Evidence(left, THRESHOLDS["rate"], "and more is a rate limit", limit, reach)
     return found
 
 

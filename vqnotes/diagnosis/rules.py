@@ -15,6 +15,7 @@ __all__ = [
     "TREE",
     "Answer",
     "Question",
+    "by_inputs",
     "codebook_at_fault",
     "confidence",
     "compares_otherwise",
@@ -23,30 +24,34 @@ __all__ = [
     "dimensions_missing",
     "encoder_at_fault",
     "encoder_not_judged",
+    "excess_needed",
+    "few_in_effect",
     "inputs_lost",
     "labels_lost",
+    "left_by_best",
     "path",
     "rate_too_low",
     "several_codes",
     "times",
 ]
 
-# Set by `studies.verdicts.thresholds` on one half of the models in its table, and judged on the other half; "effect",
-# "before", "labels", "trifle" and "differs" are set by what they mean.
+# Chosen on the models of `studies.verdicts`; `studies.judging` says how often they are right on a family that was
+# left out. "effect", "before", "labels", "trifle" and "differs" are set by what they mean.
 THRESHOLDS = {
-    # A codebook is at fault if its error is more than so many times that of k-means,
+    # A codebook is at fault if with its codes so many times as much of the inputs is lost as with the best codes,
     "gap": 1.4,
-    "excess": 0.048,  # and the difference is more than this share of the latents' variance;
-    "effect": 0.25,  # or if, with a sound encoder, less than this share of the codes is in effect (perplexity).
+    "excess": 0.03,  # and the difference is more than this share of the inputs' variance.
+    "excess of latents": 0.048,  # Without inputs the same is asked of errors, as shares of the latents' variance,
+    "effect": 0.25,  # and a trifle is enough where less than this share of the codes is in effect (perplexity).
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
     "loss": 1.5,
     "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
     "trifle": TRIFLE,  # A difference below this share of the variance convicts neither.
     # Dimensions are missing if codes tell of less than this share of those that codes placed on the inputs tell of,
-    "dimensions": 0.7,
-    "costs": 1.1,  # and lose more than so many times as much of the inputs, and by "excess" of their variance.
-    "rate": 0.24,  # The rate is the limit if k-means itself leaves more than this share of the variance.
+    "dimensions": 0.6,
+    "costs": 0.05,  # and the best codes for the latents lose so much more than encoder or codes of the inputs alone.
+    "rate": 0.3,  # The rate is the limit if the best codes lose so much more than the encoder.
     "differs": 1.1,  # A quantiser whose own choice of codes errs so many times more than the nearest is not judged.
 }
 
@@ -72,9 +77,31 @@ def _first_of(order: list[Answer], answers: Iterable[Answer]) -> Answer:
     return next((one for one in order if one in given), Answer.UNKNOWN)
 
 
-def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
-    """Whether k-means on the same latents does much better; unknown if they are too few to say.
+def by_inputs(m: Measures) -> bool:
+    """Whether it is known what the model's own codes tell of the inputs, and what the best codes would."""
+    return m.own_loss is not None and m.codes_loss is not None and m.inputs_loss is not None and m.inputs_loss <= 0.95
 
+
+def few_in_effect(m: Measures, thresholds: dict = THRESHOLDS) -> bool:
+    """Whether a codebook has fewer codes in effect (perplexity) than so few of those that the latents could show."""
+    return any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in m.each if one.spread > 0)
+
+
+def excess_needed(m: Measures, thresholds: dict = THRESHOLDS) -> float:
+    """By how much codes must be worse than the best, of the inputs' variance; without inputs, of the latents'.
+
+    What few codes in effect cost the model is not known without inputs. Then a trifle is enough.
+    """
+    if by_inputs(m):
+        return thresholds["excess"]
+    few = few_in_effect(m, thresholds) and encoder_at_fault(m, thresholds) is not Answer.YES
+    return thresholds["trifle" if few else "excess of latents"]
+
+
+def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether the best codes for the same latents, by k-means, do much better; unknown if latents are too few to say.
+
+    What counts is what codes tell of the inputs, if that is known: what they cost the model. Else it is their error.
     Where the levels of a stack code different things, the whole has no error: then whether one of them is at fault.
     """
     if compares_otherwise(m, thresholds):
@@ -84,12 +111,11 @@ def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
         return _first_of([Answer.YES, Answer.UNKNOWN, Answer.NO], answers)
     if m.gap is None:
         return Answer.UNKNOWN
-    few = any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in m.each if one.spread > 0)
-    few = few and encoder_at_fault(m, thresholds) is not Answer.YES
-    needed = thresholds["trifle"] if few else thresholds["excess"]
-    if m.gap > thresholds["gap"] and m.error - m.best > needed:
+    needed = excess_needed(m, thresholds)
+    own, best = (m.own_loss, m.codes_loss) if by_inputs(m) else (m.error, m.best)
+    if own > thresholds["gap"] * best and own - best > needed:
         return Answer.YES
-    cleared = m.gap_high <= thresholds["gap"] or m.error - m.best_low <= needed
+    cleared = m.gap_high <= thresholds["gap"] or m.error - m.best_low <= min(needed, thresholds["excess of latents"])
     enough = m.sample >= PER_CODE * max(one.codes for one in m.each)
     return Answer.NO if cleared or enough else Answer.UNKNOWN
 
@@ -118,7 +144,7 @@ def inputs_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
     def much(loss: float) -> bool:
         more = (thresholds["loss"] - 1) * min(loss, 1 - loss)
-        return m.encoder_loss - loss > max(more, thresholds["trifle"])
+        return m.encoder_loss - loss > max(more, thresholds["excess"])
 
     low, high = (m.inputs_loss if one is None else one for one in (m.inputs_low, m.inputs_high))
     if m.encoder_loss <= thresholds["before"] * m.codes_loss or not much(low):
@@ -161,11 +187,15 @@ def encoder_not_judged(m: Measures) -> str:
 
 
 def dimensions_missing(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
-    """Whether codes tell of far fewer dimensions of the inputs than codes placed on the inputs do, at a cost."""
+    """Whether the latents hold the inputs, but so that codes tell of far fewer of their dimensions, at a cost.
+
+    Codes placed on the inputs tell of more dimensions. And the best codes for the latents lose more than the encoder
+    does, and more than the codes placed on the inputs do.
+    """
     if m.inputs_loss is None or m.dimensions is None:
         return Answer.UNKNOWN
-    costs = m.own_loss > max(thresholds["costs"] * m.best_loss, m.best_loss + thresholds["excess"])
-    return _answer(costs and m.dimensions < thresholds["dimensions"] * m.best_dimensions)
+    few = m.dimensions < thresholds["dimensions"] * m.best_dimensions
+    return _answer(few and m.codes_loss - max(m.encoder_loss, m.best_loss) > thresholds["costs"])
 
 
 def several_codes(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
@@ -174,10 +204,15 @@ def several_codes(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
 
 def rate_too_low(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
-    """Whether k-means itself leaves much; unknown if latents were too few to say."""
+    """Whether even the best codes leave much; unknown if latents were too few to say."""
     if m.best is None:
         return Answer.UNKNOWN
-    return _answer(m.left > thresholds["rate"])
+    return _answer(left_by_best(m) > thresholds["rate"])
+
+
+def left_by_best(m: Measures) -> float:
+    """What the best codes lose and the encoder does not, of the inputs' variance; without inputs, of the latents'."""
+    return m.codes_loss - m.encoder_loss if by_inputs(m) else m.left
 
 
 class Question(NamedTuple):
@@ -191,7 +226,7 @@ class Question(NamedTuple):
     leads_to: dict[Answer, str]
 
 
-KMEANS = "Do codes leave over {gap} times\nthe error of k-means, and over\n{excess} of the variance more?"
+KMEANS = "Do its codes lose over {gap} times what\nthose of k-means lose, and over\n{excess} of the variance more?"
 
 # What `decide` asks, from the first question on. The codebook is asked after in three places.
 TREE = {
@@ -227,13 +262,13 @@ TREE = {
     ),
     "dimensions": Question(
         dimensions_missing,
-        "Do codes tell of less than {dimensions} of the\ndimensions that as many codes of the inputs\n"
-        "tell of, and lose over {costs} times as much?",
+        "Do codes tell of less than {dimensions} of the\ndimensions that codes of the inputs tell of, and\n"
+        "the best codes lose {costs} more than both?",
         {Answer.YES: "dimensional collapse", Answer.NO: "rate", Answer.UNKNOWN: "rate"},
     ),
     "rate": Question(
         rate_too_low,
-        "Does k-means itself leave over\n{rate} of the variance?",
+        "Do the best codes lose over {rate} of\nthe variance more than the encoder?",
         {Answer.YES: "rate limit", Answer.NO: "healthy", Answer.UNKNOWN: "cannot tell"},
     ),
 }
@@ -275,11 +310,11 @@ def _reason(question: str, answer: Answer, m: Measures, thresholds: dict) -> str
         return f"The codebook is about as good as k-means; {encoder_not_judged(m)}."
     if question == "dimensions":
         of_best = f"where as many placed on the inputs tell of {m.best_dimensions:.1f}"
-        leave = f"and leave {times(m.own_loss / m.best_loss)} as much"
+        leave = f"and the best codes for the latents lose {times(m.codes_loss / m.best_loss)} as much as those"
         return f"Codes tell of {m.dimensions:.1f} dimensions of the inputs, {of_best}, {leave}."
     if yes:
         best = f"{m.codes:,} codes" if not m.codebooks else f"codes of {m.rate:.0f} bits"
-        return f"Nothing is broken, but the best {best} leave {m.left:.0%} of the variance."
+        return f"Nothing is broken, but the best {best} lose {left_by_best(m):.0%} of the variance."
     return f"The {codes}, and the latents keep what the inputs offer."
 
 
@@ -320,6 +355,8 @@ def _codes_beside_kmeans(m: Measures) -> str:
     put_together = " put together" if m.codebooks else ""
     if m.gap is None:
         return ""
+    if by_inputs(m):
+        return f"codes{put_together} lose {times(m.own_loss / m.codes_loss)} what the best codes would"
     if m.gap > THRESHOLDS["gap"] and m.error < THRESHOLDS["trifle"]:
         return f"codes{put_together} leave next to nothing ({m.error:.1g} of the variance) of the latents"
     return f"codes{put_together} leave {times(m.gap)} the error of k-means on the same latents"

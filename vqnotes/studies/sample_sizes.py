@@ -33,7 +33,7 @@ RIGHT = {  # verdicts that are right for each; codes that are as good as can be 
     "latents coincide": ("embedding collapse",),
 }
 PLACED_ON, MOST_PLACED_ON = 32, 2**17  # latents a code that the codes are placed on
-COSTS, SEEDS = 2**27, range(24)  # up to which size of a cell, in products, it gets all of the seeds
+COSTS, SEEDS = 2**26, range(12)  # up to which size of a cell, in products, it gets all of the seeds
 
 
 def cells() -> list[dict]:
@@ -60,12 +60,12 @@ def surface(count: int, seed: int) -> Tensor:
 
 
 def view(places: Tensor, dim: int, seed: int) -> Tensor:
-    """The surface as it is seen in `dim` dimensions: straight, and bent a little, with 1 % of noise."""
-    generator = torch.Generator().manual_seed(seed)
-    straight = torch.randn(places.shape[1], dim, generator=generator) / places.shape[1] ** 0.5
-    turned = torch.randn(places.shape[1], dim, generator=generator)
-    bent = (places @ turned).sin() if dim > places.shape[1] else 0.0
-    return places @ straight + 0.3 * bent + 0.01 * torch.randn(len(places), dim, generator=generator)
+    """The surface as it is seen in `dim` dimensions: at its own size, and bent a little, with some noise."""
+    generator, known = torch.Generator().manual_seed(seed), places.shape[1]
+    straight, _ = torch.linalg.qr(torch.randn(dim, known, generator=generator))  # no direction shrinks
+    bent = (places @ torch.randn(known, dim, generator=generator)).sin() if dim > known else 0.0
+    noise = torch.randn(len(places), dim, generator=generator)
+    return places @ straight.T + (0.3 * bent + 0.02 * noise) / dim**0.5
 
 
 def latents_and_codes(latents: int, codes: int, dim: int, fault: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,16 +105,17 @@ def judged(latents: int, codes: int, dim: int, fault: str, seeds: Iterable[int] 
     return rows
 
 
-def shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each cell without its fault (N, K, D): shares of wrong and of withheld verdicts, and how many there were.
+def shares(table: pd.DataFrame, sure: float = 0.0) -> pd.DataFrame:
+    """Of each N, K and D: shares of wrong and of withheld verdicts, and how many there were, over all faults.
 
-    Columns: latents, codes, dim, wrong, withheld, verdicts. Raises ValueError for an empty table.
+    sure: verdicts of less confidence count as withheld. Columns: latents, codes, dim, wrong, withheld, verdicts.
+    Raises ValueError for an empty table.
     """
     if table.empty:
         raise ValueError("the table has no rows")
-    right = [verdict in RIGHT[fault] for verdict, fault in zip(table["verdict"], table["fault"])]
-    withheld = table["verdict"] == "cannot tell"
-    by = table.assign(wrong=~np.array(right) & ~withheld, withheld=withheld).groupby(["latents", "codes", "dim"])
+    right = np.array([verdict in RIGHT[fault] for verdict, fault in zip(table["verdict"], table["fault"])])
+    withheld = (table["verdict"] == "cannot tell") | (table["confidence"] < sure)
+    by = table.assign(wrong=~right & ~withheld, withheld=withheld).groupby(["latents", "codes", "dim"])
     return by.agg(wrong=("wrong", "mean"), withheld=("withheld", "mean"), verdicts=("wrong", "size")).reset_index()
 
 
