@@ -17,7 +17,7 @@ from served import PLAIN, X, cut, elsewhere, printed
 
 from vqnotes import _files
 from vqnotes.studies import remedies as league
-from vqnotes.studies import sweeps, verdicts
+from vqnotes.studies import parts, sweeps
 
 
 @contextmanager
@@ -115,20 +115,28 @@ def copy(tmp_path, monkeypatch):
     monkeypatch.setattr(handouts, "NOTEBOOKS", NOTEBOOKS[:1])
     monkeypatch.setattr(handouts, "verdicts", lambda path, checks: dict.fromkeys(checks, 400 * "wrong "))
     (tmp_path / "sheet.csv").write_text("old")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "one.csv").write_text("figure\n" + "0.125\n" * 500)
     monkeypatch.setattr(sys, "argv", ["command", "--out", str(tmp_path / "sheet.csv")])
     monkeypatch.setattr(sweeps, "sweep", swept_long_ago)
     return tmp_path
 
 
 def swept_long_ago(run, *_, **__):
-    table = verdicts.models_made() if run is verdicts.examine else league.long_table().assign(**{"ms a step": 1})
+    table = league.long_table().assign(**{"ms a step": 1})
     table.attrs["failed"] = []
     return table
 
 
+def gathered_again(copy):
+    """A study whose parts are all done: its table is written anew."""
+    sys.argv = ["command", "--out", str(copy / "parts"), "--table", str(copy / "sheet.csv")]
+    parts.command("command", "", None, [{"part": "one"}])
+
+
 COMMANDS = {
     "league": (lambda copy: league.main(), ["sheet.csv"]),
-    "validation": (lambda copy: verdicts.main(), ["sheet.csv"]),
+    "validation": (gathered_again, ["sheet.csv"]),
     "run": (lambda copy: notebook_tools.run(copy / "notebooks" / NOTEBOOKS[1].name), []),
     "stamp": (lambda copy: notebook_tools.stamp("some/other", copy), []),
     "stamp_readme": (lambda copy: notebook_tools.stamp_readme(), []),

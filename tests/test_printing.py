@@ -57,14 +57,14 @@ runs["remedy"] = runs["remedy"].replace({"plain": "plain, β"})
 runs.attrs["failed"] = []
 sweeps.sweep = lambda *_, **__: runs
 league.main()""",
-    "the validation": """
-from vqnotes.studies import sweeps, verdicts
-table = verdicts.models_made()
-table.attrs["failed"] = []
-table["label"] = table["label"].replace({"healthy": "healthy ✓"})
-verdicts.thresholds = lambda table: {"β": 1}
-sweeps.sweep = lambda *_, **__: table
-verdicts.main()""",
+    "a study in parts": """
+import sys
+from pathlib import Path
+from vqnotes.studies import parts
+folder = Path(sys.argv[2]).parent
+(folder / "one.csv").write_text("figure")
+sys.argv = ["command", "--out", str(folder), "--table", str(folder / "β.csv")]
+parts.command("command", "", None, [{"part": "one"}])""",
 }
 
 

@@ -1,127 +1,208 @@
-"""The validation of `diagnose`: the table is whole, thresholds come from one half, the other half is judged well."""
+"""The validation of `diagnose`: what is made, what interventions say of it, and how verdicts are counted."""
 
-import math
-import re
+import dataclasses
+import io
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import normal, random_measures
 
+from vqnotes.diagnosis.inputs import Unused
+from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
-from vqnotes.diagnosis.rules import THRESHOLDS
-from vqnotes.studies import verdicts
+from vqnotes.diagnosis.rules import decide
+from vqnotes.studies import judging, parts, sample_sizes, verdicts
+from vqnotes.studies.cases import CASES, seeds_of, settings
+from vqnotes.studies.families import BEDS
 
 
-@pytest.fixture(scope="module")
-def table():
-    return verdicts.models_made()
+def test_many_models_are_made_and_many_of_them_have_large_codebooks():
+    sizes = [one["codebook_size"] for one in settings() for _ in seeds_of(**one)]
+    assert len(sizes) >= 1200 and np.mean(np.array(sizes) >= 1024) >= 0.3 and max(sizes) >= 4096
+    assert {CASES[one["case"]].made for one in settings()} == set(VERDICTS) - {"cannot tell"}
+    assert len({BEDS[one["bed"]].family for one in settings()}) >= 6
+    assert len({parts.name_of(one) for one in settings()}) == len(settings())
 
 
-def test_every_setting_is_there_three_times(table):
-    made = table.groupby(["half", "family", "case", "codes"]).size()
-    todo = [(one["half"], one["family"], one["case"], one["codes"]) for one in verdicts.settings()]
-    assert sorted(made.index) == sorted(todo) and (made == 3).all() and len(table) >= 400
-    seeds = table.groupby("half")["seed"].unique().map(set)
-    assert seeds["set"] == set(verdicts.SEEDS["set"]) and seeds["judged"] == set(verdicts.SEEDS["judged"])
-    assert not seeds["set"] & seeds["judged"]
+def test_no_two_settings_share_a_seed():
+    seeds = [seed for one in settings() for seed in seeds_of(**one)]
+    assert len(seeds) == len(set(seeds))
 
 
-def test_thresholds_are_those_that_the_first_half_gives(table):
-    found = verdicts.thresholds(table[table["confirmed"] & (table["half"] == "set")])
-    assert {name: found[name] for name in verdicts.FIRST_GUESS} == pytest.approx(
-        {name: THRESHOLDS[name] for name in verdicts.FIRST_GUESS}
-    )
+# ---------------------------------------------------------------- measures in a table
 
 
-@pytest.mark.parametrize("labels", [False, True])
-def test_unseen_models_are_judged_well(table, labels):
-    judged = table[table["confirmed"] & (table["half"] == "judged")]
-    found = verdicts.verdicts(judged, labels=labels)
-    assert (found == judged["label"]).mean() >= 0.95
-    assert found[judged["label"] == "healthy"].str.contains("collapse").mean() <= 0.02
-    assert set(judged["label"]) == set(verdicts.LABELS) == set(VERDICTS) - {"cannot tell"}
-    for _, part in (found == judged["label"]).groupby(judged["label"]):
-        assert len(part) >= 10 and part.mean() >= 0.8
+def in_a_table(found):
+    """Written and read again."""
+    written = pd.DataFrame([verdicts.to_cells(m) for m in found]).to_csv(index=False)
+    return verdicts.from_cells(pd.read_csv(io.StringIO(written)))
 
 
-def test_a_setting_made_again_is_judged_the_same(table):
+def test_measures_come_back_from_a_table():
+    latents, codes = normal(600, 4), normal(16, 4, seed=1)
+    found = random_measures(300) + [measure(observe(latents, codes, inputs=latents))]
+    found += [dataclasses.replace(found[0], unused=Unused("they are ids", "pass floats"))]
+    back = in_a_table(found)
+    for m, again in zip(found, back, strict=True):
+        assert decide(again) == decide(m)
+        assert (again.latents, again.unused, len(again.codebooks)) == (m.latents, m.unused, len(m.codebooks))
+    assert any(m.codebooks for m in found) and back[-1].unused.remedy == "pass floats"
+
+
+def test_a_model_that_is_made_gets_a_row():
     torch.set_num_threads(1)
-    for case in ("plain", "U(±1/K)"):
-        rows = pd.DataFrame(verdicts.examine(list(verdicts.SEEDS["judged"])[:2], "judged", "modes", case, 64))
-        stored = table.query("half == 'judged' and family == 'modes' and case == @case and codes == 64").head(2)
-        assert verdicts.confirmed(rows).all()
-        assert verdicts.verdicts(rows).tolist() == verdicts.verdicts(stored).tolist() == stored["label"].tolist()
-        assert rows["gap"].to_numpy() == pytest.approx(stored["gap"].to_numpy(), rel=0.5)
+    (row,) = verdicts.examine("digits", "plain", 64, seeds=[0], share=0.05)
+    assert row["made"] == "healthy" and row["family"] == "digits" and row["verdict"] in VERDICTS
+    assert row["all latents"] < row["as made"] and row["s making"] > 0 and row["draws"]
+    (m,) = in_a_table(verdicts.from_cells(pd.DataFrame([row])))
+    assert decide(m)[0] == row["verdict"]
+    with pytest.raises(KeyError, match="magic"):
+        verdicts.examine("digits", "magic", 64)
 
 
-def test_an_intervention_confirms_or_sets_aside():
-    sound = {"same codes": 0.1, "new codes": 0.1, "floor": 0.1}
-    cured, spoilt = sound | {"same codes": 0.2}, sound | {"same codes": 0.3, "new codes": 0.3}
-    read, lost = ({"separability": s, "separability_inputs": 1.0, "chance": 0.1} for s in (1.0, 0.4))
-    unknown = dict.fromkeys(read, math.nan)
-    for label, outcome, labels, holds in [
-        ("healthy", sound, read, True),
-        ("healthy", cured, read, False),
-        ("healthy", sound, unknown, True),
-        ("token collapse", cured, read, True),
-        ("token collapse", sound, read, False),
-        ("token collapse", cured, lost, False),
-        ("embedding collapse", spoilt, lost, True),
-        ("embedding collapse", spoilt, read, False),
-        ("embedding collapse", spoilt, unknown, True),
-        ("embedding collapse", sound, lost, False),
-        ("dimensional collapse", spoilt, read, True),
-        ("dimensional collapse", cured, read, False),
-        ("rate limit", sound | {"floor": 0.5, "same codes": 0.5, "new codes": 0.5}, read, True),
-        ("rate limit", sound, read, False),
-        ("healthy", dict.fromkeys(sound, 0.3), read, False),  # nothing can do better: a rate limit
-        ("healthy", spoilt, read, False),
-        ("healthy", sound | {"new codes": 0.12}, read, False),  # new codes are worse: so were these
-        ("healthy", sound | {"same codes": 0.104}, read, True),
-        ("healthy", sound | {"same codes": 0.108}, read, False),  # neither
-        ("token collapse", sound | {"same codes": 0.108}, read, False),
-        ("token collapse", sound | {"same codes": 0.112}, read, True),
-        ("rate limit", sound | {"floor": 0.5, "same codes": 0.7, "new codes": 0.7}, read, False),
-        ("rate limit", sound | {"floor": 0.5, "same codes": 0.55, "new codes": 0.5}, read, False),
-        ("dimensional collapse", spoilt, lost, False),
-        ("dimensional collapse", sound, read, False),
-        ("token and embedding collapse", spoilt | {"same codes": 0.4}, lost, True),
-        ("token and embedding collapse", spoilt | {"same codes": 0.4}, read, False),
-        ("token and embedding collapse", spoilt, lost, False),
-        ("token and embedding collapse", cured, lost, False),
-        ("no such label", sound, read, False),
-    ]:
-        row = pd.DataFrame([{"label": label} | outcome | labels])
-        assert verdicts.confirmed(row).tolist() == [holds], (label, outcome, labels)
+# ---------------------------------------------------------------- what models have
+
+NOTHING = dict.fromkeys(["same codes", "new codes", "wider encoder", "longer training", "longer warm-up"], 0.1)
+NOTHING |= {"more codes": 0.09, "all latents": 0.08}
+LIMIT = dict.fromkeys(NOTHING, 0.6) | {"all latents": 0.1}
 
 
-def test_cases_are_what_their_names_say():
-    starts = {"U(±1/K)": "uniform", "N(0, 1)": "normal"}
-    for name, case in verdicts.CASES.items():
-        width, dim = re.match(r"width (\d+)", name), re.match(r"(\d+) dimensions", name)
-        assert case.width == (int(width[1]) if width else 64) and case.dim == (int(dim[1]) if dim else 8), name
-        assert (case.options.get("update") == "ema") == ("EMA" in name), name
-        assert case.init == next((init for start, init in starts.items() if start in name), "kmeans"), name
-        assert (case.warmup == 0) == (case.label == "token collapse" and "warm-up" not in name), name
+@pytest.mark.parametrize(
+    "errors, expected",
+    [
+        (NOTHING, {"healthy"}),
+        (NOTHING | {"same codes": 0.3}, {"token collapse"}),
+        (NOTHING | {"same codes": 0.12}, {"token collapse", "healthy"}),  # by a sixth: a little
+        (NOTHING | {"same codes": 0.012, "new codes": 0.008}, {"healthy"}),  # a trifle
+        (NOTHING | {"wider encoder": 0.05}, {"embedding collapse"}),
+        (NOTHING | {"wider encoder": float("nan")}, {"healthy"}),  # could not be made
+        (NOTHING | {"same codes": 0.2, "wider encoder": 0.02}, {"token and embedding collapse"}),
+        (NOTHING | {"same codes": 0.6, "wider encoder": 0.05}, {"token collapse"}),  # a tenth of what codes win
+        (NOTHING | {"longer warm-up": 0.04}, {"dimensional collapse"}),
+        (NOTHING | {"longer training": 0.04, "longer warm-up": 0.04}, {"healthy"}),  # the time helped
+        (LIMIT, {"rate limit"}),
+        (LIMIT | {"all latents": 0.35}, {"rate limit", "healthy"}),
+        (LIMIT | {"new codes": 0.3}, {"token collapse"}),  # before the rate
+    ],
+)
+def test_a_model_has_what_helps_it(errors, expected):
+    assert judging.labels(pd.DataFrame([errors])).tolist() == [expected]
 
 
-def test_decoders_learn_on_for_half_as_long_with_old_codes_and_with_new_ones(monkeypatch):
-    plans = []
-
-    def watched(entered, family, init, steps):
-        plans.append((init, steps))
-        return [0.1] * len(entered)
-
-    monkeypatch.setattr(verdicts, "decoders_trained_on", watched)
-    monkeypatch.setattr(verdicts, "observe", lambda latents, codes, **_: observe(latents, codes))
-    (row,) = verdicts.examine([0], "set", "digits", "plain", 64, steps=8)
-    assert plans == [(None, 4), ("kmeans", 4)] and row["label"] == "healthy"
-    assert row["same codes"] == row["new codes"] == 0.1 and 0 < row["floor"] < 1
+def test_a_table_without_interventions_is_refused():
+    with pytest.raises(ValueError, match="wider encoder"):
+        judging.labels(pd.DataFrame([{"same codes": 0.1, "new codes": 0.1}]))
 
 
-def test_an_unknown_family_or_case_is_refused():
-    with pytest.raises(ValueError, match="family must be one of .* got 'circles'"):
-        verdicts.inputs_of("circles", 0)
-    with pytest.raises(KeyError, match="ill"):
-        verdicts.made([0], "digits", "ill", 64)
+def test_verdicts_are_counted():
+    table = pd.DataFrame({"latents": [640, 640, 130, 130], "codebook_size": [64] * 4})
+    right = pd.Series([{"healthy"}, {"healthy"}, {"token collapse", "healthy"}, {"token collapse"}])
+    rows = judging.judged(table, ["healthy", "token collapse", "token collapse", "cannot tell"], right)
+    assert rows["outcome"].tolist() == ["right", "wrong", "right", "withheld"]
+    assert rows["ill"].tolist() == [False, True, False, False] and rows["border"].tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    found = judging.shares(rows, "N/K")
+    assert found.index.tolist() == [2.0, 8.0]  # of 2.03 and 10 the nearest powers of two
+    assert found.loc[8.0, ["models", "right", "wrong", "withheld", "sound", "ill"]].tolist() == [2, 1, 1, 0, 2, 1]
+    assert found.loc[8.0, ["wrong low", "wrong high"]].tolist() == pytest.approx([0.0945, 0.9055], abs=1e-4)  # Wilson
+    assert judging.confusion(rows).loc["healthy", "token collapse"] == 1
+    with pytest.raises(ValueError, match="outcome"):
+        judging.shares(table, "latents")
+
+
+def test_a_family_is_judged_by_thresholds_from_the_others(monkeypatch):
+    found = [m for m in random_measures(60) if m.gap is not None]
+    families, used = np.arange(len(found)) % 3, []
+    judge = judging.Judge(found, pd.Series([{decide(m)[0]} for m in found]))
+    assert judge.is_right().all() and judge.is_right({**judging.rules.THRESHOLDS, "gap": 1e9}).mean() < 1
+
+    def thresholds(rows):
+        used.append(rows)
+        return judging.rules.THRESHOLDS
+
+    monkeypatch.setattr(judge, "thresholds", thresholds)
+    said, chosen = judge.left_out(families)
+    assert said.tolist() == judge.verdicts().tolist() and list(chosen) == [0, 1, 2]
+    assert all((rows == (families != one)).all() for one, rows in enumerate(used))
+
+
+# ---------------------------------------------------------------- a study in parts
+
+
+def tried(name, seconds=0.0):
+    """A setting of a study, for processes to import."""
+    if name == "bad ± one":
+        raise ValueError("it cannot be made")
+    time.sleep(seconds)
+    return [{"name": name, "figure": 0.5, "draws": {"gap": np.ones(3)}}, {"name": name, "figure": 0.25}]
+
+
+def test_parts_are_written_and_errors_stop_no_other(tmp_path, capsys):
+    todo = [{"name": "one"}, {"name": "bad ± one"}]
+    parts.run(tried, todo, tmp_path, workers=1)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["bad_+-_one.error", "one.csv", "one.npz"]
+    assert "it cannot be made" in (tmp_path / files[0]).read_text()
+    table = parts.gathered(tmp_path, todo)
+    assert table.to_dict("list") == {"name": ["one", "one"], "figure": [0.5, 0.25]}
+    assert np.load(tmp_path / "one.npz")["0 gap"].tolist() == [1, 1, 1]
+    assert "2/2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no setting is done"):
+        parts.gathered(tmp_path, todo[1:])
+
+
+def test_a_limit_ends_a_run(tmp_path, capsys):
+    parts.run(tried, [{"name": "one", "seconds": 600}], tmp_path, workers=1, limit=0.5)
+    assert "the time is up: 0 of 1 settings were done" in capsys.readouterr().out and not [*tmp_path.iterdir()]
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
+    asked, todo = [], [{"name": name} for name in ("one", "two", "three")]
+
+    def run(examine, left, folder, workers, limit):
+        asked.append(sorted(one["name"] for one in left))
+        for one in left[:1]:
+            (folder / f"{one['name']}.csv").write_text(f"name,s making\n{one['name']},1\n")
+
+    monkeypatch.setattr(parts, "run", run)
+    monkeypatch.setattr("sys.argv", ["study", "--out", str(tmp_path), "--table", str(tmp_path / "table")])
+    for _ in range(4):
+        parts.command("study", "", tried, todo)
+    assert [len(names) for names in asked] == [3, 2, 1] and set(asked[2]) < set(asked[1]) < set(asked[0])
+    assert (tmp_path / "table").read_text().split() == ["name", "one", "two", "three"]
+    assert "3 of 3 settings were done before" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- how many latents it takes
+
+
+def test_cells_of_sample_sizes():
+    cells = pd.DataFrame(sample_sizes.cells())
+    assert not cells.duplicated().any() and (cells["latents"] >= 64).all()
+    assert (cells["latents"] <= 64 * cells["codes"].clip(lower=16)).all() and cells["codes"].max() == 8192
+    assert set(cells["fault"]) == set(sample_sizes.FAULTS) and set(cells["dim"]) == {2, 16, 256}
+    seeds = [len(sample_sizes.sizes_tried(**one)) for one in sample_sizes.cells()]
+    assert min(seeds) == 2 and max(seeds) == len(sample_sizes.SEEDS)
+    with pytest.raises(ValueError, match="got 'magic'"):
+        sample_sizes.latents_and_codes(64, 16, 2, "magic", 0)
+
+
+def test_a_cell_is_judged_and_counted():
+    torch.set_num_threads(1)
+    rows = [row for fault in sample_sizes.FAULTS for row in sample_sizes.judged(1024, 16, 16, fault, seeds=[0])]
+    assert [row["fault"] for row in rows] == list(sample_sizes.FAULTS)
+    (found,) = sample_sizes.shares(pd.DataFrame(rows)).to_dict("records")
+    right = [row["verdict"] in sample_sizes.RIGHT[row["fault"]] for row in rows]
+    withheld = sum(row["verdict"] == "cannot tell" for row in rows)
+    assert found["verdicts"] == 3 and found["withheld"] == pytest.approx(withheld / 3)
+    assert found["wrong"] == pytest.approx((3 - sum(right) - withheld) / 3)
+    with pytest.raises(ValueError, match="no rows"):
+        sample_sizes.shares(pd.DataFrame())

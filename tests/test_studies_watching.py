@@ -32,7 +32,7 @@ def test_every_setting_is_there_with_all_its_seeds(table):
 
 def test_healthy_trainings_are_left_alone_and_collapsed_ones_are_not(table):
     found = alarms(table).query("case == 'all'").set_index("label")
-    assert found.loc["healthy", "share"] <= 0.02
+    assert found.loc["healthy", "share"] <= 0.05
     assert found.loc["token collapse", "warned"] == found.loc["token collapse", "runs"]
     late = table.query("label == 'token collapse'")
     assert (late["warned"] - late["started"]).max() <= 1.25 * watching.EVERY + 1

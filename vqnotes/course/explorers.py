@@ -127,9 +127,8 @@ def _page(figure: Figure, words: str) -> str:
 FIGURES = {  # label: least, most and first value of a slider, in the order of the questions
     "codes": (1, 1024, 64),
     "encoder: times what codes of the inputs lose": (0.0, 4.0, 1.0),
-    "encoder: share lost before the codes": (0.0, 1.0, 0.6),
-    "codebook: times the error of k-means": (0.8, 4.0, 1.05),
-    "error of k-means, share of the variance": (0.01, 0.6, 0.1),
+    "codebook: times what the best codes lose": (0.8, 4.0, 1.05),
+    "best codes: share of the variance that they cost": (0.01, 0.6, 0.1),
     "dimensions: share of those that codes of the inputs tell of": (0.0, 1.2, 0.9),
 }
 GIVEN = ("inputs are given", "latents are enough")
@@ -180,7 +179,7 @@ def _tree(taken: list) -> Figure:
 
 
 def measures_of(
-    codes: int, times: float, before: float, gap: float, best: float, filled: float, inputs: bool, enough: bool
+    codes: int, times: float, gap: float, best: float, filled: float, inputs: bool, enough: bool
 ) -> Measures:
     """Measures with these figures; without inputs, or with fewer latents than can clear a codebook, if that is so."""
     sample = 16 * codes if enough else codes
@@ -188,13 +187,8 @@ def measures_of(
     given |= {"best_low": best, "gap_high": gap} if enough else {"best_low": 0.0, "gap_high": float("inf")}
     if inputs:
         lost = times * INPUTS_LOSE
-        left = lost / before if before else 1.0
-        given |= {"inputs_loss": INPUTS_LOSE, "encoder_loss": lost, "codes_loss": left}
-        given |= {
-            "dimensions": filled * BEST,
-            "best_dimensions": BEST,
-            "own_loss": gap * left,
-            "best_loss": INPUTS_LOSE,
-        }
+        given |= {"inputs_loss": INPUTS_LOSE, "encoder_loss": lost, "codes_loss": lost + best}
+        given |= {"own_loss": gap * (lost + best), "best_loss": INPUTS_LOSE}
+        given |= {"dimensions": filled * BEST, "best_dimensions": BEST}
     used: dict = {"distinct": codes, "usage": 1.0, "ceiling": 1.0, "perplexity": float(codes)}
     return Measures(latents=sample, codes=codes, sample=sample, spread=1.0, **used, **given)

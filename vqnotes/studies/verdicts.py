@@ -157,7 +157,7 @@ def _value(name: str, value: Any) -> Any:
     if name == "codebooks":
         return tuple(_measures(one) for one in value)
     if name == "unused":
-        return Unused(**value)
+        return Unused(*value)
     if name in WHOLE:
         return int(value)
     return tuple(value) if isinstance(value, list) else value
