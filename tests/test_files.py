@@ -16,8 +16,8 @@ from notebook_tools import HOURS, NOTEBOOKS, ROOT, repository
 from served import PLAIN, X, cut, elsewhere, printed
 
 from vqnotes import _files
-from vqnotes.studies import remedies as league
 from vqnotes.studies import parts, sweeps
+from vqnotes.studies import remedies as league
 
 
 @contextmanager
