@@ -39,7 +39,8 @@ def test_conditions_say_what_the_rule_says():
 
 def test_every_threshold_of_the_tree_is_beside_a_figure():
     used = {one.threshold for m in random_measures(400) for one in conditions(m).values()}
-    assert used == {THRESHOLDS[name] for name in THRESHOLDS.keys() - {"effect", "differs"}}
+    of_what_is_kept = {THRESHOLDS[name] - 1 for name in ("gap", "loss")}
+    assert used == {THRESHOLDS[name] for name in THRESHOLDS.keys() - {"effect", "differs"}} | of_what_is_kept
 
 
 def base(**change):
@@ -62,22 +63,22 @@ def close(m):
 
 def test_a_figure_is_close_only_where_it_decides():
     assert close(base()) == []
-    assert close(base(error=0.15, gap=1.35)) == ["optimality gap"]  # the difference holds: the gap decides
-    assert close(base(error=0.135, gap=1.35)) == []  # neither holds: one alone would change nothing
-    assert close(base(error=0.15, gap=1.5)) == [
-        "error / variance",
-        "optimality gap",
-    ]  # both must hold
+    assert close(base(own_loss=0.27)) == ["lost by its own codes"]  # the difference holds: the ratio decides
+    assert close(base(own_loss=0.027, codes_loss=0.02)) == []  # neither holds: one alone would change nothing
+    both = ["lost by its own codes", "more than by the best codes"]
+    assert close(base(own_loss=0.112, codes_loss=0.078)) == both  # both must hold
+    without = dict(inputs_loss=None, encoder_loss=None, codes_loss=None, own_loss=None, dimensions=None)
+    assert close(base(error=0.15, gap=1.35, **without)) == ["optimality gap"]
     assert close(base(encoder_loss=0.14, codes_loss=0.2)) == ["lost by the encoder"]
     assert close(base(encoder_loss=0.14, codes_loss=0.3)) == []
     assert close(base(encoder_loss=0.2, codes_loss=0.36)) == ["lost with the best codes"]
     labels = dict(separability=0.6, separability_inputs=0.9, chance=0.1)
     assert close(base(encoder_loss=0.2, codes_loss=0.36, **labels)) == []  # labels convict the encoder, too
-    assert close(base(dimensions=3.3)) == ["dimensions filled"]  # what it costs is far from the line
-    assert close(base(dimensions=2.2, own_loss=0.15)) == ["lost with its own codes"]
-    assert close(base(dimensions=5.0, own_loss=0.15)) == []
-    assert close(base(best=0.22, best_low=0.22, error=0.22)) == ["left by k-means"]
-    collapsed = base(best=0.22, best_low=0.22, error=0.9, gap=4.0)
+    assert close(base(dimensions=2.8)) == ["dimensions filled"]  # what it costs is far from the line
+    assert close(base(dimensions=2.2, codes_loss=0.155, own_loss=0.155)) == ["lost for want of dimensions"]
+    assert close(base(dimensions=5.0, codes_loss=0.155, own_loss=0.155)) == []
+    assert close(base(codes_loss=0.33, own_loss=0.33)) == ["left by k-means"]
+    collapsed = base(codes_loss=0.33, own_loss=0.9, error=0.9, gap=4.0)
     assert rules.decide(collapsed)[0] == "token collapse" and close(collapsed) == []  # the rate was not asked after
 
 

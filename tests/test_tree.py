@@ -54,7 +54,7 @@ def test_every_question_and_leaf_has_a_place_of_its_own():
 
 def test_the_questions_name_the_thresholds():
     named = {name for one in TREE.values() for name in re.findall(r"{(\w+)}", one.words)}
-    assert named == THRESHOLDS.keys() - {"effect", "trifle", "differs"}
+    assert named == THRESHOLDS.keys() - {"excess of latents", "effect", "trifle", "differs"}
 
 
 def words_of(ax):
@@ -73,9 +73,9 @@ def test_a_diagnosis_lights_its_path(ax):
     bold = {one.get_text() for one in ax.texts if one.get_weight() == "bold"}
     assert bold == {"yes", "no", "token collapse"}
     assert sum(line.get_linewidth() > 2 for line in ax.lines) == len(found.path)
-    gap = found.evidence["optimality gap"]
+    gap = found.evidence["lost by its own codes"]
     (codebook,) = [text for text in words_of(ax) if "yours" in text and "k-means" in text]
-    assert f"{gap.value:.3g} times" in codebook and "over 1.4 times" in codebook
+    assert f"{gap.value / gap.reference:.3g} times" in codebook and "over 1.4 times" in codebook
     assert sum("yours" in text for text in words_of(ax)) == 2  # of the encoder, and of the codebook
 
 

@@ -19,6 +19,8 @@ from vqnotes.diagnosis.rules import (
     inputs_lost,
     labels_lost,
     left_by_best,
+    lost_by_codes,
+    own_beside_best,
     path,
     rate_too_low,
 )
@@ -107,12 +109,13 @@ def _codebook(m: Measures, thresholds: dict) -> dict[str, Condition]:
         return {}
     needed, answer = excess_needed(m, thresholds), codebook_at_fault(m, thresholds)
     if by_inputs(m):
-        more, ratio = m.own_loss - m.codes_loss, m.own_loss / m.codes_loss
-        names = "lost by its own codes", "more than by the best codes"
-        return {
-            names[0]: Condition("codebook", answer, ratio, "times", thresholds["gap"]),
-            names[1]: Condition("codebook", answer, more, "more", needed),
-        }
+        more, ratio = lost_by_codes(m), own_beside_best(m)
+        by = Condition("codebook", answer, ratio, "times", thresholds["gap"])
+        if m.codes_loss > 0.5:
+            share = more / max(1 - m.codes_loss, 1e-12)
+            by = Condition("codebook", answer, share, "of what is kept", thresholds["gap"] - 1)
+        difference = Condition("codebook", answer, more, "more", needed)
+        return {"lost by its own codes": by, "more than by the best codes": difference}
     return {
         "error / variance": Condition("codebook", answer, m.error - m.best, "more", needed),
         "optimality gap": Condition("codebook", answer, m.gap, "times", thresholds["gap"]),

@@ -28,6 +28,7 @@ from vqnotes.diagnosis.rules import (
     inputs_lost,
     labels_lost,
     left_by_best,
+    lost_by_codes,
     path,
     times,
 )
@@ -249,7 +250,7 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
     if by_inputs(m) and m.gap is not None:
         by, reach = "with the best codes for the latents", m.interval("own_loss")
         found["lost by its own codes"] = Evidence(m.own_loss, m.codes_loss, by, at_codes, reach)
-        more = m.own_loss - m.codes_loss
+        more = lost_by_codes(m)
         found["more than by the best codes"] = Evidence(more, 0.0, "if they were the best", at_codes)
     if m.dimensions is not None and not of_several:
         few = "dimensional collapse" if dimensions_missing(m) is Answer.YES else ""

@@ -3,6 +3,7 @@
 `measures` takes the numbers, `decide` is the rule.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import NamedTuple
@@ -28,7 +29,9 @@ __all__ = [
     "few_in_effect",
     "inputs_lost",
     "labels_lost",
+    "own_beside_best",
     "left_by_best",
+    "lost_by_codes",
     "path",
     "rate_too_low",
     "several_codes",
@@ -82,6 +85,16 @@ def by_inputs(m: Measures) -> bool:
     return m.own_loss is not None and m.codes_loss is not None and m.inputs_loss is not None and m.inputs_loss <= 0.95
 
 
+def lost_by_codes(m: Measures) -> float:
+    """What the own codes lose more than the best codes, of the inputs' variance; to tell nothing is to lose 1."""
+    return min(m.own_loss, 1.0) - m.codes_loss
+
+
+def own_beside_best(m: Measures) -> float:
+    """What the model's own codes lose of the inputs, over what the best codes for its latents lose."""
+    return m.own_loss / m.codes_loss if m.codes_loss > 0 else (math.inf if m.own_loss > 0 else 1.0)
+
+
 def few_in_effect(m: Measures, thresholds: dict = THRESHOLDS) -> bool:
     """Whether a codebook has fewer codes in effect (perplexity) than so few of those that the latents could show."""
     return any(one.perplexity < thresholds["effect"] * one.ceiling * one.codes for one in m.each if one.spread > 0)
@@ -101,7 +114,8 @@ def excess_needed(m: Measures, thresholds: dict = THRESHOLDS) -> float:
 def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether the best codes for the same latents, by k-means, do much better; unknown if latents are too few to say.
 
-    What counts is what codes tell of the inputs, if that is known: what they cost the model. Else it is their error.
+    What counts is what codes tell of the inputs, if that is known: what they cost the model. Where the best codes
+    lose more than half of the variance, it is what they keep that counts. Without inputs it is the error.
     Where the levels of a stack code different things, the whole has no error: then whether one of them is at fault.
     """
     if compares_otherwise(m, thresholds):
@@ -112,8 +126,12 @@ def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     if m.gap is None:
         return Answer.UNKNOWN
     needed = excess_needed(m, thresholds)
-    own, best = (m.own_loss, m.codes_loss) if by_inputs(m) else (m.error, m.best)
-    if own > thresholds["gap"] * best and own - best > needed:
+    if by_inputs(m):
+        more = (thresholds["gap"] - 1) * min(m.codes_loss, 1 - m.codes_loss)
+        at_fault = lost_by_codes(m) > max(more, needed)
+    else:
+        at_fault = m.gap > thresholds["gap"] and m.error - m.best > needed
+    if at_fault:
         return Answer.YES
     cleared = m.gap_high <= thresholds["gap"] or m.error - m.best_low <= min(needed, thresholds["excess of latents"])
     enough = m.sample >= PER_CODE * max(one.codes for one in m.each)
@@ -356,7 +374,7 @@ def _codes_beside_kmeans(m: Measures) -> str:
     if m.gap is None:
         return ""
     if by_inputs(m):
-        return f"codes{put_together} lose {times(m.own_loss / m.codes_loss)} what the best codes would"
+        return f"codes{put_together} lose {times(own_beside_best(m))} what the best codes would"
     if m.gap > THRESHOLDS["gap"] and m.error < THRESHOLDS["trifle"]:
         return f"codes{put_together} leave next to nothing ({m.error:.1g} of the variance) of the latents"
     return f"codes{put_together} leave {times(m.gap)} the error of k-means on the same latents"
