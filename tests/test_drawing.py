@@ -20,17 +20,18 @@ def test_a_diagnosis_shows_its_evidence_in_four_panels():
         assert (yours, reference) == found.evidence[name][:2]
     assert list(frame["name"]) == [
         "error / variance",
+        "lost by its own codes",
         "lost by the encoder",
         "lost with the best codes",
         "dimensions filled",
     ]
     bars = [patch.get_width() for patch in axes[1, 0].patches]
-    assert bars == [*frame["yours"][:3], *frame["reference"][:3]]
-    assert [label.get_text() for label in axes[1, 0].get_yticklabels()] == list(frame["name"][:3])
+    assert bars == [*frame["yours"][:4], *frame["reference"][:4]]
+    assert [label.get_text() for label in axes[1, 0].get_yticklabels()] == list(frame["name"][:4])
     assert [text.get_text() for text in axes[1, 0].get_legend().get_texts()] == ["yours", "reference"]
     for place, line in enumerate(axes[1, 1].lines[:2]):  # shares of a whole, of latents and then of the codes used
         assert line.get_ydata().sum() == pytest.approx(1) and line.get_label() == ("latents", "codes used")[place]
-    assert axes[1, 1].lines[2].get_xdata()[0] == frame["reference"][3]
+    assert axes[1, 1].lines[2].get_xdata()[0] == frame["reference"][4]
     figure.tight_layout()
     figure.canvas.draw()
     for ax in axes[1]:

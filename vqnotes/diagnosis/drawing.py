@@ -58,7 +58,8 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
     where.set_aspect("equal", adjustable="datalim")
     code_counts(uses, torch.arange(len(codes)).repeat_interleave(counts), len(codes))
     evidence = found.evidence.items()
-    rows = [(name, one.value, one.reference) for name, one in evidence if name.startswith(("error", "lost"))]
+    shown = [pair for pair in evidence if pair[0].startswith(("error", "lost")) and pair[1].reference > 0]
+    rows = [(name, one.value, one.reference) for name, one in shown]  # differences have no place on a log axis
     for shift, column, label, color in ((-0.2, 1, "yours", LIVE), (0.2, 2, "reference", DATA)):
         losses.barh(np.arange(len(rows)) + shift, [row[column] for row in rows], 0.38, label=label, color=color)
     losses.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xscale="log", xlabel="share left over")
