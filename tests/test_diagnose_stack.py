@@ -85,7 +85,7 @@ def test_a_level_that_collapsed_is_named(latents, inputs, spoilt):
     assert [verdict == "token collapse" for verdict in verdicts] == [level == spoilt for level in range(3)]
     assert found.whole.verdict == "token collapse"
     for one in (found.whole, found.parts[0][spoilt]):
-        assert any("each codebook on what reaches it" in advice.remedy for advice in one.advice)
+        assert any("place the codes by k-means" in advice.remedy for advice in one.advice)
 
 
 def test_a_late_level_that_uses_few_codes_is_a_fault_of_the_whole_though_it_costs_little(latents, inputs):
@@ -93,7 +93,7 @@ def test_a_late_level_that_uses_few_codes_is_a_fault_of_the_whole_though_it_cost
     left, codes, _ = levels[3]
     levels[3] = (left, torch.cat([kmeans(left, 3)[0], 99 + normal(61, 8)]), None)
     f = measure(observe_stack([levels]))
-    assert f.gap > THRESHOLDS["gap"] and THRESHOLDS["trifle"] < f.error - f.best < THRESHOLDS["excess"]
+    assert f.gap > THRESHOLDS["gap"] and THRESHOLDS["trifle"] < f.error - f.best < THRESHOLDS["excess of latents"]
     found = diagnose_stack([levels], inputs=inputs)
     assert found.whole.verdict == "token collapse" and found.parts[0][3].verdict == "token collapse"
     assert [one.verdict for one in found.parts[0][:3]] == ["healthy"] * 3

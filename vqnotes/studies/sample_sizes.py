@@ -39,12 +39,12 @@ COSTS, SEEDS = 2**26, range(12)  # up to which size of a cell, in products, it g
 def cells() -> list[dict]:
     """All that is tried: N, K, D and the fault; N from K/4 to 64 K, 64 at least."""
     return [
-        {"latents": max(64, int(share * codes)), "codes": codes, "dim": dim, "fault": fault}
+        {"latents": int(share * codes), "codes": codes, "dim": dim, "fault": fault}
         for codes in (16, 64, 256, 1024, 4096, 8192)
         for share in LATENTS_A_CODE
         for dim in (2, 16, 256)
         for fault in FAULTS
-        if share * codes >= 4 and codes * codes * dim * max(share, 8) <= 2**36
+        if share * codes >= 64 and codes * codes * dim * max(share, 8) <= 2**36
     ]
 
 
