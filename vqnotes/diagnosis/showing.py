@@ -8,7 +8,8 @@ from vqnotes.diagnosis.conditions import QUESTIONS, Condition
 from vqnotes.diagnosis.rules import Answer
 
 if TYPE_CHECKING:
-    from vqnotes.diagnosis.report import Advice, Diagnosis, Evidence
+    from vqnotes.diagnosis.advice import Advice
+    from vqnotes.diagnosis.report import Diagnosis, Evidence
 
 __all__ = ["BARS", "as_html", "as_text", "close_to_the_line", "compared"]
 

@@ -174,7 +174,7 @@ def wide_view(width: int, dim: int) -> nn.Sequential:
 
 def _linear(quantizer: Any, width: int) -> models.VQAutoencoder:
     """As in notebook 06: a linear autoencoder that starts near 0. It has no hidden units."""
-    encoder, decoder = (nn.Linear(*sides, bias=False) for sides in ((32, quantizer.dim), (quantizer.dim, 32)))
+    encoder, decoder = (nn.Linear(a, b, bias=False) for a, b in ((32, quantizer.dim), (quantizer.dim, 32)))
     for half in (encoder, decoder):
         nn.init.normal_(half.weight, std=SLOW)
     return models.VQAutoencoder(encoder, quantizer, decoder)

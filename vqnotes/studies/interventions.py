@@ -32,7 +32,7 @@ PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**15  # latents that codes are placed o
 FEW = 128  # codes, up to which four times as many are tried
 MORE = 4
 CHANGES = ("wider encoder", "longer training", "longer warm-up")
-ERRORS = ("as made", "same codes", "new codes", "more codes", "fewer codes", "all latents")
+ERRORS: tuple[str, ...] = ("as made", "same codes", "new codes", "more codes", "fewer codes", "all latents")
 ERRORS += tuple(f"{change}{codes}" for change in CHANGES for codes in ("", ", all latents"))
 
 
@@ -121,7 +121,7 @@ def anew(quantizer: Any, latents: Tensor, seed: int) -> nn.Module:
         levels = getattr(quantizer.inner, "num_quantizers", 1)
         sizes = [quantizer.codebook_size] * levels
         kind = CosineCodes if quantizer.by_direction else VectorQuantizer
-        placed: Any = ResidualVQ(sizes, compared) if levels > 1 else kind(*sizes, compared)
+        placed: Any = ResidualVQ(sizes, compared) if levels > 1 else kind(sizes[0], compared)
         latents = quantizer.prepare(latents)
     elif isinstance(quantizer, FSQ | LFQ):
         placed = VectorQuantizer(quantizer.codebook_size, quantizer.dim)
@@ -164,6 +164,7 @@ class _Reader(nn.Module):
 
     given: Tensor
     x: Tensor
+    variance: Tensor
 
     def __init__(self, decoder: nn.Module, given: Tensor, x: Tensor):
         super().__init__()
@@ -226,7 +227,7 @@ def interventions(
     arms: list[tuple[int, str, nn.Module, list[Tensor]]] = []  # place, name, decoder, what it gets of both sets
     for place, (model, seed, x, fresh) in enumerate(zip(kept, seeds, xs, held_out)):
         with torch.no_grad():
-            quantizer, both = model.quantizer.eval(), [_latents(model, one) for one in (x, fresh)]
+            quantizer, both = model.quantizer.eval(), (_latents(model, x), _latents(model, fresh))
             own = [quantizer(one).latents_q for one in both]
         ways = {"same codes": own, "new codes": _with_codes_anew(quantizer, *both, seed)}
         ways |= {name: _with_codes(quantizer, *both, count, seed) for name, count in sizes.items()}
@@ -241,7 +242,7 @@ def interventions(
         arms = []
         changed = made(seeds, xs, bed, case, codebook_size, share=share, change=name)
         for place, (model, seed, x, fresh) in enumerate(zip(changed, seeds, xs, held_out)):
-            both = [_latents(model, one) for one in (x, fresh)]
+            both = _latents(model, x), _latents(model, fresh)
             quantizer = model.quantizer.eval()
             arms.append((place, name, model.decoder, _with_codes_anew(quantizer, *both, seed)))
             arms.append((place, f"{name}, all latents", model.decoder, _bare(quantizer, *both)))

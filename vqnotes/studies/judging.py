@@ -78,7 +78,7 @@ def labels(table: pd.DataFrame) -> pd.Series:
     """
     kinds = {0.0: (False,), 0.5: (False, True), 1.0: (True,)}
     rows = helped(table).itertuples(index=False)
-    sets = [frozenset().union(*(_right(*case) for case in product(*map(kinds.get, row)))) for row in rows]
+    sets = [frozenset().union(*(_right(*case) for case in product(*(kinds[one] for one in row)))) for row in rows]
     return pd.Series(sets, table.index, dtype=object)
 
 
@@ -168,16 +168,17 @@ def shares(rows: pd.DataFrame, by: str | Callable) -> pd.DataFrame:
 
     check_columns(rows, "outcome", "sound", "ill")
 
-    def interval(count: int, of: int) -> tuple[float, float]:
+    def interval(count: float, of: float) -> tuple[float, float]:
         if not of:
             return np.nan, np.nan
-        found = binomtest(count, of).proportion_ci(method="wilson")
+        found = binomtest(int(count), int(of)).proportion_ci(method="wilson")
         return found.low, found.high
 
     found = {}
     for name, part in rows.groupby(by, sort=True):
         count = part["outcome"].value_counts()
-        one = {"models": len(part)} | {kind: int(count.get(kind, 0)) for kind in ("right", "wrong", "withheld")}
+        one: dict[str, float] = {"models": len(part)}
+        one |= {kind: int(count.get(kind, 0)) for kind in ("right", "wrong", "withheld")}
         one["right low"], one["right high"] = interval(one["right"], len(part))
         one["wrong low"], one["wrong high"] = interval(one["wrong"], len(part))
         one |= {"sound": int(part["sound"].sum()), "ill": int(part["ill"].sum())}

@@ -73,7 +73,8 @@ def measured(model: models.VQAutoencoder, x: Tensor, seed: int) -> Measures:
         for batch in x.split(max(BATCH, AT_ONCE // model.encode(x[:1])[..., 0].numel())):
             heard.add(batch, None)
     (record,) = heard.records
-    return measure(record.observed(heard.inputs, None, seed))
+    inputs: Any = heard.inputs  # there are some once a batch was heard
+    return measure(record.observed(inputs, None, seed))
 
 
 def examine(
