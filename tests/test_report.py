@@ -152,7 +152,7 @@ def test_bars_stand_out_on_light_and_dark_pages():
 
 
 def test_a_decoder_that_loses_what_the_codes_tell_is_doubted():
-    latents = normal(2048, 6)
+    latents = normal(2048, 3)
     codes, _ = kmeans(latents, 64)
     rebuilt = codes[nearest_code(latents, codes)]
     for reconstruction, said in ((rebuilt, False), (rebuilt + 1.0, True), (0.0 * rebuilt, True)):
