@@ -1,10 +1,15 @@
 """What a diagnosis prints, in which order, and what is to be tried."""
 
+from helpers import normal
+
+from vqnotes.diagnosis import diagnose
 from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.conditions import Condition
 from vqnotes.diagnosis.report import Diagnosis, Evidence
 from vqnotes.diagnosis.rules import Answer
 from vqnotes.diagnosis.showing import BARS
+from vqnotes.kmeans import kmeans
+from vqnotes.nearest import nearest_code
 
 EVIDENCE = {
     "codes in use": Evidence(12, 1024, "at most", "a symptom only"),
@@ -144,3 +149,13 @@ def test_bars_stand_out_on_light_and_dark_pages():
         for page in ("#ffffff", "#111111"):
             low, high = sorted((luminance(color), luminance(page)))
             assert (high + 0.05) / (low + 0.05) >= 3, (color, page)
+
+
+def test_a_decoder_that_loses_what_the_codes_tell_is_doubted():
+    latents = normal(2048, 3)
+    codes, _ = kmeans(latents, 64)
+    rebuilt = codes[nearest_code(latents, codes)]
+    for reconstruction, said in ((rebuilt, False), (rebuilt + 1.0, True), (0.0 * rebuilt, True)):
+        found = diagnose(latents, codes, inputs=latents, reconstruction=reconstruction)
+        assert found.verdict == "healthy"
+        assert any("comes behind the codes" in doubt for doubt in found.doubts) == said

@@ -303,6 +303,14 @@ def _doubts(observed: Observed, m: Measures) -> list[str]:
                 f"something between the two, a projection or a normalisation? If not, these codes were never placed "
                 f"on the latents"
             )
+    if by_inputs(m) and m.model_loss is not None:
+        more = m.model_loss - m.own_loss
+        if more > THRESHOLDS["excess"] and m.model_loss > THRESHOLDS["loss"] * m.own_loss:
+            doubts.append(
+                f"the model as a whole loses {m.model_loss:.2g} of the inputs, where a reader of its codes loses "
+                f"{m.own_loss:.2g}: what is wrong comes behind the codes. Has the decoder been trained long "
+                f"enough, on the output that is compared?"
+            )
     rounding = min(torch.finfo(observed.latents.dtype).eps, torch.finfo(torch.float32).eps)
     if m.size is not None and m.size**2 * rounding > 0.01:
         doubts.append(
