@@ -13,7 +13,8 @@ from helpers import normal
 
 from vqnotes import data
 from vqnotes.diagnosis import diagnose
-from vqnotes.diagnosis.measures import bits_of_directions, dimensions_filled, measure
+from vqnotes.diagnosis.beside_inputs import bits_of_directions, dimensions_filled
+from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import AT_LEAST, AT_MOST, PER_CODE, around, observe
 from vqnotes.diagnosis.readers import left_over
 from vqnotes.diagnosis.report import VERDICTS

@@ -55,7 +55,8 @@ def test_rounding_makes_no_other_choice(modes, codes):
 
 @pytest.mark.parametrize("scale, shift", [(0.01, 0), (30, 0), (0.1, 50)])
 def test_codes_at_another_scale_are_said_to_be_that(modes, codes, scale, shift):
-    found = diagnose(modes.x, scale * codes + shift, inputs=modes.x)
+    """What they tell of the inputs may be all right: latents of another length find their code by its direction."""
+    found = diagnose(modes.x, scale * codes + shift)
     assert "codes are at another scale than the latents" in found.doubts[0] and len(found.doubts) == 1
     assert f"{1 / scale:.2g}"[:1] in found.doubts[0] and found.verdict == "token collapse"
 
@@ -130,11 +131,11 @@ def test_few_codes_that_cost_something_are_still_a_fault(modes):
     live = kmeans(modes.x, 8)[0]
     f = measure(observe(modes.x, torch.cat([live, 50 + normal(248, 16)]), inputs=modes.x))
     assert f.different is None and f.error > 0.05 and codebook_at_fault(f) is Answer.YES
-    assert codebook_at_fault(f, THRESHOLDS | {"trifle": 1, "excess": 1}) is Answer.NO
+    assert codebook_at_fault(f, THRESHOLDS | {"excess": 1}) is Answer.NO
 
 
 def test_codes_in_effect_are_counted_beside_what_so_few_latents_could_show(modes, codes):
-    f = measure(observe(modes.x, codes, inputs=modes.x))
+    f = measure(observe(modes.x, codes))
     f = dataclasses.replace(f, perplexity=10.0, gap=2.0, best=0.02, best_low=0.02, error=0.04, gap_high=2.0)
     assert codebook_at_fault(f) is Answer.YES  # 10 of 64, at little cost
     assert codebook_at_fault(dataclasses.replace(f, ceiling=0.3)) is Answer.NO  # of 19 that could be
@@ -208,7 +209,7 @@ def test_small_problems_run_on_one_thread(modes, codes, monkeypatch):
 
     monkeypatch.setattr(readers, "by_regression", watched(regression))
     monkeypatch.setattr(metrics, "separability", watched(separability))
-    monkeypatch.setattr(measures, "kmeans", watched(kmeans))
+    monkeypatch.setattr(references, "kmeans", watched(kmeans))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

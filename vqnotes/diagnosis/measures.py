@@ -16,22 +16,22 @@ from torch import Tensor
 
 from vqnotes import metrics
 from vqnotes._progress import stage
-from vqnotes._rounding import PART, mean_of_rows
+from vqnotes._rounding import PART
 from vqnotes._threads import one_thread
-from vqnotes.diagnosis import readers
+from vqnotes.diagnosis.beside_inputs import encoder_measures
 from vqnotes.diagnosis.inputs import Unused
-from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Observed, around
+from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Observed
+from vqnotes.diagnosis.references import Scaled, coded_by, reference_for, squared_errors
 from vqnotes.diagnosis.resampling import DRAWS, Resampled, perplexities, spread_of_share, units_of
 from vqnotes.diagnosis.stability import shares_that_stay
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 
-__all__ = ["TRIFLE", "Measures", "bits_of_directions", "dimensions_filled", "measure"]
+__all__ = ["Measures", "measure"]
 
 STAYING = 2048  # latents that are moved to see whether they keep their code
-READ, LABEL_SAMPLE = 8192, 1500  # latents that readers read, and that labels are read off
+LABEL_SAMPLE = 1500  # latents that labels are read off
 CLASS = 5  # labels that one must have, to be cross-validated
-TRIFLE = 0.005  # of a variance: what costs less is not called ill
 STARTS = 3  # k-means as the reference, where the sample is small enough
 
 
@@ -146,7 +146,7 @@ def measure(observed: Observed) -> Measures:
         found["unused"] = Unused(f"{few}: it takes {FEWEST}", f"pass inputs for {FEWEST} latents or more")
     with one_thread():
         if observed.has_inputs and scaled.spread > 0:
-            found |= _encoder_measures(scaled, references[0])
+            found |= encoder_measures(scaled, references[0])
         if observed.labels is not None:
             found |= _label_measures(observed)
     return _as_measures(found)
@@ -199,110 +199,6 @@ def _uses_of_all(observed: Observed, each: tuple[Measures, ...]) -> dict:
     }
 
 
-class Scaled:
-    """The sample of the latents, centred and of variance 1: squared distances are shares of it, no digit is lost.
-
-    half: how many of them references are fitted to. units: what each belongs to, see `resampling.units_of`.
-    centre (D,), unit: what was taken off, and divided by. spread: the variance in the latents' own units; 0 if it is
-    no more than rounding, and then nothing below is there. size: root mean square of the latents, in units.
-    points (n, D): the latents. reaching: for each place of a code, what reaches it (n, D of the place).
-    chosen (n, D): the codes of all places put together; None if a level codes something else than what the one before
-    left, for instance a projection of it.
-    """
-
-    def __init__(self, observed: Observed):
-        self.observed, self.half, firsts = observed, len(observed.sample) // 2, observed.firsts
-        self.units = units_of(observed.rows[observed.sample], observed.grid)
-        centres = [_centre(observed, first) for first in firsts]
-        self.centre = torch.cat(centres)
-        points = observed.counted[observed.sample].double().sub_(self.centre)
-        mean = points.mean(0)
-        self.spread = max(0.0, points.square().sum(1).mean().item() - mean.square().sum().item())
-        mean_square = self.spread + (mean + self.centre).square().sum().item()
-        if self.spread <= torch.finfo(observed.latents.dtype).eps ** 2 * mean_square or (points == points[0]).all():
-            self.spread = 0.0
-            return
-        self.unit, self.size = self.spread**0.5, (mean_square / self.spread) ** 0.5
-        self.points = points.div_(self.unit).float()
-        first_levels = iter(self.points.split([len(one) for one in centres], dim=1))
-        self.reaching = [
-            next(first_levels) if number in firsts else (one.latents[observed.sample].double() / self.unit).float()
-            for number, one in enumerate(observed.levels)
-        ]
-        self.chosen = self._chosen(dict(zip(firsts, centres)))
-
-    def centred(self, latents: Tensor) -> Tensor:
-        """Latents (..., D) as the points are."""
-        return ((latents.double() - self.centre) / self.unit).float()
-
-    def _chosen(self, centres: dict[int, Tensor]) -> Tensor | None:
-        parts, left = [], None
-        for number, (one, reaches) in enumerate(zip(self.observed.levels, self.reaching)):
-            codes = (
-                (one.codes[one.index[self.observed.sample]].double() - centres.get(number, 0)) / self.unit
-            ).float()
-            if number in centres:
-                parts.append(codes)
-            elif _same(reaches, left):
-                parts[-1] = parts[-1] + codes
-            else:
-                return None
-            left = reaches - codes
-        return torch.cat(parts, dim=1)
-
-
-def _same(points: Tensor, others: Tensor) -> bool:
-    """Whether points (n, D) are the others up to rounding, both in units of the sample."""
-    if points.shape != others.shape:
-        return False
-    return bool((points - others).square().sum() <= 1e-4 * points.square().sum() + 1e-6 * len(points))
-
-
-def _centre(observed: Observed, first: int) -> Tensor:
-    """The mean of a part's latents, or of all that reaches its codebook, if other places have the same."""
-    group = next(group for group in observed.shared if first in group)
-    return torch.stack([mean_of_rows(observed.levels[one].latents) for one in group]).mean(0)
-
-
-def reference_for(scaled: Scaled, start: int = 0) -> list[list[Tensor]]:
-    """k-means in the arrangement of the codebooks: the centroids of each level of each part.
-
-    It is fitted to the first half of the sample: part by part, and level after level on what those before left.
-    Places that share a codebook get one k-means, fitted to what reaches all of them in the model.
-    start: which of several starts of k-means.
-    """
-    observed, seed = scaled.observed, (scaled.observed.seed + start) % 2**32
-    fitted: dict = {}
-
-    def of(points: Tensor, size: int) -> Tensor:
-        return kmeans(points, min(size, len(points) // 4), seed)[0]
-
-    for group in (group for group in observed.shared if len(group) > 1):
-        pooled = torch.cat([scaled.reaching[number][: scaled.half] for number in group])
-        fitted |= dict.fromkeys(group, of(pooled, len(observed.levels[group[0]].codes)))
-    reference: list[list[Tensor]] = []
-    for number, level in enumerate(observed.levels):
-        if number in observed.firsts:
-            left = scaled.reaching[number][: scaled.half]
-            reference.append([])
-        codes = fitted[number] if number in fitted else of(left, len(level.codes))
-        left = left - codes[nearest_code(left, codes)]
-        reference[-1].append(codes)
-    return reference
-
-
-def coded_by(reference: list[list[Tensor]], points: Tensor) -> Tensor:
-    """The points (n, D) as these centroids code them, part by part and level after level."""
-    parts = []
-    for levels, left in zip(reference, points.split([levels[0].shape[1] for levels in reference], dim=1)):
-        part = torch.zeros_like(left)
-        for codes in levels:
-            chosen = codes[nearest_code(left - part, codes)]
-            part = part + chosen
-        parts.append(part)
-    return torch.cat(parts, dim=1)
-
-
 def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> dict:
     """The codes chosen in the sample beside the references, which were fitted to the first half of it.
 
@@ -311,9 +207,9 @@ def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> 
     points, half, seed = scaled.points, scaled.half, scaled.observed.seed
     number = sum(len(codes) for levels in references[0] for codes in levels)
     complete = number == sum(len(one.codes) for one in scaled.observed.levels)
-    kinds = {"best": torch.stack([_errors(points, coded_by(one, points)) for one in references], dim=1)}
+    kinds = {"best": torch.stack([squared_errors(points, coded_by(one, points)) for one in references], dim=1)}
     if scaled.chosen is not None:
-        kinds["own"] = _errors(points, scaled.chosen)
+        kinds["own"] = squared_errors(points, scaled.chosen)
     low, high = (
         Resampled(scaled.units[part], seed, {name: errors[part] for name, errors in kinds.items()}).means
         for part in (slice(half), slice(half, None))
@@ -335,11 +231,6 @@ def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> 
     }
 
 
-def _errors(points: Tensor, coded: Tensor) -> Tensor:
-    """Squared distances (n,), in double precision."""
-    return (points - coded).double().square().sum(1)
-
-
 def _starts(errors: np.ndarray, seed: int) -> np.ndarray:
     """Which start of k-means counts, (1 + DRAWS,): the best of all; for a resample, of as many drawn."""
     order, count = errors.argsort(), len(errors)
@@ -351,27 +242,6 @@ def _ratio(error: np.ndarray, best: np.ndarray) -> np.ndarray:
     """Of errors to the least errors: 1 if both are 0, infinite if only the latter are."""
     either = np.where(error == 0, 1.0, math.inf)
     return np.divide(error, best, out=either, where=best > 0)
-
-
-def bits_of_directions(variances: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Bits that each direction of the inputs gets: log2(variance / what is left of it) / 2, or 0 if more is left.
-
-    variances, left: (..., C), not negative. Source: the rate of a Gaussian (Cover and Thomas, theorem 10.3.2).
-    """
-    tiny = np.finfo(float).tiny
-    return np.log2(np.maximum(variances, tiny) / np.clip(left, tiny, np.maximum(variances, tiny))) / 2
-
-
-def dimensions_filled(bits: np.ndarray) -> np.ndarray:
-    """Over how many directions bits (..., C) are spread: (sum b)^2 / sum b^2, from 1 to C; 0 if there are no bits.
-
-    C directions that get as much each count as C, and those that get next to nothing do not count. The bits are what
-    codes tell of the inputs, direction by direction, whoever reads them. So the figure stays the same when latents
-    and codes are turned, scaled, or mapped in any other way that keeps who gets which code.
-    Source: the participation ratio (`metrics.participation_ratio`), of bits in the place of variances.
-    """
-    squares = np.square(bits).sum(-1)
-    return np.divide(np.square(bits.sum(-1)), squares, out=np.zeros_like(squares), where=squares > 0)
 
 
 def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
@@ -397,7 +267,7 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
         return result
     if width > 0 and not 0.5 < width < 2:
         moved = (codes - codes.mean(0)) / width
-        placed = _errors(points, moved[nearest_code(points, moved)])[half:].mean().item()
+        placed = squared_errors(points, moved[nearest_code(points, moved)])[half:].mean().item()
         result["gap_scaled"] = placed / best if best > 0 else math.inf
     lengths = one.codes.double().norm(dim=1)
     latents = observed.counted[observed.sample].double()
@@ -406,7 +276,7 @@ def _doubtful_measures(scaled: Scaled, found: dict) -> dict:
         codes = (one.codes.double() / lengths[:, None]).float()
         best_codes = kmeans(directions[:half], min(len(codes), half // 4), observed.seed)[0]
         of_own, of_best = (
-            _errors(directions, some[nearest_code(directions, some)])[half:].mean().item()
+            squared_errors(directions, some[nearest_code(directions, some)])[half:].mean().item()
             for some in (codes, best_codes)
         )
         result["gap_directions"] = of_own / of_best if of_best > 0 else math.inf
@@ -422,122 +292,6 @@ def _staying(scaled: Scaled, centroids: Tensor) -> dict:
         "stays_reference": reference if len(centroids) == len(codes) else None,
         "stays_of": len(points),
     }
-
-
-def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
-    """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own."""
-    stage("codes placed on the inputs")
-    observed, paired = scaled.observed, scaled.observed.inputs
-    rows, seed = observed.beside, observed.seed
-    x = paired.rows(rows)
-    largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
-    given = x.div_(largest)[:READ]
-    x = readers.in_few_dimensions(x)
-    parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    placed, as_many = _codes_on_inputs(x, parts.reduced, [len(one.codes) for one in observed.levels], seed)
-    at_codes = _Judged(x[-len(placed.left) :], units_of(rows[-len(placed.left) :], observed.grid), seed, parts.axes)
-
-    stage("inputs read off the latents")
-    rows, x = rows[:READ], x[:READ]
-    half = len(rows) // 2
-    judged = _Judged(x[half:], units_of(rows[half:], observed.grid), seed, parts.axes)
-    grid = paired.grid if len(paired.grid) > 1 else observed.grid
-    near = scaled.centred(around(observed.latents, grid, rows, observed.mask))
-    near_codes = coded_by(reference, near.flatten(0, 1)).reshape(near.shape)
-    index = nearest_code(near[:, near.shape[1] // 2], reference[0][0]) if len(observed.levels) == 1 else None
-    guess = readers.by_regression(near, x, seed)
-    left = {
-        "a regression on codes": x[half:] - readers.off_codes(near_codes, index, x, seed),
-        "a regression": x[half:] - guess,
-    }
-    if paired.rebuilt is not None:
-        left["the model's decoder"] = given[half:] - paired.rebuilt_rows(rows)[half:] / largest
-    losses = judged.losses(left)
-    # Before an encoder can be convicted, a stronger reader is heard.
-    if min(one[0] for one in losses.values()) > max(placed.low + TRIFLE, losses["a regression on codes"][0] / 2):
-        left["a network"] = x[half:] - readers.by_network(near, x, guess, seed)
-        losses = judged.losses(left)
-    off_range = at_codes.losses({"codes placed": placed.left})["codes placed"]
-    found = {
-        "inputs_codes": placed.codes,
-        **{f"inputs_{name}": getattr(placed, name) * off_range / off_range[0] for name in ("loss", "low", "high")},
-        "codes_loss": losses["a regression on codes"],
-        "encoder_loss": np.min(list(losses.values()), axis=0),
-        "reader": min(losses, key=lambda name: losses[name][0]),
-        "model_loss": losses.get("the model's decoder"),
-    }
-    if scaled.chosen is None:
-        return found
-    own = {"own codes": x[half:] - readers.off_codes(*_own_codes(observed, grid, rows), x, seed)}
-    if paired.rebuilt is not None and x.shape == given.shape:  # else x is turned, and the decoder's output is not
-        own["the model's decoder"] = left["the model's decoder"]
-    losses = judged.losses(own)
-    best = min(losses, key=lambda name: losses[name][0])
-    return found | {
-        "own_loss": losses[best],
-        "best_loss": at_codes.losses({"as many": as_many.left})["as many"] * as_many.high / as_many.loss,
-        "dimensions": judged.dimensions(own[best]),
-        "best_dimensions": at_codes.dimensions(as_many.left),
-    }
-
-
-def _codes_on_inputs(
-    x: Tensor, reduced: Tensor, sizes: list[int], seed: int
-) -> tuple[readers.LossByCodes, readers.LossByCodes]:
-    """What codes placed on the inputs x leave of them: of the encoder's reference, and of as many as there are.
-
-    They differ where there are fewer than 16: of an encoder more can be asked than what so few codes would keep.
-    """
-    as_many = readers.loss_by_as_many_codes(x, reduced, sizes, seed)
-    if min(sizes) >= 16:
-        return as_many, as_many
-    return readers.loss_by_as_many_codes(x, reduced, [max(16, size) for size in sizes], seed), as_many
-
-
-class _Judged:
-    """Inputs x (n, P) by which readers are judged, the units they belong to, and their main directions (C, P)."""
-
-    def __init__(self, x: Tensor, units: Tensor, seed: int, axes: Tensor):
-        self.units, self.seed, self.axes, self.x = units, seed, axes, x - x.mean(0)
-
-    def losses(self, left: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        """Of what readers leave of x, each (n, P): the share of its variance, and of resamples, (1 + DRAWS,)."""
-        squares = {name: one.double().square().sum(1) for name, one in [("all", self.x), *left.items()]}
-        means = Resampled(self.units, self.seed, squares).means
-        return {name: np.maximum(means[name] / means["all"], 1e-12) for name in left}  # so that one can divide by it
-
-    def dimensions(self, left: Tensor) -> np.ndarray:
-        """Over how many directions the bits are spread that leave so much (n, P), and in resamples, (1 + DRAWS,).
-
-        The directions are principal components of what is told, x without what is left: where x varies as much in all
-        directions, its own are any.
-        """
-        told = ((self.x - left) @ self.axes.T).double()
-        _, directions = torch.linalg.eigh(told.T @ told)
-        axes = directions.T.float() @ self.axes
-        squares = {name: (one @ axes.T).double().square() for name, one in (("all", self.x), ("left", left))}
-        means = Resampled(self.units, self.seed, squares).means
-        return dimensions_filled(bits_of_directions(means["all"], means["left"]))
-
-
-def _own_codes(observed: Observed, grid: tuple, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The codes that latents at these rows and around them have, (n, places, D); and the index of their own, (n,).
-
-    The index is None for codes that are put together.
-    """
-    index = torch.zeros(len(observed.latents), 1, dtype=torch.long)
-    parts = []
-    for levels in observed.parts:
-        chosen = []
-        for level in levels:
-            index[observed.rows, 0] = level.index
-            near = around(index, grid, rows, observed.mask)[..., 0]
-            codes = level.codes.double()
-            chosen.append((codes - codes.mean(0))[near])
-        parts.append(torch.stack(chosen).sum(0))
-    own = torch.cat(parts, dim=-1)
-    own = (own / own.abs().max().clamp_min(1e-300)).float()
-    return own, near[:, near.shape[1] // 2] if len(observed.levels) == 1 else None
 
 
 def _label_measures(observed: Observed) -> dict:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vqnotes.diagnosis.advice import FIRST_BATCH, INPUTS, LABELS, MORE_LATENTS, Advice, advice_for
+from vqnotes.diagnosis.beside_inputs import TRIFLE
 from vqnotes.diagnosis.collisions import collisions
 from vqnotes.diagnosis.conditions import Condition, conditions
-from vqnotes.diagnosis.measures import TRIFLE, Measures
+from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.observed import AT_MOST, Observed
 from vqnotes.diagnosis.rules import (
     THRESHOLDS,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from vqnotes.diagnosis.measures import TRIFLE, Measures
+from vqnotes.diagnosis.beside_inputs import TRIFLE
+from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.observed import AT_MOST, PER_CODE
 
 __all__ = [
