@@ -9,7 +9,7 @@ from helpers import normal
 from threadpoolctl import threadpool_info
 
 from vqnotes import data, metrics
-from vqnotes.diagnosis import advice, diagnose, diagnose_stack, readers
+from vqnotes.diagnosis import advice, diagnose, diagnose_stack, readers, references
 from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import Kind, observe, observe_stack
