@@ -1,3 +1,3 @@
 """Studies: sweeps over settings and seeds, and those that the notebooks show in part, each with the table it made."""
 
-__all__ = ["codebook_size", "generation", "remedies", "sweeps", "verdicts"]
+__all__ = ["codebook_size", "generation", "large_codebooks", "remedies", "sweeps", "verdicts"]
