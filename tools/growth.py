@@ -3,17 +3,18 @@
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from bench_tools import MODES, batched_products, both_ways, fastest_search, seconds, small
-from notebook_tools import ROOT
 
 from vqnotes import training
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
 
+ROOT = Path(__file__).resolve().parent.parent
 PICTURES = {"cpu": ROOT / "docs" / "growth.png", "cuda": ROOT / "docs" / "growth_cuda.png"}
 Works = dict[str, Callable[[], object]]
 

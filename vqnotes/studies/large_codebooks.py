@@ -63,7 +63,7 @@ class Run:
 
 
 class ConvAutoencoder(models.VQAutoencoder):
-    """Images (N, C, H, W) in [0, 1] to latents (N, H/4, W/4, 8) and back, by convolutions alone; sides multiples of 4.
+    """Images (N, C, H, W) in [0, 1] to latents (N, H/4, W/4, 8) and back, by convolutions; sides multiples of 4.
 
     Two that halve the sides and one of 3 x 3, as in VQ-VAE but without residual blocks; unlike the encoder of
     `models.image_autoencoder` each latent sees beyond its own square. channels: C. codes: K, by moving averages.
