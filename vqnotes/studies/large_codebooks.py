@@ -169,7 +169,8 @@ def _fill(table: pd.DataFrame, runs: Sequence[Run], plan: Plan, options: argpars
     running: dict[Future, Run] = {}
     while waiting or running:
         while waiting and len(running) < options.workers and time.monotonic() - began < options.limit_s:
-            running[pool.submit(_trained, waiting[0], plan, options.device)] = waiting.pop(0)
+            run = waiting.pop(0)
+            running[pool.submit(_trained, run, plan, options.device)] = run
         if not running:
             break
         for future in wait(running, return_when=FIRST_COMPLETED).done:
