@@ -95,6 +95,10 @@ def test_the_table_holds_every_run_and_a_second_call_trains_nothing(study, monke
     assert status == 0
     runs = set(table[["arm", "K", "seed"]].itertuples(index=False, name=None))
     assert runs == {(arm, size, seed) for arm in ARMS for size in (8, 16) for seed in (0, 1)}
+    found, last = large_codebooks.ends(table), table[table["step"] == 6]
+    assert (found["seeds"] == 2).all() and len(found) == 6
+    expected = last[(last["K"] == 8) & (last["arm"] == "warm-up")][["error", "gap"]].mean()
+    assert found.loc[(8, "warm-up"), ["error", "gap"]].tolist() == pytest.approx(expected.tolist())
     monkeypatch.setattr(large_codebooks, "trained", None)
     status, again = study("--seeds", "2")
     assert status == 0 and again.equals(table)

@@ -33,7 +33,7 @@ from vqnotes.quantizers import VectorQuantizer
 from vqnotes.studies import codebook_size
 from vqnotes.studies.codebook_size import Images
 
-__all__ = ["ARMS", "SIZES", "ConvAutoencoder", "Plan", "Run", "looks", "remaining", "trained"]
+__all__ = ["ARMS", "SIZES", "ConvAutoencoder", "Plan", "Run", "ends", "looks", "remaining", "trained"]
 
 ARMS = {"random start": "uniform", "untrained k-means": "kmeans", "warm-up": "kmeans"}  # and how codes are started
 SIZES = tuple(2**n for n in (14, 12, 10, 8, 6, 13, 11, 9, 7))  # cut short, the table still has both ends
@@ -163,6 +163,12 @@ def remaining(runs: Iterable[Run], table: pd.DataFrame, plan: Plan) -> list[Run]
     return [run for run in runs if (run.arm, run.K, run.seed) not in known]
 
 
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """The means over seeds at the last step, one row for each K and arm, and how many seeds they are of."""
+    last = table[table["step"] == table["steps"]].groupby(["K", "arm"])
+    return last[["usage", "perplexity", "error", "gap"]].mean().assign(seeds=last.size())
+
+
 def _fill(table: pd.DataFrame, runs: Sequence[Run], plan: Plan, options: argparse.Namespace, pool: Executor) -> int:
     """Trains the runs, some at a time, and writes the table after each. Returns how many it did not train."""
     began, waiting, left = time.monotonic(), list(runs), len(runs)
@@ -215,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     with _pool(options.workers) as pool:
         left = _fill(table, remaining(runs, table, plan), plan, options, pool)
+    if options.out.exists():
+        say(ends(pd.read_csv(options.out)).round(3).to_string())
     say(f"{options.out}: {left} of {len(runs)} runs are still to do")
     return int(left > 0)
 
