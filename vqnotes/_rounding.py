@@ -1,8 +1,8 @@
-"""So that rounding decides nothing: types that are wide enough, and latents in doubt measured again in float64."""
+"""So that rounding decides nothing: types that are wide enough, equal codes as one, doubts measured in float64."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from vqnotes._checks import check_codebook, check_latents
 PART = 2**14  # latents that are in float64 at once
 DISTANCES_AT_ONCE = 2**20
 DOUBTFUL = 64  # latents that a training step on a GPU measures again
+FEW = 16  # latents in doubt that are not worth a look at why
+
+Search = Callable[[Tensor, Tensor, bool], Tensor]  # of latents (R, ..., D), codebooks (R, K, D), may_wait: (R, ...)
 
 
 def wide_type(*tensors: Tensor) -> torch.dtype:
@@ -19,18 +22,26 @@ def wide_type(*tensors: Tensor) -> torch.dtype:
     return reduce(torch.promote_types, [one.dtype for one in tensors], torch.float32)
 
 
+def among_distinct(search: Search, latents: Tensor, codebook: Tensor, may_wait: bool) -> Tensor:
+    """The search for latents (..., D) in one codebook (K, D), int64 (...); of equal codes only the first takes part.
+
+    Otherwise a code and its clone would be a tie that rounding hides, and each of their latents in doubt. It is a
+    pass over the codes, so they are looked through only where there is much to search. If it may not wait, it is not.
+    Raises ValueError for codes that are NaN or infinite; if it does not look, the search does.
+    """
+    if may_wait and latents.shape[:-1].numel() * len(codebook) > DISTANCES_AT_ONCE:
+        kept = _first_of_equal(check_codebook(codebook))
+        if len(kept) < len(codebook):
+            return kept[search(latents[None], codebook[None, kept], True)[0]]
+    return search(latents[None], codebook[None], may_wait)[0]
+
+
 def measure_again(
-    index: Tensor,
-    unsure: Tensor,
-    flat: Tensor,
-    codebooks: Tensor,
-    may_wait: bool,
-    search: Callable[[Tensor, Tensor, bool], Tensor],
+    index: Tensor, unsure: Tensor, flat: Tensor, codebooks: Tensor, may_wait: bool, search: Search
 ) -> None:
     """Puts the code nearest by differences where the index (R, N) is unsure, for latents (R, N, D).
 
-    Where that is more latents of a run than it has codes, by the search itself, in float64.
-    search: from latents (R, ..., D), codebooks (R, K, D) and may_wait to an index (R, ...).
+    Where that is many latents of a run, by the search itself: among codes that differ, or, if all do, in float64.
     Raises ValueError for a NaN or infinite value in them; if it may not wait, it does not look.
     """
     if not may_wait:
@@ -39,29 +50,28 @@ def measure_again(
         index.scatter_(1, again, by_differences(some, codebooks))
         return
     for run in unsure.any(dim=1).nonzero()[:, 0].tolist():
-        codes, again = codebooks[run], unsure[run].nonzero()[:, 0]
-        check_codebook(codes)
-        measure, rows = by_differences, max(1, DISTANCES_AT_ONCE // codes.shape[0])
-        if len(again) > len(codes):  # so many are worth a look at why
-            first = _first_of_equal(codes)
-            if len(first) < len(codes) or torch.promote_types(flat.dtype, codes.dtype) != torch.float64:
-                measure, rows = partial(_among, search, first), PART
-        for some in again.split(rows):
-            latents = flat[run, some]
-            check_latents(latents)
-            index[run, some] = measure(latents, codes)
-
-
-def _among(search: Callable, kept: Tensor, latents: Tensor, codebook: Tensor) -> Tensor:
-    """The search again, in float64, among the codes that are kept."""
-    codes = codebook[kept].double()
-    return kept[search(latents[None].double(), codes[None], True)[0]]
+        again = unsure[run].nonzero()[:, 0]
+        codes = check_codebook(codebooks[run])
+        kept = _first_of_equal(codes) if len(again) > FEW else torch.arange(len(codes))
+        narrow = torch.promote_types(flat.dtype, codes.dtype) != torch.float64
+        by_search = len(kept) < len(codes) or (narrow and len(again) > len(codes))
+        for some in again.split(PART if by_search else max(1, DISTANCES_AT_ONCE // len(codes))):
+            latents = check_latents(flat[run, some])
+            if len(kept) < len(codes):
+                index[run, some] = kept[search(latents[None], codes[None, kept], True)[0]]
+            elif by_search:
+                index[run, some] = search(latents[None].double(), codes[None].double(), True)[0]
+            else:
+                index[run, some] = by_differences(latents, codes)
 
 
 def _first_of_equal(codebook: Tensor) -> Tensor:
-    """Indices of the codes that are not equal to an earlier one, ascending."""
-    distinct, group = codebook.unique(dim=0, return_inverse=True)
+    """Indices of the codes (K, D) that are not equal to an earlier one, ascending. The codes are finite."""
     every = torch.arange(len(codebook), device=codebook.device)
+    direction = torch.rand(codebook.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if len((codebook.double() @ direction.to(codebook.device)).unique()) == len(codebook):
+        return every  # as all differ along one direction; to compare whole rows takes twenty times as long
+    distinct, group = codebook.unique(dim=0, return_inverse=True)
     return every.new_full((len(distinct),), len(codebook)).scatter_reduce_(0, group, every, "amin").sort().values
 
 

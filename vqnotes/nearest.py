@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqnotes._checks import Array, check_codebook_form, check_latents_form
-from vqnotes._rounding import full_precision, measure_again, wide_type
+from vqnotes._rounding import among_distinct, full_precision, measure_again, wide_type
 from vqnotes._two_lowest import BLOCK, two_lowest
 
 __all__ = ["nearest_by_product", "nearest_code"]
@@ -61,7 +61,7 @@ class _NearestCode(torch.autograd.Function):
 
     @staticmethod
     def forward(latents: Tensor, codebook: Tensor) -> Tensor:
-        return _nearest_in_each(latents[None], codebook[None], _may_wait(latents))[0]
+        return among_distinct(_nearest_in_each, latents, codebook, _may_wait(latents))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
