@@ -69,6 +69,41 @@ def test_nearest_code_measures_no_latent_again_for_clones_or_tight_clusters(monk
     assert sum(again) < 50
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("distinct", [1, 40, 320, 639])
+def test_clones_make_no_second_search(monkeypatch, dtype, distinct):
+    base = normal(distinct, 8, seed=1, dtype=dtype)
+    codebook = base[torch.from_numpy(np.random.default_rng(0).permutation(640) % distinct)]
+    latents, searched, search = normal(4000, 8, dtype=dtype), [], nearest._nearest_in_each
+
+    def counted(z, codes, may_wait):
+        searched.append(z[..., 0].numel() * codes.shape[1])
+        return search(z, codes, may_wait)
+
+    monkeypatch.setattr(nearest, "_nearest_in_each", counted)
+    found = nearest_code(latents, codebook)
+    assert torch.equal(found, brute_force(latents, codebook))
+    assert sum(searched) <= 1.3 * len(latents) * len(codebook.unique(dim=0))
+
+
+def test_few_latents_with_clones_are_not_measured_one_by_one(monkeypatch):
+    again, measure = [], _rounding.by_differences
+    monkeypatch.setattr(_rounding, "by_differences", lambda z, e: again.append(len(z)) or measure(z, e))
+    latents, codebook = normal(100, 16), normal(500, 16, seed=1).repeat(2, 1)  # too little to look at the codes first
+    assert torch.equal(nearest_code(latents, codebook), brute_force(latents, codebook))
+    many = torch.vmap(nearest_code)(torch.stack([latents, latents + 1]), torch.stack([codebook, codebook]))
+    assert many.max() < 500 and torch.equal(many[0], nearest_code(latents, codebook))
+    assert sum(again) < 10
+
+
+def test_zero_has_no_sign_among_clones():
+    codebook = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [-0.0, -1.0], [0.0, -1.0]]).repeat(100, 1)
+    latents = normal(5000, 2)
+    assert torch.equal(nearest_code(latents, codebook), 2 * (latents[:, 1] < 0).long())
+    strided = codebook.T.contiguous().T  # as a transposed weight is
+    assert torch.equal(nearest_code(latents, strided), nearest_code(latents, codebook))
+
+
 def test_nearest_code_sees_a_rival_anywhere_in_the_codebook():
     codebook = 100 + normal(1000, 3)  # neighbours are mostly in different blocks of 64
     latents = between_neighbours(codebook, 1000)
