@@ -192,13 +192,13 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
-    "_files _printing _interrupts _threads _workload _checks _extras _rounding _two_lowest nearest _kmeans_start "
-    "kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling metrics _downloads "
-    "data _images "
+    "_files _printing _interrupts _progress _threads _workload _checks _extras _rounding _two_lowest nearest "
+    "_kmeans_start kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling metrics "
+    "_downloads data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.inputs diagnosis.observed diagnosis.readers diagnosis.measures diagnosis.rules diagnosis.report "
-    "diagnosis.drawing "
+    "diagnosis.inputs diagnosis.observed diagnosis.stages diagnosis.readers diagnosis.measures diagnosis.rules "
+    "diagnosis.report diagnosis.drawing "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.units diagnosis.listening.trials diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "

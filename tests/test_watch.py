@@ -77,7 +77,7 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
     """On a clock of our own: a look takes 0.5 s, a step 0.01 s."""
     clock, looks = [0.0], []
 
-    def slow(model, probe, labels):
+    def slow(model, probe, labels, progress):
         looks.append(clock[0])
         clock[0] += 0.5
         return {}

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from vqnotes._progress import first_half
 from vqnotes.nearest import nearest_code
 
 FEW = 4096  # points that are all candidates; of more
@@ -23,7 +24,7 @@ def start(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     lots = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64).to(points.device)
     chosen = torch.empty(size, dtype=torch.int64, device=points.device)
     left, chance = torch.full_like(weights, math.inf), weights  # the first is drawn in proportion to the weights
-    for code, lot in enumerate(lots):
+    for code, lot in enumerate(first_half(lots)):
         upto = chance.cumsum(dim=0)
         tried = torch.searchsorted(upto, lot * upto[-1], right=True).clamp_max_(last)
         distance = torch.addmm(squares, places[tried], places.T, alpha=-2).add_(squares[tried][:, None]).clamp_min_(0)

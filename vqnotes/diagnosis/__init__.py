@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from vqnotes._checks import Array
+from vqnotes._progress import progress_bar
 from vqnotes.diagnosis import report
 from vqnotes.diagnosis.drawing import draw
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
 from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis
+from vqnotes.diagnosis.stages import expect_stages
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 
 __all__ = [
@@ -42,6 +44,7 @@ def diagnose(
     places: tuple | None = None,
     reconstruction: Array | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Diagnosis:
     """Which collapse is it, by which evidence, and what to try.
 
@@ -62,6 +65,7 @@ def diagnose(
     would, the quantiser compares otherwise than by distance: that is said first, and its codebook is not judged.
     mask: True where a latent counts, of the same shape; padding does not, and may be NaN, in the inputs too.
     reconstruction: the model's output, of the shape of the inputs. What the model rebuilds, its encoder has not lost.
+    progress: a bar with the stage of the work; None: where it is long, as with thousands of codes.
 
     The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
     code, at least 8,192 and at most 262,144, in two halves: k-means is fitted to one, and judged on both. Memory
@@ -74,7 +78,9 @@ def diagnose(
     """
     beside: Any = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
     observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, seed=seed)
-    return report.report(observed, measure(observed))
+    with progress_bar("diagnose", progress):
+        expect_stages(observed)
+        return report.report(observed, measure(observed))
 
 
 def diagnose_stack(
@@ -86,6 +92,7 @@ def diagnose_stack(
     places: tuple | None = None,
     reconstruction: Array | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> StackDiagnosis:
     """One verdict on codes that are put together (residual levels, heads, groups), and one on each codebook.
 
@@ -106,4 +113,6 @@ def diagnose_stack(
     """
     beside: Any = {"labels": labels, "inputs": inputs, "mask": mask, "reconstruction": reconstruction}
     observed = observe_stack(parts, **beside, places=places, seed=seed)
-    return report.report_stack(observed, measure(observed))
+    with progress_bar("diagnose_stack", progress):
+        expect_stages(observed)
+        return report.report_stack(observed, measure(observed))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqnotes import metrics
+from vqnotes._progress import stage
 from vqnotes._rounding import PART
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
@@ -104,7 +105,9 @@ def measure(observed: Observed) -> Measures:
         scaled = Scaled(observed)
         found |= {"sample": len(sample), "spread": scaled.spread}
         if enough and scaled.spread > 0:
+            stage("k-means on the latents")
             reference = reference_for(scaled)
+            stage("codes beside those of k-means")
             found |= _codebook_measures(scaled, reference)
             if not several:
                 found |= _doubtful_measures(scaled, found)
@@ -124,6 +127,7 @@ def measure(observed: Observed) -> Measures:
 
 def _uses(one: Coded) -> dict:
     """How the codes of one codebook are used, over all latents."""
+    stage("uses of the codes")
     size, different, meter = len(one.codes), _different(one.latents), metrics.UsageMeter(len(one.codes))
     meter.counts = torch.bincount(one.index, minlength=size) if one.uses is None else one.uses
     count = int(meter.counts.sum())
@@ -344,6 +348,7 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
         scaled.observed.beside,
         scaled.observed.seed,
     )
+    stage("codes placed on the inputs")
     x, half = paired.rows(rows), len(rows) // 2
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
     x /= largest
@@ -358,6 +363,7 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     sizes = [min(max(16, len(one.codes)), half // INPUTS_PER_CODE) for one in observed.levels]
     inputs_loss = readers.loss_by_codes(x, parts, sizes, seed)
 
+    stage("inputs read off the latents")
     codes_loss = readers.left_over(x[half:], readers.by_regression(near_codes, x, seed))
     if len(observed.levels) == 1:
         index = nearest_code(near[:, near.shape[1] // 2], reference[0][0])
@@ -383,6 +389,7 @@ def _encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
 
 def _label_measures(observed: Observed) -> dict:
     """How well labels, one a latent or one an input, are read off latents and inputs."""
+    stage("labels read off the latents")
     y, each = observed.labels, len(observed.labels) == len(observed.latents)
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(observed.seed))
     if observed.inputs is not None:  # of the first only, perhaps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vqnotes._checks import Array, dense_tensor
+from vqnotes._progress import expect, progress_bar, stage
 from vqnotes.diagnosis.inputs import axes_of
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
@@ -28,7 +29,13 @@ STRAIGHT_THROUGH = Advice(
 
 
 def diagnose_model(
-    model: nn.Module, data: Any, *, labels: Array | None = None, places: tuple | None = None, seed: int = 0
+    model: nn.Module,
+    data: Any,
+    *,
+    labels: Array | None = None,
+    places: tuple | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> dict[str, Diagnosis]:
     """Runs the model on the data, listens to its quantisers, and diagnoses each: {name of the module: Diagnosis}.
 
@@ -53,6 +60,7 @@ def diagnose_model(
     places: the axes of the inputs along which the latents' places run: (1,) for sequences (N, T, C), (2,) for
     (N, C, T), (2, 3) for images (N, C, H, W). None: the model is asked. The inputs are changed at one place, and
     where the latents move decides; if that is nowhere clearly, the encoder is not judged, and a note says so.
+    progress: a bar with the stage of the work; None: where it is long, as with thousands of codes.
     If the model returns something of the inputs' shape, it counts as their reconstruction, unless it also depends on
     anything but the codes of one quantiser (or one unit of them), such as a skip connection.
 
@@ -65,20 +73,24 @@ def diagnose_model(
     A quantiser that is not known can be diagnosed by hand: `diagnose(latents, codebook, inputs=...)`.
     """
     listener, places, seed = Listener(model), axes_of(places), seed_of(seed)
-    with _as_it_was(model, listener.names):
-        with listener.listening():
-            heard = Heard(listener, places, seed)
-            for x, y in _batches(data, model):
-                heard.add(x, y)
-                if max(record.heard for record in heard.records) >= MOST_LATENTS:
-                    break
-        if not heard.count:
-            raise ValueError("no data: not a single batch came")
-        cut = without_gradient(model, heard.first, [name for record in heard.records for name in record.entries])
-    found = {}
-    for record in heard.records:
-        for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), seed).items():
-            found[name] = _no_gradient(one) if cut.issuperset(record.entries) else one
+    with progress_bar("diagnose_model", progress):
+        expect(1, 0)
+        stage("listening")
+        with _as_it_was(model, listener.names):
+            with listener.listening():
+                heard = Heard(listener, places, seed)
+                for x, y in _batches(data, model):
+                    heard.add(x, y)
+                    if max(record.heard for record in heard.records) >= MOST_LATENTS:
+                        break
+            if not heard.count:
+                raise ValueError("no data: not a single batch came")
+            names = [name for record in heard.records for name in record.entries]
+            cut = without_gradient(model, heard.first, names)
+        found = {}
+        for record in heard.records:
+            for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), seed).items():
+                found[name] = _no_gradient(one) if cut.issuperset(record.entries) else one
     return found
 
 

@@ -60,7 +60,9 @@ class CollapseWatch:
         before = self.latest
         runs = {f"run {i}: ": one for i, one in enumerate(model)} if isinstance(model, list | tuple) else {"": model}
         try:
-            found = {run: diagnose_model(one, self.probe, labels=self.labels) for run, one in runs.items()}
+            found = {
+                run: diagnose_model(one, self.probe, labels=self.labels, progress=False) for run, one in runs.items()
+            }
         except Exception as error:
             if not before:  # the first look: the model or the probe is not what is needed
                 raise

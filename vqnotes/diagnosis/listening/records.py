@@ -25,6 +25,7 @@ from vqnotes.diagnosis.observed import (
     observe_stack,
 )
 from vqnotes.diagnosis.report import Diagnosis, report, report_stack
+from vqnotes.diagnosis.stages import expect_stages
 
 __all__ = ["Heard", "Record", "Sample"]
 
@@ -289,6 +290,7 @@ class Record:
         """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
         try:
             observed = self.observed(inputs, labels, seed)
+            expect_stages(observed)
             measures = measure(observed)
             if not observed.stacked:
                 found = {self.unit.name: report(observed, measures)}
