@@ -6,8 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -26,6 +30,26 @@ def between_neighbours(codebook, count):
 def brute_force(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code, by all differences in float64."""
     return (latents.double()[:, None] - codebook.double()[None]).square().sum(-1).argmin(1)
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """How many bytes more the process had, at most, while it did the work."""
+    process, peak, done = psutil.Process(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], process.memory_info().rss)
+            time.sleep(0.001)
+
+    before = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak[0] - before
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:

@@ -1,13 +1,9 @@
 """The nearest code is exact: with offsets, ties, outliers, overflow, any dtype, and in little memory."""
 
-import threading
-import time
-
 import numpy as np
-import psutil
 import pytest
 import torch
-from helpers import between_neighbours, brute_force, normal
+from helpers import between_neighbours, brute_force, normal, peak_memory
 
 from vqnotes import _rounding, nearest
 from vqnotes.models import image_autoencoder, mlp_autoencoder
@@ -168,20 +164,7 @@ def test_nearest_code_under_vmap_refuses_one_bad_run():
 def test_nearest_code_needs_little_memory():
     latents, codebook = normal(65_536, 64), normal(8_192, 64, seed=1)
     nearest_code(latents[:2048], codebook)  # the libraries' own buffers, once
-    process, peak, done = psutil.Process(), [0], threading.Event()
-
-    def watch():
-        while not done.is_set():
-            peak[0] = max(peak[0], process.memory_info().rss)
-            time.sleep(0.001)
-
-    before = process.memory_info().rss
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    index = nearest_code(latents, codebook)
-    done.set()
-    watcher.join()
-    assert peak[0] - before - index.nbytes < 64 * 2**20
+    assert peak_memory(lambda: nearest_code(latents, codebook)) < 64 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from helpers import normal
+from helpers import normal, peak_memory
 
 from vqnotes import _checks
+from vqnotes._rounding import PART, mean_of_rows
 from vqnotes.diagnosis import diagnose, diagnose_stack
 from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs
 from vqnotes.diagnosis.measures import measure
@@ -250,3 +251,14 @@ def test_labels_are_one_a_latent_or_one_an_input():
         said = f"for 60 latents or 10 inputs, got {len(wrong)} {wrong.dtype}"
         with pytest.raises(ValueError, match=f"need a whole number a label, {said}"):
             observe(latents, codes, labels=wrong)
+
+
+def test_a_diagnosis_makes_no_copy_of_its_latents():
+    latents, codes = normal(400_000, 64), normal(4, 64, seed=1)
+    diagnose(latents[:9000], codes)  # what is loaded once
+    assert peak_memory(lambda: diagnose(latents, codes)) < latents.nbytes
+
+
+def test_the_mean_of_many_rows_is_that_of_float64():
+    for rows in (normal(2 * PART + 3, 5) + 1000, normal(7, 3, dtype=torch.float16)):
+        assert torch.allclose(mean_of_rows(rows), rows.double().mean(0), rtol=1e-12, atol=1e-12)

@@ -26,7 +26,7 @@ DEFECTS = [
     ("kmeans", "STEPS, IMPROVEMENT = 50,", "STEPS, IMPROVEMENT = 1,", "k-means with one step"),
     ("_kmeans_start", "left_with.sum(dim=1).argmin(dim=0, keepdim=True)", "tried.new_zeros(1)",
      "k-means++ that is not greedy"),
-    ("_kmeans_start", "distance.mul_(weights)", "distance", "candidates of the start count alike"),
+    ("_kmeans_start", "ones], dim=1) * weights[:, None])", "ones], dim=1))", "candidates of the start count alike"),
     ("_kmeans_start", "(distance / luck).topk", "(1 / luck).topk", "candidates drawn evenly"),
     ("kmeans", "points = flat - center", "points, center = flat.to(dtype), 0", "k-means far from the origin"),
     ("kmeans", "torch.float32 if squares_fit else torch.float64", "torch.float32", "squares overflow in k-means"),

@@ -10,29 +10,37 @@ from vqnotes.nearest import nearest_code
 
 FEW = 4096  # points that are all candidates; of more
 ROUNDS, AT_LEAST = 5, 32  # so many times K / 2, or at least 32, are drawn
+PER_DRAW = 2048  # for each so many codes, one more is drawn at once
 
 
 def start(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """`size` of the points (N, D), chosen from weighted candidates by greedy k-means++.
 
     One after the other. Each time 2 + log K candidates are drawn in proportion to the error that is left at them, and
-    the one with which the least would be left of all is taken (Arthur and Vassilvitskii, 2007, section 5).
+    the one with which the least would be left of all is taken (Arthur and Vassilvitskii, 2007, section 5). From 4,096
+    codes on, those for several codes are drawn at once, so that the candidates are not read anew for each; not so for
+    the last eighth of the codes, which must find the few places that are still far from any.
     """
     rows, weights = _candidates(points, max(AT_LEAST, -(-size // 2)), generator)
     places, weights = points[rows].double(), weights.double()  # distances by a product need the digits
-    squares, last = places.square().sum(dim=1), len(rows) - 1
+    squares, ones = places.square().sum(dim=1, keepdim=True), torch.ones_like(weights)[:, None]
+    last, tries = len(rows) - 1, torch.cat([places, ones, squares], dim=1)
+    errors = (torch.cat([-2 * places, squares, ones], dim=1) * weights[:, None]).T.contiguous()  # times those tries
     lots = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64).to(points.device)
-    chosen = torch.empty(size, dtype=torch.int64, device=points.device)
+    together = max(1, size // PER_DRAW)
+    draws = (size - size // 8) // together
+    chosen = []
     left, chance = torch.full_like(weights, math.inf), weights  # the first is drawn in proportion to the weights
-    for code, lot in enumerate(first_half(lots)):
+    for lot in first_half(lots.split([together] * draws + [1] * (size - together * draws))):
         upto = chance.cumsum(dim=0)
         tried = torch.searchsorted(upto, lot * upto[-1], right=True).clamp_max_(last)
-        distance = torch.addmm(squares, places[tried], places.T, alpha=-2).add_(squares[tried][:, None]).clamp_min_(0)
-        left_with = torch.minimum(distance.mul_(weights), left)  # (2 + log K, candidates)
-        best = left_with.sum(dim=1).argmin(dim=0, keepdim=True)
-        left = chance = left_with.index_select(0, best)[0]
-        chosen[code] = tried.index_select(0, best)[0]
-    return points[rows[chosen]]
+        error = (tries[tried.flatten()] @ errors).view(*tried.shape, -1)
+        for those, error_alone in zip(tried, error):
+            left_with = torch.minimum(error_alone, left)  # (2 + log K, candidates)
+            best = left_with.sum(dim=1).argmin(dim=0, keepdim=True)
+            left = chance = left_with.index_select(0, best)[0].clamp_min_(0)
+            chosen.append(those.index_select(0, best))
+    return points[rows[torch.cat(chosen)]]
 
 
 def _candidates(points: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

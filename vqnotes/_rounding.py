@@ -22,6 +22,11 @@ def wide_type(*tensors: Tensor) -> torch.dtype:
     return reduce(torch.promote_types, [one.dtype for one in tensors], torch.float32)
 
 
+def mean_of_rows(rows: Tensor) -> Tensor:
+    """The mean (D,) of rows (N, D) in float64, of which only a part is in float64 at once."""
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in rows.split(PART)]).sum(0) / len(rows)
+
+
 def among_distinct(search: Search, latents: Tensor, codebook: Tensor, may_wait: bool) -> Tensor:
     """The search for latents (..., D) in one codebook (K, D), int64 (...); of equal codes only the first takes part.
 

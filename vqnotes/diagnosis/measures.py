@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqnotes import metrics
 from vqnotes._progress import stage
-from vqnotes._rounding import PART
+from vqnotes._rounding import PART, mean_of_rows
 from vqnotes._threads import one_thread
 from vqnotes.diagnosis import readers
 from vqnotes.diagnosis.inputs import Unused
@@ -224,7 +224,7 @@ def _same(points: Tensor, others: Tensor) -> bool:
 def _centre(observed: Observed, first: int) -> Tensor:
     """The mean of a part's latents, or of all that reaches its codebook, if other places have the same."""
     group = next(group for group in observed.shared if first in group)
-    return torch.stack([observed.levels[one].latents.mean(0, dtype=torch.float64) for one in group]).mean(0)
+    return torch.stack([mean_of_rows(observed.levels[one].latents) for one in group]).mean(0)
 
 
 def reference_for(scaled: Scaled) -> list[list[Tensor]]:

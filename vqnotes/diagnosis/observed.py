@@ -103,7 +103,8 @@ class Observed:
     @cached_property
     def counted(self) -> Tensor:
         """The latents that count, (N, D)."""
-        return self.latents if self.mask is None else self.latents[self.mask]
+        firsts = [part[0].latents for part in self.parts]
+        return self.latents if self.mask is None else firsts[0] if len(firsts) == 1 else torch.cat(firsts, dim=1)
 
     @cached_property
     def sample(self) -> Tensor:
