@@ -29,14 +29,14 @@ def start(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     lots = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64).to(points.device)
     together = max(1, size // PER_DRAW)
     draws = (size - size // 8) // together
-    chosen = []
+    buffer, chosen = places.new_empty(together * lots.shape[1], len(rows)), []
     left, chance = torch.full_like(weights, math.inf), weights  # the first is drawn in proportion to the weights
     for lot in first_half(lots.split([together] * draws + [1] * (size - together * draws))):
         upto = chance.cumsum(dim=0)
         tried = torch.searchsorted(upto, lot * upto[-1], right=True).clamp_max_(last)
-        error = (tries[tried.flatten()] @ errors).view(*tried.shape, -1)
-        for those, error_alone in zip(tried, error):
-            left_with = torch.minimum(error_alone, left)  # (2 + log K, candidates)
+        found = torch.mm(tries[tried.flatten()], errors, out=buffer[: tried.numel()]).view(*tried.shape, -1)
+        for those, error in zip(tried, found):
+            left_with = torch.minimum(error, left, out=error)  # (2 + log K, candidates)
             best = left_with.sum(dim=1).argmin(dim=0, keepdim=True)
             left = chance = left_with.index_select(0, best)[0].clamp_min_(0)
             chosen.append(those.index_select(0, best))
