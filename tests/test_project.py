@@ -202,8 +202,8 @@ ORDER = (
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.vector_quantize_pytorch "
     "diagnosis.listening diagnosis.listening.units diagnosis.listening.trials diagnosis.listening.records "
     "diagnosis.model diagnosis.watch diagnosis "
-    "studies.sweeps studies.remedies studies.verdicts studies.codebook_size studies.large_codebooks studies.generation "
-    "studies "
+    "studies.sweeps studies.remedies studies.verdicts studies.codebook_size studies.large_codebooks "
+    "studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()
 
