@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import normal
+from notebook_tools import ROOT
 
 from vqnotes import data
 from vqnotes.studies import codebook_size, large_codebooks
@@ -129,3 +130,51 @@ def test_a_table_of_another_plan_is_not_mixed_with_this_one(study):
 def test_an_unknown_arm_is_refused(images):
     with pytest.raises(KeyError, match="cold start"):
         trained(Run("cold start", 8, 0), PLAN, images)
+
+
+# ---------------------------------------------------------------- the table that comes with the module
+
+
+def test_the_stored_table_is_of_one_plan_and_has_every_start_at_every_size():
+    table = large_codebooks.stored_table()
+    assert large_codebooks.remaining([], table, Plan()) == [] and table["device"].nunique() == 1
+    runs = table.groupby(["arm", "K", "seed"])
+    assert set(table["arm"]) == set(ARMS) and set(table["K"]) == set(large_codebooks.SIZES)
+    for (arm, _, _), run in runs:
+        warmup = Plan().steps // 2 if arm == "warm-up" else 0
+        assert list(run["age"]) == [one for one in looks(Plan().steps) if one <= Plan().steps - warmup]
+        assert (run["step"] == run["age"] + warmup).all() and list(run["gap"].notna()) == [False] * (len(run) - 1) + [
+            True
+        ]
+    seeds = large_codebooks.ends(table)["seeds"]
+    assert len(seeds) == len(ARMS) * len(large_codebooks.SIZES) and seeds.between(2, 3).all()
+
+
+def test_what_the_texts_say_of_it_is_what_the_table_holds():
+    table = large_codebooks.stored_table()
+    ends = large_codebooks.ends(table)
+    said = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    for size, part in ends.groupby(level="K"):
+        means = part.droplevel("K").loc[[*ARMS]]
+        cells = [f"{size:,}", *map("{:.0%}".format, means["usage"]), *map("{:.3f}".format, means["error"])]
+        seeds = " or ".join(map(str, sorted(set(means["seeds"]))))
+        assert f"| {' | '.join(cells)} | {seeds} |" in said
+    notebook = (ROOT / "notebooks/10_at_scale.ipynb").read_text(encoding="utf-8")
+    for arm, words in {
+        "warm-up": "warm-up keeps {:.0%} of the codes alive at an error of {:.3f}",
+        "untrained k-means": "k-means on the untrained encoder keeps {:.0%} at {:.3f}",
+        "random start": "a random start {:.0%} at {:.3f}",
+    }.items():
+        assert words.format(*ends.loc[(16_384, arm), ["usage", "error"]]) in notebook
+    assert (ends.loc[16_384, "seeds"] == 3).all() and (ends.loc[64, "usage"] == 1).all()
+
+
+def test_what_the_texts_conclude_holds_for_every_seed():
+    table = large_codebooks.stored_table()
+    last = table[table["step"] == Plan().steps].assign(live=lambda runs: runs["usage"] * runs["K"])
+    errors = last.pivot_table(index=["K", "seed"], columns="arm", values="error")
+    assert (errors.loc[512:].idxmin(axis=1) == "warm-up").all()
+    for _, warm in errors["warm-up"].dropna().groupby("seed"):
+        assert warm.is_monotonic_decreasing
+    others = last[(last["arm"] != "warm-up") & (last["K"] >= 1024)]
+    assert others["live"].between(200, 500).all()

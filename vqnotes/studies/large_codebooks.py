@@ -33,12 +33,23 @@ from vqnotes.quantizers import VectorQuantizer
 from vqnotes.studies import codebook_size
 from vqnotes.studies.codebook_size import Images
 
-__all__ = ["ARMS", "SIZES", "ConvAutoencoder", "Plan", "Run", "ends", "looks", "remaining", "trained"]
+__all__ = [
+    "ARMS",
+    "SIZES",
+    "ConvAutoencoder",
+    "Plan",
+    "Run",
+    "ends",
+    "looks",
+    "remaining",
+    "stored_table",
+    "trained",
+]
 
 ARMS = {"random start": "uniform", "untrained k-means": "kmeans", "warm-up": "kmeans"}  # and how codes are started
 SIZES = tuple(2**n for n in (14, 12, 10, 8, 6, 13, 11, 9, 7))  # cut short, the table still has both ends
 DIM, WIDTH, DECAY, LR = 8, 64, 0.99, 1e-3
-TABLE = "large_codebooks.csv"
+TABLE = Path(__file__).with_name("large_codebooks.csv")
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,11 @@ def remaining(runs: Iterable[Run], table: pd.DataFrame, plan: Plan) -> list[Run]
     return [run for run in runs if (run.arm, run.K, run.seed) not in known]
 
 
+def stored_table() -> pd.DataFrame:
+    """The table that comes with the module: one row a look, see `trained`. Time ran out: 2 or 3 seeds a size."""
+    return pd.read_csv(TABLE)
+
+
 def ends(table: pd.DataFrame) -> pd.DataFrame:
     """The means over seeds at the last step, one row for each K and arm, and how many seeds they are of."""
     last = table[table["step"] == table["steps"]].groupby(["K", "arm"])
@@ -207,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqnotes.studies.large_codebooks", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--out", type=Path, default=TABLE, help="the table (default: %(default)s, here)")
+    parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="K")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s); all of one come first")
     for name, value in asdict(Plan()).items():
