@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vqnotes import _rounding, nearest
+from vqnotes._batches import AHEAD
 from vqnotes.models import mlp_autoencoder
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
@@ -60,18 +61,25 @@ def quantizer_of(remedy):
     return chosen.kind(*size, **chosen.options)
 
 
+def train(remedy, many, device, steps, callback):
+    """A training with the remedy, of one run or of two at once."""
+    plan = {"steps": steps, "batch_size": 64, "init": "normal", "progress": False, "callback": callback}
+    build = lambda seed=0: mlp_autoencoder(5, quantizer_of(remedy)).to(device)  # noqa: E731
+    x = normal(200, 5).to(device)
+    if many:
+        fit_many(build, x, seeds=[0, 1], **plan)
+    else:
+        fit(build(), x, seed=0, **plan)
+
+
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("remedy", league.REMEDIES)
 def test_no_step_of_a_training_waits_for_the_device(remedy, many, waits):
     def watch(step, _):
         waits.watching = 2 <= step < 6
 
-    plan = {"steps": 8, "batch_size": 64, "init": "normal", "progress": False, "callback": watch}
     with waits:
-        if many:
-            fit_many(lambda seed: mlp_autoencoder(5, quantizer_of(remedy)), normal(200, 5), seeds=[0, 1], **plan)
-        else:
-            fit(mlp_autoencoder(5, quantizer_of(remedy)), normal(200, 5), seed=0, **plan)
+        train(remedy, many, "cpu", 8, watch)
     assert waits.seen == []
 
 
@@ -163,6 +171,21 @@ def test_a_step_on_a_gpu_does_not_synchronise(remedy):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert latents.grad.is_cuda
+
+
+@GPU
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("remedy", league.REMEDIES)
+def test_no_step_of_a_training_on_a_gpu_synchronises(remedy, many):
+    def watch(step, _):
+        torch.cuda.set_sync_debug_mode(
+            "error" if 2 <= step < AHEAD + 2 else "default"
+        )  # new batches are fetched, too
+
+    try:
+        train(remedy, many, "cuda", AHEAD + 4, watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @GPU

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import normal, peak_memory
+from helpers import normal
 
 from vqnotes import _checks
 from vqnotes._rounding import PART, mean_of_rows
@@ -251,12 +251,6 @@ def test_labels_are_one_a_latent_or_one_an_input():
         said = f"for 60 latents or 10 inputs, got {len(wrong)} {wrong.dtype}"
         with pytest.raises(ValueError, match=f"need a whole number a label, {said}"):
             observe(latents, codes, labels=wrong)
-
-
-def test_a_diagnosis_makes_no_copy_of_its_latents():
-    latents, codes = normal(400_000, 64), normal(4, 64, seed=1)
-    diagnose(latents[:9000], codes)  # what is loaded once
-    assert peak_memory(lambda: diagnose(latents, codes)) < latents.nbytes
 
 
 def test_the_mean_of_many_rows_is_that_of_float64():

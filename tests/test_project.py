@@ -211,7 +211,7 @@ ORDER = (
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
     "studies.verdicts studies.judging studies.sample_sizes studies.sickened studies.advice studies.watching "
     "studies.recreated studies.reports "
-    "studies.codebook_size studies.generation studies "
+    "studies.codebook_size studies.large_codebooks studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()
 

@@ -1,7 +1,8 @@
 """How fast is the module, beside its peers and beside the limit of the machine? `make bench`, half an hour.
 
-python tools/bench.py [SECTION ...] [--repeats M]     all sections, or some: see SECTIONS
+python tools/bench.py [SECTION ...] [--repeats M] [--device cuda]     all sections, or some: see SECTIONS
 
+It prints a table in Markdown. On a GPU all sections but those in ONLY_ON_CPU are run; the clock waits for the device.
 Ratios are medians over M alternating runs in one process, in brackets the lowest and the highest.
 """
 
@@ -9,19 +10,20 @@ import argparse
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
-from bench_tools import MODES, batched_products, both_ways, fastest_search, ratios, seconds, small
+from bench_tools import MODES, batched_products, both_ways, fastest_search, ratios, seconds, small, wait
 from growth import growth
 
 from vqnotes import diagnosis, metrics, training
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.studies import codebook_size, sweeps
 from vqnotes.studies import remedies as league
-from vqnotes.studies import sweeps
 
 SIZES = ((16_384, 64, 1024), (16_384, 64, 8192), (65_536, 16, 512))  # latents, dimensions, codes
 Rows = Iterator[tuple]
@@ -30,16 +32,16 @@ Rows = Iterator[tuple]
 # ---------------------------------------------------------------- the quantiser
 
 
-def quantizer(repeats: int) -> Rows:
+def quantizer(repeats: int, device: str) -> Rows:
     from vector_quantize_pytorch import VectorQuantize
 
     for count, dim, size in SIZES:
-        latents = torch.randn(count, dim)
+        latents = torch.randn(count, dim, device=device)
         for update in ("gradient", "ema"):
-            ours = VectorQuantizer(size, dim, update=update)
+            ours = VectorQuantizer(size, dim, update=update).to(device)
             ours.init_codes("data", latents)
             own = {"learnable_codebook": True, "ema_update": False} if update == "gradient" else {"decay": 0.99}
-            peer = VectorQuantize(dim, size, commitment_weight=0.25, rotation_trick=False, **own).train()
+            peer = VectorQuantize(dim, size, commitment_weight=0.25, rotation_trick=False, **own).to(device)
             codes = ours.codes().detach()
             limit = fastest_search(latents, codes)
             step, case = both_ways(ours, latents), f"{count:,} x {dim}, {size:,} codes, {update}"
@@ -77,26 +79,44 @@ def megabytes(work: str, count: int, size: int, update: str) -> str:
     return f"{float(run.stdout):.0f}"
 
 
-def memory(repeats: int) -> Rows:
+def megabytes_on_gpu(count: int, size: int, update: str) -> str:
+    """The same of a forward and a backward pass on a GPU, as PyTorch counts its memory."""
+    ours = VectorQuantizer(size, 64, update=update).cuda()
+    for some in (512, count):  # the first also takes what PyTorch keeps for good
+        latents = torch.randn(some, 64, device="cuda", requires_grad=True)
+        ours.zero_grad()
+        wait()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        latents_q, _, loss = ours(latents)
+        (latents_q.mean() + loss).backward()
+    kept = latents_q.nbytes + sum(one.grad.nbytes for one in (latents, *ours.parameters()))
+    return f"{(torch.cuda.max_memory_allocated() - before - kept) / 2**20:.0f}"
+
+
+def memory(repeats: int, device: str) -> Rows:
     for update in ("gradient", "ema"):
-        found = megabytes("both_ways", 65_536, 8192, update)
-        yield f"65,536 x 64, 8,192 codes, {update}", "peak, MB (N x K: 2,147)", found, "<= 64"
+        case, what = f"65,536 x 64, 8,192 codes, {update}", "peak, MB (N x K: 2,147)"
+        if device == "cuda":
+            yield case, what, megabytes_on_gpu(65_536, 8192, update), "bounded"
+        else:
+            yield case, what, megabytes("both_ways", 65_536, 8192, update), "<= 64"
 
 
 FITTING = {"FSQ": ((), {"levels": (4,) * 5}), "LFQ": ((10,), {}), "residual": (((32, 32), 64), {})}
 
 
-def remedies(repeats: int) -> Rows:
+def remedies(repeats: int, device: str) -> Rows:
     """Batches alternate: a restart that meets the same latents again would put codes on top of each other."""
     count, size = 16_384, 1024
-    latents, plain = torch.randn(8, count, 64), VectorQuantizer(size, 64)
+    latents, plain = torch.randn(8, count, 64, device=device), VectorQuantizer(size, 64).to(device)
     plain.init_codes("data", latents[0])
     reference = both_ways(plain, *latents)
     for name, remedy in league.REMEDIES.items():
         if remedy.kind is VectorQuantizer and not remedy.options:
             continue  # it changes nothing in the step
         said, options = FITTING.get(name, ((size, 64), {}))
-        other = remedy.kind(*said, **remedy.options | options)
+        other = remedy.kind(*said, **remedy.options | options).to(device)
         dim = other.dim
         other.init_codes("data", latents[0, :, :dim])
         found = ratios(repeats, both_ways(other, *latents[..., :dim].contiguous()), reference)
@@ -106,29 +126,34 @@ def remedies(repeats: int) -> Rows:
 # ---------------------------------------------------------------- many runs
 
 
-def many(repeats: int) -> Rows:
-    own = {"steps": 100, "init": "uniform", "progress": False}
+def many(repeats: int, device: str) -> Rows:
+    if device == "cuda":
+        steps, repeats = 50, max(3, repeats // 3)  # one by one, launches take a minute
+    else:
+        steps = 100
+    own = {"steps": steps, "init": "uniform", "progress": False}
+    x, build = MODES.to(device), partial(small, device=device)
     for runs, goal in ((16, ">= 4"), (64, ">= 5")):
 
         def one_by_one(runs=runs) -> None:
             for seed in range(runs):
-                training.fit(small(seed), MODES, seed=seed, **own)
+                training.fit(build(seed), x, seed=seed, **own)
 
         def at_once(runs=runs) -> None:
-            training.fit_many(small, MODES, seeds=range(runs), **own)
+            training.fit_many(build, x, seeds=range(runs), **own)
 
-        products = batched_products(runs, 256, 64, steps=100)
-        case = f"{runs} runs of 100 steps"
+        products = batched_products(runs, 256, 64, steps=steps, device=device)
+        case = f"{runs} runs of {steps} steps"
         yield case, "fit one by one / fit_many", ratios(repeats, one_by_one, at_once), goal
         yield case, "fit_many / its matrix products", ratios(repeats, at_once, products), "<= 3"
 
 
-def watch(repeats: int) -> Rows:
-    model, steps = small(0), 100
-    looking = diagnosis.CollapseWatch(MODES[:1024])
+def watch(repeats: int, device: str) -> Rows:
+    model, x, steps = small(0, device=device), MODES.to(device), 100
+    looking = diagnosis.CollapseWatch(x[:1024])
 
     def train() -> None:
-        training.fit(model, MODES, seed=0, steps=steps, batch_size=128, init="uniform", progress=False)
+        training.fit(model, x, seed=0, steps=steps, batch_size=128, init="uniform", progress=False)
 
     found = ratios(repeats, lambda: looking.look(0, model), train)
     yield "1,024 vectors", f"a look of CollapseWatch / {steps} steps of fit", found, ""
@@ -142,7 +167,7 @@ def setting(seeds, width: int) -> list[dict]:
     return [{"error": history.reconstruction[-1]} for _, history in trained]
 
 
-def sweep(repeats: int) -> Rows:
+def sweep(repeats: int, _: str) -> Rows:
     settings = sweeps.grid(width=(8, 16, 32, 48, 64, 80, 96, 128))
     with ProcessPoolExecutor(1) as one, ProcessPoolExecutor(2) as two:
         works = [
@@ -155,7 +180,7 @@ def sweep(repeats: int) -> Rows:
 # ---------------------------------------------------------------- the rest
 
 
-def start(repeats: int) -> Rows:
+def start(repeats: int, _: str) -> Rows:
     ours, torch_alone = (
         partial(subprocess.run, [sys.executable, "-c", f"import {name}"], check=True)
         for name in ("vqnotes.training", "torch")
@@ -163,24 +188,25 @@ def start(repeats: int) -> Rows:
     yield "a new process", "import vqnotes / import torch", ratios(repeats, ours, torch_alone), "<= 1.15"
 
 
-def large(repeats: int) -> Rows:
-    latents, codes = torch.randn(10**6, 64), torch.randn(16_384, 64)
+def large(repeats: int, device: str) -> Rows:
+    latents, codes = torch.randn(10**6, 64, device=device), torch.randn(16_384, 64, device=device)
     index = nearest_code(latents, codes)
     works = {
         "usage and perplexity": lambda: (metrics.usage(index, 16_384), metrics.perplexity(index, 16_384)),
         "effective_dimension": lambda: metrics.effective_dimension(latents),
         "quantization_error": lambda: metrics.quantization_error(latents, codes),
-        "diagnose": lambda: diagnosis.diagnose(latents, codes),
     }
+    if device == "cpu":  # the diagnosis takes what it is given to the processor
+        works["diagnose"] = lambda: diagnosis.diagnose(latents, codes)
     for name, work in works.items():
         found = ratios(max(2, repeats // 4), work, lambda: nearest_code(latents, codes))  # each takes a minute
-        goal = "<= 5" if name == "diagnose" else "<= 3"
-        yield "10^6 x 64, 16,384 codes", f"{name} / one pass of nearest_code", found, goal
-    found = megabytes("diagnose", 10**6, 16_384, "ema")
-    yield "the same", "peak of diagnose, MB (latents: 256, N x K: 65,536)", found, "bounded"
+        yield "10^6 x 64, 16,384 codes", f"{name} / one pass of nearest_code", found, "<= 3"
+    if device == "cpu":
+        found = megabytes("diagnose", 10**6, 16_384, "ema")
+        yield "the same", "peak of diagnose, MB (latents: 256, N x K: 65,536)", found, "bounded"
 
 
-def clones(repeats: int) -> Rows:
+def clones(repeats: int, _: str) -> Rows:
     """Codes that are exact copies of others, beside as many that all differ."""
     latents, codes = torch.randn(65_536, 64), torch.randn(1024, 64)
     found = ratios(repeats, *(partial(nearest_code, latents, one) for one in (codes[:512].repeat(2, 1), codes)))
@@ -190,7 +216,7 @@ def clones(repeats: int) -> Rows:
     yield "100,000 x 256, 1,024 codes", "diagnose with 64 of each of 16 codes / one of each", found, "<= 1.3"
 
 
-def many_codes(repeats: int) -> Rows:
+def many_codes(repeats: int, _: str) -> Rows:
     latents = torch.randn(2**18, 8)
     inputs, codes = latents @ torch.randn(8, 32) + 0.3 * torch.randn(2**18, 32), latents[:16_384] + 0.1
     found = seconds(lambda: diagnosis.diagnose(latents, codes, inputs=inputs))
@@ -201,18 +227,35 @@ SECTIONS = {
     one.__name__: one
     for one in (quantizer, memory, remedies, many, watch, sweep, start, growth, large, clones, many_codes)
 }
+ONLY_ON_CPU = ("sweep", "start", "clones", "many_codes")  # processes, and diagnoses
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, {options.repeats} repeats")
-    for name in options.sections or SECTIONS:
-        for row in SECTIONS[name](options.repeats):
-            print("| " + " | ".join(row) + " |", flush=True)
+    there = [name for name in SECTIONS if options.device == "cpu" or name not in ONLY_ON_CPU]
+    chosen = options.sections or there
+    if unknown := [name for name in chosen if name not in there]:
+        parser.error(f"on {options.device} there is no section {unknown[0]!r}: choose from {', '.join(there)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no GPU here")
+    device = codebook_size.device_name(torch.device(options.device))
+    threads, versions = torch.get_num_threads(), f"PyTorch {torch.__version__}"
+    print(f"{device}, {versions}, {threads} threads, {options.repeats} repeats\n")
+    print("| case | ratio | measured | goal |\n|---|---|---|---|", flush=True)
+    failed = False
+    for name in chosen:
+        try:
+            for row in SECTIONS[name](options.repeats, options.device):
+                print("| " + " | ".join(row) + " |", flush=True)
+        except Exception:  # the other sections are worth having
+            traceback.print_exc()
+            failed = True
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,19 +14,27 @@ from vqnotes.quantizers import VectorQuantizer
 MODES = data.gaussian_modes(modes=32, per_mode=150, dim=16).x
 
 
-def small(seed: int, width: int = 64) -> models.VQAutoencoder:
-    return models.mlp_autoencoder(16, VectorQuantizer(64, 8), width=width)
+def small(seed: int, width: int = 64, device: str = "cpu") -> models.VQAutoencoder:
+    return models.mlp_autoencoder(16, VectorQuantizer(64, 8), width=width).to(device)
+
+
+def wait() -> None:
+    """Until a GPU, if this process uses one, has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def seconds(work: Callable[[], object]) -> float:
+    wait()
     start = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - start
 
 
 def ratios(repeats: int, first: Callable, second: Callable) -> str:
     """How many times as long the first takes as the second, alternating. The first call of each does not count."""
-    first(), second()
+    first(), second(), wait()
     found = [seconds(first) / seconds(second) for _ in range(repeats)]
     return f"{statistics.median(found):.2f} ({min(found):.2f} .. {max(found):.2f})"
 
@@ -57,17 +65,18 @@ def search_alone(latents: Tensor, codes: Tensor, rows: int) -> Callable[[], None
 
 def fastest_search(latents: Tensor, codes: Tensor) -> Callable[[], None]:
     """The limit in its best chunk size."""
-    works = [search_alone(latents, codes, 2**bits // len(codes)) for bits in range(17, 24) if 2**bits >= len(codes)]
+    sizes = range(20, 31) if latents.is_cuda else range(17, 24)
+    works = [search_alone(latents, codes, 2**bits // len(codes)) for bits in sizes if 2**bits >= len(codes)]
     return min(works, key=lambda work: min(seconds(work) for _ in range(3)))
 
 
-def batched_products(runs: int, batch: int, codes: int, steps: int) -> Callable[[], None]:
+def batched_products(runs: int, batch: int, codes: int, steps: int, device: str = "cpu") -> Callable[[], None]:
     """The matrix products of so many steps of all runs, forward and backward, and nothing else."""
     layers = [(16, 64), (64, 64), (64, 8), (8, 64), (64, 64), (64, 16)]
-    weights = [torch.randn(runs, *shape) for shape in layers]
-    inputs = [torch.randn(runs, batch, shape[0]) for shape in layers]
-    outputs = [torch.randn(runs, batch, shape[1]) for shape in layers]
-    latents, codebooks = torch.randn(runs, batch, 8), torch.randn(runs, 8, codes)
+    weights = [torch.randn(runs, *shape, device=device) for shape in layers]
+    inputs = [torch.randn(runs, batch, shape[0], device=device) for shape in layers]
+    outputs = [torch.randn(runs, batch, shape[1], device=device) for shape in layers]
+    latents, codebooks = torch.randn(runs, batch, 8, device=device), torch.randn(runs, 8, codes, device=device)
 
     def work() -> None:
         for _ in range(steps):

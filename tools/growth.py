@@ -2,23 +2,25 @@
 
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from bench_tools import MODES, batched_products, both_ways, fastest_search, seconds, small
-from notebook_tools import ROOT
 
 from vqnotes import training
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
 
-PICTURE = ROOT / "docs" / "growth.png"
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = {"cpu": ROOT / "docs" / "growth.png", "cuda": ROOT / "docs" / "growth_cuda.png"}
 Works = dict[str, Callable[[], object]]
 
 
-def quantizing(count: int, size: int) -> Works:
-    latents, quantizer = torch.randn(count, 64), VectorQuantizer(size, 64)
+def quantizing(count: int, size: int, device: str) -> Works:
+    latents, quantizer = torch.randn(count, 64, device=device), VectorQuantizer(size, 64).to(device)
     quantizer.init_codes("normal")
     codes = quantizer.codes().detach()
     return {
@@ -28,21 +30,30 @@ def quantizing(count: int, size: int) -> Works:
     }
 
 
-def training_of(runs: int) -> Works:
-    def train() -> None:
-        training.fit_many(small, MODES, seeds=range(runs), steps=20, init="uniform", progress=False)
+def training_of(runs: int, device: str) -> Works:
+    x, build = MODES.to(device), partial(small, device=device)
 
-    return {"fit_many, 20 steps": train, "limit: its matrix products": batched_products(runs, 256, 64, steps=20)}
+    def train() -> None:
+        training.fit_many(build, x, seeds=range(runs), steps=20, init="uniform", progress=False)
+
+    products = batched_products(runs, 256, 64, steps=20, device=device)
+    return {"fit_many, 20 steps": train, "limit: its matrix products": products}
 
 
 GROWTH = {
-    "latents N, with 1,024 codes": ([10**3, 10**4, 10**5, 10**6], lambda count: quantizing(count, 1024)),
-    "codes K, with 16,384 latents": ([2**bits for bits in range(6, 17, 2)], lambda size: quantizing(16_384, size)),
+    "latents N, with 1,024 codes": (
+        [10**3, 10**4, 10**5, 10**6],
+        lambda count, device: quantizing(count, 1024, device),
+    ),
+    "codes K, with 16,384 latents": (
+        [2**bits for bits in range(6, 17, 2)],
+        lambda size, device: quantizing(16_384, size, device),
+    ),
     "runs R at once": ([1, 4, 16, 64, 256], training_of),
 }
 
 
-def growth(repeats: int) -> Iterator[tuple]:
+def growth(repeats: int, device: str) -> Iterator[tuple]:
     """Each axis for itself. The exponent is that of the upper end: below, what does not grow has its share."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -51,7 +62,7 @@ def growth(repeats: int) -> Iterator[tuple]:
     for axes, (name, (sizes, works)) in zip(all_axes, GROWTH.items()):
         times: dict[str, list[float]] = {}
         for size in sizes:
-            for work, run in works(size).items():
+            for work, run in works(size, device).items():
                 run()
                 found = statistics.median(seconds(run) for _ in range(max(3, repeats // 3)))
                 times.setdefault(work, []).append(found)
@@ -62,6 +73,6 @@ def growth(repeats: int) -> Iterator[tuple]:
             yield name, f"exponent of {work}, {sizes[-2]:,} to {sizes[-1]:,}", f"{exponent:.2f}", "about 1"
         axes.set(xlabel=name, ylabel="seconds")
         axes.legend(fontsize=7)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(PICTURES[device], dpi=110)
     plt.close(figure)
-    yield "all three", "drawn in", str(PICTURE.relative_to(ROOT)), ""
+    yield "all three", "drawn in", str(PICTURES[device].relative_to(ROOT)), ""

@@ -27,8 +27,8 @@ def kmeans(latents: Array, codebook_size: int, seed: int = 0) -> tuple[Tensor, T
     """The centroids (K, D) of k-means, and the share (K,) of the latents (..., D) that each is nearest to.
 
     Lloyd's algorithm from the start of k-means|| (Bahmani et al., 2012, arXiv:1203.6402), where the latents are, on a
-    GPU too, and the same for every K: draw candidates, most from where latents are still far from any; weight each by
-    the latents nearest to it; let greedy k-means++ choose K of them. Then each centroid moves to the mean of its
+    GPU too: draw candidates, most where latents are still far from any; weight each by the latents nearest to it;
+    let greedy k-means++ choose K of them, from 4,096 on several at once. Then each centroid moves to the mean of its
     latents, and one that has none to the latent farthest from its own, until a step lowers the error by less than a
     thousandth, at most 50 times. The error is that of scikit-learn's `KMeans` up to a few percent in the mean over
     seeds; a single run of either may get stuck, above all where clusters are far apart and of very unequal size.

@@ -4,6 +4,7 @@ __all__ = [
     "advice",
     "codebook_size",
     "generation",
+    "large_codebooks",
     "recreated",
     "remedies",
     "reports",

@@ -33,6 +33,7 @@ __all__ = [
     "Results",
     "Scale",
     "chosen",
+    "device_name",
     "gap",
     "images",
     "measure_model",
@@ -149,6 +150,11 @@ def images(scale: Scale) -> Images:
     raise OSError("\n".join(reasons))
 
 
+def device_name(device: torch.device) -> str:
+    """What its maker calls a GPU, as "NVIDIA H100 80GB HBM3", and "CPU" for any processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 # ---------------------------------------------------------------- one part: an arm, a size, some seeds
 
 
@@ -213,7 +219,7 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
         "progress": False,
     }
     training.fit_many(build, train, seeds=seeds, warmup=warmup, init=None, callback=watch, **options)
-    device = torch.cuda.get_device_name(train.device) if train.device.type == "cuda" else "CPU"
+    device = device_name(train.device)
     seconds = round((time.perf_counter() - start) / len(seeds), 2)
     return {"rows": [row | {"device": device, "seconds": seconds} for row in rows], "shown": shown}
 
