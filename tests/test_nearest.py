@@ -226,3 +226,23 @@ def test_a_compiled_model_searches_as_exactly_as_before(model, x, other):
     for batch in (x, other):
         assert torch.equal(compiled(batch)[1].index, model(batch)[1].index)
     assert compiled(x)[1].index.max() < 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dim", [1, 5, 17, 257])
+def test_equal_codes_are_found_in_any_place(dtype, dim):
+    """Not by sums of floats: where a row stands may decide how its sum is rounded."""
+    base = normal(5, dim, seed=3).to(dtype)
+    base[0, 0] = 0.0
+    clones = base[:2].clone()
+    clones[0, 0] = -0.0
+    assert _rounding._first_of_equal(torch.cat([base, clones])).tolist() == [0, 1, 2, 3, 4]
+    assert _rounding._first_of_equal(base.flip(0).T.contiguous().T).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_another_default_device_does_not_matter():
+    latents, codes = normal(40, 3), normal(5, 3, seed=1).repeat(2, 1)
+    expected = nearest_code(latents, codes)
+    with torch.device("meta"):
+        assert _rounding._first_of_equal(codes).tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(nearest_code(latents, codes), expected)

@@ -161,11 +161,13 @@ def test_what_the_texts_say_of_it_is_what_the_table_holds():
         assert f"| {' | '.join(cells)} | {seeds} |" in said
     notebook = (ROOT / "notebooks/10_at_scale.ipynb").read_text(encoding="utf-8")
     for arm, words in {
-        "warm-up": "warm-up keeps {:.0%} of the codes alive at an error of {:.3f}",
-        "untrained k-means": "k-means on the untrained encoder keeps {:.0%} at {:.3f}",
-        "random start": "a random start {:.0%} at {:.3f}",
+        "warm-up": "{usage:.0%} of the codes are alive at the end after a warm-up, "
+        "with a perplexity of {perplexity:,.0f} and an error of {error:.3f}",
+        "untrained k-means": "From k-means on the untrained encoder {usage:.0%} are, at {error:.3f}",
+        "random start": "from a random start {usage:.0%}, at {error:.3f}",
     }.items():
-        assert words.format(*ends.loc[(16_384, arm), ["usage", "error"]]) in notebook
+        assert words.format(**ends.loc[(16_384, arm)]) in notebook
+    assert f"a perplexity of {ends.loc[(16_384, 'warm-up'), 'perplexity']:,.0f}" in said
     assert (ends.loc[16_384, "seeds"] == 3).all() and (ends.loc[64, "usage"] == 1).all()
 
 
@@ -178,3 +180,7 @@ def test_what_the_texts_conclude_holds_for_every_seed():
         assert warm.is_monotonic_decreasing
     others = last[(last["arm"] != "warm-up") & (last["K"] >= 1024)]
     assert others["live"].between(200, 500).all()
+    soon = table[(table["arm"] != "warm-up") & (table["K"] == 16384) & (table["age"] == 10)]
+    assert len(soon) == 6 and (soon["usage"] * soon["K"]).max() < 100  # they have come back since
+    at_64 = errors.loc[64]
+    assert (at_64.idxmin(axis=1) == "random start").all()

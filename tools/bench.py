@@ -210,10 +210,10 @@ def clones(repeats: int, _: str) -> Rows:
     """Codes that are exact copies of others, beside as many that all differ."""
     latents, codes = torch.randn(65_536, 64), torch.randn(1024, 64)
     found = ratios(repeats, *(partial(nearest_code, latents, one) for one in (codes[:512].repeat(2, 1), codes)))
-    yield "65,536 x 64, 1,024 codes", "nearest_code with each code twice / once", found, "<= 1.3"
+    yield "65,536 x 64, 1,024 codes", "nearest_code with 512 codes twice / with 1,024 that differ", found, "<= 1.3"
     latents, codes = torch.randn(100_000, 256), torch.randn(1024, 256)
     found = ratios(repeats, *(partial(diagnosis.diagnose, latents, one) for one in (codes[:16].repeat(64, 1), codes)))
-    yield "100,000 x 256, 1,024 codes", "diagnose with 64 of each of 16 codes / one of each", found, "<= 1.3"
+    yield "100,000 x 256, 1,024 codes", "diagnose with 16 codes 64 times / with 1,024 that differ", found, "<= 1.3"
 
 
 def many_codes(repeats: int, _: str) -> Rows:

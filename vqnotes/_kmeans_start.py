@@ -10,7 +10,7 @@ from vqnotes.nearest import nearest_code
 
 FEW = 4096  # points that are all candidates; of more
 ROUNDS, AT_LEAST = 5, 32  # so many times K / 2, or at least 32, are drawn
-PER_DRAW = 2048  # for each so many codes, one more is drawn at once
+PER_DRAW, MOST = 2048, 8  # for each so many codes, one more is drawn at once, up to so many: memory grows with them
 
 
 def start(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -27,7 +27,7 @@ def start(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     last, tries = len(rows) - 1, torch.cat([places, ones, squares], dim=1)
     errors = (torch.cat([-2 * places, squares, ones], dim=1) * weights[:, None]).T.contiguous()  # times those tries
     lots = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64).to(points.device)
-    together = max(1, size // PER_DRAW)
+    together = min(MOST, max(1, size // PER_DRAW))
     draws = (size - size // 8) // together
     buffer, chosen = places.new_empty(together * lots.shape[1], len(rows)), []
     left, chance = torch.full_like(weights, math.inf), weights  # the first is drawn in proportion to the weights

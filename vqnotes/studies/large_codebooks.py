@@ -235,6 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan = Plan(options.images, options.steps, options.batch_size)
     runs = [Run(arm, size, seed) for seed in range(options.seeds) for size in options.sizes for arm in ARMS]
     table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
     with _pool(options.workers) as pool:
         left = _fill(table, remaining(runs, table, plan), plan, options, pool)
     if options.out.exists():
