@@ -63,9 +63,7 @@ def check_verdict(answer: object) -> None:
             ((0.35, 0.5), (1.5, 2)),  # at fault, and the rate as well
         ]
         drawn = []
-        for (beyond, gap), loss, share in itertools.product(
-            at_codes, [(0.8, 1.4), (1.7, 4)], [(0.7, 1), (0.2, 0.5)]
-        ):
+        for (beyond, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.7, 1), (0.2, 0.5)]):
             inputs, most = between(0.08, 0.15), between(4, 9)
             encoder = inputs * between(*loss)
             if beyond is None:  # next to nothing is lost, for want of dimensions either
