@@ -1,7 +1,7 @@
 """Typical wrong answers to the exercises of notebook 09."""
 
 VERDICT = """
-def verdict(error, best, encoder, inputs, filled, most):
+def verdict(own, best, encoder, inputs, filled, most):
     token = {token}
     embedding = encoder / inputs > 1.5
     {first}
@@ -11,9 +11,9 @@ def verdict(error, best, encoder, inputs, filled, most):
         return "token collapse" if token else "embedding collapse"
     if filled / most < 0.6:
         return "dimensional collapse"
-    return "rate limit" if best > 0.3 else "healthy"
+    return "rate limit" if best - encoder > 0.3 else "healthy"
 """
-TOKEN = "error / best > 1.4 and error - best > 0.048"
+TOKEN = "own / best > 1.4 and own - best > 0.03"
 
 BOUNDS = """
 def gap_bounds(codebook, centroids, fitted, new):
@@ -30,18 +30,18 @@ MISTAKES = {
     "9.1": {
         "stops at the codebook": VERDICT.format(token=TOKEN, first="if token: return 'token collapse'"),
         "stops at the encoder": VERDICT.format(token=TOKEN, first="if embedding: return 'embedding collapse'"),
-        "costs next to nothing": VERDICT.format(token="error / best > 1.4", first=""),
-        "a difference alone": VERDICT.format(token="error - best > 0.048", first=""),
+        "costs next to nothing": VERDICT.format(token="own / best > 1.4", first=""),
+        "a difference alone": VERDICT.format(token="own - best > 0.03", first=""),
         "not if one of them is": VERDICT.format(token=TOKEN.replace("and", "or"), first=""),
-        "the last question": VERDICT.format(token=TOKEN, first="if best > 0.3: return 'rate limit'"),
+        "the last question": VERDICT.format(token=TOKEN, first="if best - encoder > 0.3: return 'rate limit'"),
         "asked for too early": """
-def verdict(error, best, encoder, inputs, filled, most):
-    codebook = error / best > 1.4 and error - best > 0.048
+def verdict(own, best, encoder, inputs, filled, most):
+    codebook = own / best > 1.4 and own - best > 0.03
     bad_encoder = encoder / inputs > 1.5
     if codebook or bad_encoder:
         names = ["token"] * codebook + ["embedding"] * bad_encoder
         return " and ".join(names) + " collapse"
-    return "rate limit" if best > 0.3 else "healthy" if filled / most >= 0.6 else "dimensional collapse"
+    return "rate limit" if best - encoder > 0.3 else "healthy" if filled / most >= 0.6 else "dimensional collapse"
 """,
         "once encoder and codebook are sound": VERDICT.format(
             token=TOKEN, first="if filled / most < 0.6: return 'dimensional collapse'"

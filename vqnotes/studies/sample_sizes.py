@@ -21,7 +21,17 @@ from vqnotes.diagnosis.rules import THRESHOLDS, confidence, decide
 from vqnotes.kmeans import kmeans
 from vqnotes.studies.parts import command
 
-__all__ = ["FAULTS", "RIGHT", "cells", "judged", "latents_and_codes", "shares", "sizes_tried", "surface"]
+__all__ = [
+    "FAULTS",
+    "RIGHT",
+    "cells",
+    "judged",
+    "latents_and_codes",
+    "shares",
+    "sizes_judged",
+    "sizes_tried",
+    "surface",
+]
 
 TABLE = Path(__file__).with_name("sample_sizes.csv")
 SURFACE, SEEN = 4, 32  # dimensions of the surface, and of the inputs
@@ -117,6 +127,11 @@ def shares(table: pd.DataFrame, sure: float = 0.0) -> pd.DataFrame:
     withheld = (table["verdict"] == "cannot tell") | (table["confidence"] < sure)
     by = table.assign(wrong=~right & ~withheld, withheld=withheld).groupby(["latents", "codes", "dim"])
     return by.agg(wrong=("wrong", "mean"), withheld=("withheld", "mean"), verdicts=("wrong", "size")).reset_index()
+
+
+def sizes_judged() -> pd.DataFrame:
+    """The table that comes with the module: one row a verdict, with the cell it is from. Not all cells are done."""
+    return pd.read_csv(TABLE)
 
 
 if __name__ == "__main__":
