@@ -56,21 +56,23 @@ def check_verdict(answer: object) -> None:
 
         at_codes = [  # what the best codes lose beyond the encoder, gap: the difference is (gap - 1) * best
             ((0.06, 0.25), (1.02, 1.2)),  # sound
-            ((0.35, 0.5), (1.02, 1.05)),  # sound, at the limit of the rate
+            ((0.33, 0.38), (1.02, 1.05)),  # sound, at the limit of the rate
             (None, (1.5, 1.7)),  # a large gap that costs nothing
             ((0.06, 0.2), (1.25, 1.35)),  # a small gap that looks dear
             ((0.06, 0.2), (2, 4)),  # at fault
-            ((0.35, 0.5), (1.5, 2)),  # at fault, and the rate as well
+            ((0.33, 0.38), (1.5, 2)),  # at fault, and the rate as well
         ]
         drawn = []
         for (beyond, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.7, 1), (0.2, 0.5)]):
-            inputs, most = between(0.08, 0.15), between(4, 9)
+            inputs, most = between(0.06, 0.08), between(4, 9)
             encoder = inputs * between(*loss)
             if beyond is None:  # next to nothing is lost, for want of dimensions either
                 best, filled = between(0.02, 0.04), most
             else:
                 best, filled = encoder + between(*beyond), most * between(*share)
-                best = best if encoder < 1.5 * inputs else min(best, 1.9 * encoder)
+                best = (
+                    best if encoder < 1.5 * inputs else min(best, 1.9 * encoder, 0.5)
+                )  # beyond, what is kept counts
             drawn.append((best * between(*gap), best, encoder, inputs, filled, most))
         return drawn
 
