@@ -245,4 +245,5 @@ def test_another_default_device_does_not_matter():
     expected = nearest_code(latents, codes)
     with torch.device("meta"):
         assert _rounding._first_of_equal(codes).tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(nearest_code(latents, codes), expected)
+        found = nearest_code(latents, codes)
+    assert torch.equal(found, expected)
