@@ -108,6 +108,7 @@ def random_measures(count: int, seed: int = 0) -> list[Measures]:
             latents=9000, codes=codes, sample=sample, spread=float(some(0.95)), distinct=codes, usage=1.0,
             ceiling=rng.uniform(0.3, 1), perplexity=rng.uniform(0.05, 1) * codes, codebooks=codebooks,
             own_ratio=between(0.9, 1.3) if some(0.2) else None,
+            inputs=int(rng.integers(1, 30)) if some(0.3) else None,
             **at_codes,
             **(at_inputs | interval | (told if whole else {}) if at_codes and some(0.7) else {}),
             **(at_labels if some(0.4) else {}),

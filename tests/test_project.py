@@ -209,7 +209,7 @@ ORDER = (
     "diagnosis.listening.records "
     "diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis "
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
-    "studies.verdicts studies.judging studies.sample_sizes studies.sickened studies.advice studies.watching "
+    "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "
     "studies.recreated studies.reports "
     "studies.codebook_size studies.large_codebooks studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"

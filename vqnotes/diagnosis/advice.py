@@ -69,6 +69,11 @@ MORE_LATENTS_EACH = Advice("more latents for each input: a finer grid of places"
 INPUTS = Advice("pass inputs= (or labels=), so that the encoder can be judged too", "data", "09")
 LABELS = Advice("pass labels= that can be read off the inputs, so that the encoder can be judged too", "data", "09")
 FIRST_BATCH = Advice("train for a step, or load the trained weights, and diagnose again", "start", "09")
+MORE_INPUTS = Advice(
+    "pass latents of more inputs, 32 or better hundreds; where each latent stands for itself, pass them as (N, D)",
+    "data",
+    "09",
+)
 MORE_LATENTS = Advice("pass more latents: at least 16 for each code", "data", "09")
 
 

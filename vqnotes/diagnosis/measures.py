@@ -53,6 +53,7 @@ class Measures:
     ceiling: float  # the usage to expect if all codes were equally likely, but no more than different latents need
     perplexity: float
     counts: Tensor | None = field(default=None, repr=False, compare=False)  # how often each code is used
+    inputs: int | None = None  # that the latents are of, where one has several: images, sequences
     error: float | None = None  # of the codebook
     reference_codes: int | None = None  # of k-means: K, or as many as the sample allows
     best_low: float | None = None  # error of k-means on the half that it was fitted to
@@ -140,7 +141,7 @@ def measure(observed: Observed) -> Measures:
                 found |= _doubtful_measures(scaled, found) | _staying(scaled, references[0][0][0])
     if observed.stacked:
         found |= {"bits": observed.total_bits, "codebooks": alone or (_as_measures(found),)}
-    found["unused"] = observed.unused
+    found |= {"unused": observed.unused, "inputs": observed.units}
     if observed.inputs is not None and not observed.has_inputs:
         few = f"inputs {observed.inputs.shape} were given, but belong to {len(observed.beside)} latents that count"
         found["unused"] = Unused(f"{few}: it takes {FEWEST}", f"pass inputs for {FEWEST} latents or more")

@@ -130,6 +130,12 @@ class Observed:
         """Which of the M latents count, (N,)."""
         return torch.arange(len(self.latents)) if self.mask is None else self.mask.nonzero()[:, 0]
 
+    @property
+    def units(self) -> int | None:
+        """How many inputs the latents that count are of; None where each latent is one of an input's own."""
+        places = math.prod(self.grid[1:])
+        return None if places == 1 else len((self.rows // places).unique())
+
     @cached_property
     def counted(self) -> Tensor:
         """The latents that count, (N, D)."""

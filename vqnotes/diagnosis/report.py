@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqnotes.diagnosis.advice import FIRST_BATCH, INPUTS, LABELS, MORE_LATENTS, Advice, advice_for
+from vqnotes.diagnosis.advice import FIRST_BATCH, INPUTS, LABELS, MORE_INPUTS, MORE_LATENTS, Advice, advice_for
 from vqnotes.diagnosis.beside_inputs import TRIFLE
 from vqnotes.diagnosis.collisions import collisions
 from vqnotes.diagnosis.conditions import Condition, conditions
@@ -26,6 +26,7 @@ from vqnotes.diagnosis.rules import (
     encoder_at_fault,
     encoder_not_judged,
     few_in_effect,
+    inputs_enough,
     inputs_lost,
     labels_lost,
     left_by_best,
@@ -170,7 +171,7 @@ def _explained(
     """The diagnosis of a codebook or of a whole; of_several: of one codebook of a whole, which has no encoder."""
     verdict, reason = by(m)
     codebook, encoder = codebook_at_fault(m), encoder_at_fault(m)
-    needs = []
+    needs = [MORE_INPUTS] if not of_several and inputs_enough(m) is Answer.NO else []
     if encoder is Answer.UNKNOWN and not of_several:
         if m.unused is not None:
             needs.append(Advice(f"inputs were given, but not used: {m.unused.remedy}", "data", "09"))

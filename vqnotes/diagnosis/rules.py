@@ -31,6 +31,7 @@ __all__ = [
     "inputs_lost",
     "labels_lost",
     "own_beside_best",
+    "inputs_enough",
     "left_by_best",
     "lost_by_codes",
     "path",
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 # Chosen on the models of `studies.verdicts`; `studies.judging` says how often they are right on a family that was
-# left out. "effect", "before", "labels", "trifle" and "differs" are set by what they mean.
+# left out. "effect", "before", "labels", "trifle", "inputs" and "differs" are set by what they mean.
 THRESHOLDS = {
     # A codebook is at fault if with its codes so many times as much of the inputs is lost as with the best codes,
     "gap": 1.4,
@@ -56,6 +57,7 @@ THRESHOLDS = {
     "dimensions": 0.6,
     "costs": 0.05,  # and the best codes for the latents lose so much more than encoder or codes of the inputs alone.
     "rate": 0.3,  # The rate is the limit if the best codes lose so much more than the encoder.
+    "inputs": 8,  # Latents of one input are alike: of fewer inputs than so many nothing is said.
     "differs": 1.1,  # A quantiser whose own choice of codes errs so many times more than the nearest is not judged.
 }
 
@@ -222,6 +224,11 @@ def several_codes(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     return _answer(m.rate > 0)
 
 
+def inputs_enough(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
+    """Whether the latents are of several inputs. They are where each stands for an input of its own."""
+    return _answer(m.inputs is None or m.inputs >= thresholds["inputs"])
+
+
 def rate_too_low(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     """Whether even the best codes leave much; unknown if latents were too few to say."""
     if m.best is None:
@@ -252,7 +259,12 @@ TREE = {
     "several codes": Question(
         several_codes,
         "Is there more than one code?",
-        {Answer.YES: "encoder", Answer.NO: "rate limit"},
+        {Answer.YES: "inputs", Answer.NO: "rate limit"},
+    ),
+    "inputs": Question(
+        inputs_enough,
+        "Are the latents of {inputs} inputs or more?",
+        {Answer.YES: "encoder", Answer.NO: "cannot tell"},
     ),
     "encoder": Question(
         encoder_at_fault,
@@ -318,6 +330,9 @@ def _reason(question: str, answer: Answer, m: Measures, thresholds: dict) -> str
     codes, yes = _codes_beside_kmeans(m), answer is Answer.YES
     if question == "several codes":
         return "A single code carries 0 bits."
+    if question == "inputs":
+        few = "1 input" if m.inputs == 1 else f"{m.inputs:,} inputs"
+        return f"The latents are of {few}, which is too few: those of one input are alike, and say little of others."
     if question == "codebook, encoder at fault":
         coincide = _coincide(m, thresholds)
         return f"The {codes}; and {coincide}." if yes else f"Different inputs have latents that coincide: {coincide}."

@@ -15,7 +15,8 @@ __all__ = ["Link", "draw_tree", "in_words", "links"]
 
 # Where each question stands, and below it each verdict that it leads to: x to the right, y upwards.
 PLACES: dict[str, tuple[float, float]] = {
-    "several codes": (0, 9.4),
+    "several codes": (0, 10.7),
+    "inputs": (0, 9.5),
     "encoder": (0, 7.6),
     "codebook": (0, 5.1),
     "codebook alone": (-5.6, 5.1),
@@ -24,7 +25,8 @@ PLACES: dict[str, tuple[float, float]] = {
     "rate": (0, 1.3),
 }
 LEAVES: dict[tuple[str, str], tuple[float, float]] = {
-    ("several codes", "rate limit"): (3.8, 9.4),
+    ("several codes", "rate limit"): (3.8, 10.7),
+    ("inputs", "cannot tell"): (-4.4, 9.5),
     ("codebook alone", "token collapse"): (-6.9, 3.1),
     ("codebook alone", "cannot tell"): (-4.4, 3.1),
     ("codebook", "token collapse"): (3.1, 3.9),
@@ -92,7 +94,7 @@ def draw_tree(ax: "Axes", found: Diagnosis | None = None) -> "DataFrame":
         line: Any = {"color": LIVE, "linewidth": 4} if lit else {"color": "0.6", "linewidth": 1}
         ax.plot([x, to_x], [y, to_y], zorder=1, **line)
         answers = ", ".join(link.answer.value for link in same if link.lit or not lit)
-        along = 0.4 if question == "several codes" else 0.6  # the box below it is a large one
+        along = 0.4 if question == "inputs" else 0.6  # the box below it is a large one
         spot = (x + along * (to_x - x), y + along * (to_y - y))
         box: Any = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
         ax.text(*spot, answers, **centred, fontsize=9, weight="bold" if lit else "normal", bbox=box, zorder=2)
@@ -108,7 +110,7 @@ def draw_tree(ax: "Axes", found: Diagnosis | None = None) -> "DataFrame":
         look["linewidth"] = 3 if lit else 1
         text = words + (f"\nyours: {yours}" if yours else "")
         ax.text(*PLACES[name], text, **centred, fontsize=9, bbox=look, zorder=3)
-    ax.set(xlim=(-8.2, 8.4), ylim=(-0.7, 10))
+    ax.set(xlim=(-8.2, 8.4), ylim=(-0.7, 11.3))
     ax.axis("off")
     rows = [(link.question, link.answer.value, link.leads_to, link.lit) for link in drawn]
     return DataFrame(rows, columns=["question", "answer", "leads_to", "lit"])

@@ -25,7 +25,7 @@ from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies.cases import CASES, Peer
 from vqnotes.studies.families import BEDS, HIDDEN
 
-__all__ = ["CHANGES", "ERRORS", "decoders_trained_on", "interventions", "made"]
+__all__ = ["CHANGES", "ERRORS", "PARTS", "decoders_trained_on", "has_room", "interventions", "made", "taken_apart"]
 
 DECODER_STEPS, DECODER_LR = 150, 3e-3
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**15  # latents that codes are placed on
@@ -34,6 +34,7 @@ MORE = 4
 CHANGES = ("wider encoder", "longer training", "longer warm-up")
 ERRORS: tuple[str, ...] = ("as made", "same codes", "new codes", "more codes", "fewer codes", "all latents")
 ERRORS += tuple(f"{change}{codes}" for change in CHANGES for codes in ("", ", all latents"))
+PARTS = ("longer decoder", "more dimensions", "longer warm-up alone")  # of the longer warm-up, each by itself
 
 
 def made(
@@ -51,14 +52,16 @@ def made(
     codebook_size: K. share: of the steps that the bed has. change: one of CHANGES, or none. "wider encoder": it has
     more hidden units. "longer training": twice as many steps, more of them behind the quantiser. "longer warm-up":
     twice as many, more of them before there is a quantiser, and more latent dimensions where they can be chosen.
+    "more dimensions" and "longer warm-up alone": one of these two without the other.
     Raises KeyError for an unknown bed or case, ValueError for another change.
     """
-    if change and change not in CHANGES:
-        raise ValueError(f"change must be one of {CHANGES}, got {change!r}")
+    known = (*CHANGES, *PARTS[1:])
+    if change and change not in known:
+        raise ValueError(f"change must be one of {known}, got {change!r}")
     place, how = BEDS[bed], CASES[case]
     width = max(HIDDEN, 2 * how.width) if change == "wider encoder" else how.width
     dim = how.dim or place.dim
-    if change == "longer warm-up" and how.room and not place.slow:
+    if change in ("longer warm-up", "more dimensions") and has_room(bed, case):
         dim = max(8, 2 * dim)
 
     def build(seed: int) -> models.VQAutoencoder:
@@ -66,7 +69,7 @@ def made(
 
     steps = max(1, int(share * place.plan["steps"]))
     warmup = int(how.warmup * steps)
-    if change == "longer warm-up":
+    if change.startswith("longer warm-up"):
         warmup += steps
     if change.startswith("longer"):
         steps *= 2
@@ -80,6 +83,11 @@ def made(
             found.append(build(seed))
             training.fit(found[-1], x, seed=seed, **plan)
     return found
+
+
+def has_room(bed: str, case: str) -> bool:
+    """Whether the number of latent dimensions can be chosen. Raises KeyError for an unknown bed or case."""
+    return CASES[case].room and not BEDS[bed].slow
 
 
 # ---------------------------------------------------------------- what the decoder is given
@@ -239,14 +247,51 @@ def interventions(
     for name in CHANGES:
         if name == "wider encoder" and BEDS[bed].slow:  # a linear map has no hidden units
             continue
-        arms = []
         changed = made(seeds, xs, bed, case, codebook_size, share=share, change=name)
-        for place, (model, seed, x, fresh) in enumerate(zip(changed, seeds, xs, held_out)):
-            both = _latents(model, x), _latents(model, fresh)
-            quantizer = model.quantizer.eval()
-            arms.append((place, name, model.decoder, _with_codes_anew(quantizer, *both, seed)))
-            arms.append((place, f"{name}, all latents", model.decoder, _bare(quantizer, *both)))
-        _errors_into(found, arms, xs, held_out, steps, batch)
+        _errors_into(found, _arms(name, changed, seeds, xs, held_out), xs, held_out, steps, batch)
+    return found
+
+
+def _arms(
+    name: str, changed: Sequence, seeds: Sequence[int], xs: Sequence[Tensor], held_out: Sequence[Tensor]
+) -> list:
+    """What decoders of models that were trained otherwise are given: new codes, or the latents."""
+    arms = []
+    for place, (model, seed, x, fresh) in enumerate(zip(changed, seeds, xs, held_out)):
+        both = _latents(model, x), _latents(model, fresh)
+        quantizer = model.quantizer.eval()
+        arms.append((place, name, model.decoder, _with_codes_anew(quantizer, *both, seed)))
+        arms.append((place, f"{name}, all latents", model.decoder, _bare(quantizer, *both)))
+    return arms
+
+
+def taken_apart(
+    kept: Sequence[models.VQAutoencoder],
+    seeds: Sequence[int],
+    xs: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    bed: str,
+    case: str,
+    codebook_size: int,
+    share: float = 1.0,
+) -> list[dict[str, float | None]]:
+    """What a longer warm-up brings with it, each by itself: errors by the names of PARTS, one model a seed.
+
+    longer decoder: encoder and new codes are held, and the decoder alone trains for as many more steps. more
+    dimensions, longer warm-up alone: where dimensions can be chosen; None elsewhere. The arguments are those of
+    `interventions`.
+    """
+    plan, found = BEDS[bed].plan, [dict[str, float | None].fromkeys(PARTS) for _ in seeds]
+    batch, steps = plan["batch_size"], max(1, int(share * DECODER_STEPS))
+    arms = []
+    for place, (model, seed, x, fresh) in enumerate(zip(kept, seeds, xs, held_out)):
+        both = _latents(model, x), _latents(model, fresh)
+        given = _with_codes_anew(model.quantizer.eval(), *both, seed)
+        arms.append((place, PARTS[0], model.decoder, given))
+    _errors_into(found, arms, xs, held_out, steps + max(1, int(share * plan["steps"])), batch)
+    for name in PARTS[1:] if has_room(bed, case) else ():
+        changed = made(seeds, xs, bed, case, codebook_size, share=share, change=name)
+        _errors_into(found, _arms(name, changed, seeds, xs, held_out)[::2], xs, held_out, steps, batch)
     return found
 
 

@@ -1,9 +1,9 @@
 """What the models of `verdicts` have, by interventions, and how often the verdicts on them are right.
 
-A model has what helps it: new codes (its codebook is at fault), a wider encoder (its encoder is), a longer warm-up
-and more dimensions (they are missing), or, if none of these does, more codes (its rate is the limit). Where an
-intervention helps a little, the model is a border case: what it has with it, and without it, are both right. No model
-is left out.
+A model has what helps it: new codes (its codebook is at fault), more hidden units or latent dimensions for the
+encoder (it is too narrow), a longer warm-up (dimensions were not learnt before the codes came), or, if none of
+these does, more codes (its rate is the limit). Where an intervention helps a little, the model is a border case: what
+it has with it, and without it, are both right. No model is left out.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,10 +21,13 @@ __all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "shares"
 WITHHELD = "cannot tell"
 # An intervention makes a difference if it takes an error down by the second factor, none if not even by the first.
 HELPS = {"new codes": (1.1, 1.3), "wider encoder": (1.25, 1.6), "longer warm-up": (1.25, 1.6)}
+HELPS |= {"more dimensions": (1.25, 1.6)}
 TRIFLE = 0.01  # of the inputs' variance: what wins less makes no difference
 BESIDE = (0.2, 0.5)  # nor does what wins less than so much of what another wins; it does from the second share on
 RATE = (0.2, 0.3)  # of the inputs' variance that the best codes cost, to be no limit, and to be one
 AGAINST = {"new codes": "same codes", "wider encoder": "new codes", "longer warm-up": "longer training"}
+AGAINST |= {"more dimensions": "new codes"}
+APART = "longer warm-up alone"
 # First guesses of thresholds; the others are set by what they mean.
 FITTED = {"gap": 1.5, "excess": 0.03, "loss": 1.5, "dimensions": 0.6, "costs": 0.05, "rate": 0.3}
 AT_LEAST_ONE = ("gap", "loss")  # below, the model does better than what it is compared with
@@ -37,18 +40,23 @@ def helped(table: pd.DataFrame) -> pd.DataFrame:
     """Which interventions make a difference: 1, none: 0, a little: 0.5. One row a model, a column an intervention.
 
     New codes are compared with the same codes; a wider encoder with new codes alone, since its are new too; and a
-    longer warm-up with a training as long, whose codes are new at the end. A longer warm-up also makes a difference
+    longer warm-up with a training as long, whose codes are new at the end. Where this, which brings more dimensions
+    with it, made a difference, it was taken apart: more dimensions are compared with new codes alone, and a longer
+    warm-up without them also with a decoder that was trained for as long. A longer warm-up also makes a difference
     if it wins more than four times as many codes would: with few codes no error falls by much. Of many codes, that is
     more than as many codes as latents would win. "more codes": what the latter would win over new codes, as a share
     of the inputs' variance. An intervention that could not be made makes no difference.
     Raises ValueError for a table without the errors of the interventions.
     """
-    check_columns(table, *HELPS, *AGAINST.values(), "more codes", "all latents")
+    check_columns(table, *(AGAINST.keys() - {"more dimensions"}), *AGAINST.values(), "more codes", "all latents")
     new, gains, found = table["new codes"], {}, {}
+    pairs = {name: (table[before], _of(table, name)) for name, before in AGAINST.items()}
+    before, after = pairs["longer warm-up"]
+    pairs["longer warm-up"] = before.clip(upper=_of(table, "longer decoder")), _of(table, APART).fillna(after)
     for name, (least, enough) in HELPS.items():
-        before = table[AGAINST[name]]
-        gains[name] = (before - table[name]).fillna(0.0)
-        ratio = (before / table[name]).where(gains[name] >= TRIFLE, 1.0)
+        before, after = pairs[name]
+        gains[name] = (before - after).fillna(0.0)
+        ratio = (before / after).where(gains[name] >= TRIFLE, 1.0)
         found[name] = np.select([ratio >= enough, ratio > least], [1.0, 0.5], 0.0)
     fourfold = new - table["more codes"].fillna(table["all latents"])
     worth = (gains["longer warm-up"] >= TRIFLE) & (gains["longer warm-up"] > fourfold)
@@ -57,9 +65,15 @@ def helped(table: pd.DataFrame) -> pd.DataFrame:
     for name, gain in gains.items():
         beside = np.select([gain >= BESIDE[1] * most, gain > BESIDE[0] * most], [1.0, 0.5], 0.0)
         found[name] = np.minimum(found[name], beside)
+    found["wider encoder"] = np.maximum(found["wider encoder"], found.pop("more dimensions"))
     limit = new - table["all latents"]
     found["more codes"] = np.select([limit >= RATE[1], limit > RATE[0]], [1.0, 0.5], 0.0)
     return pd.DataFrame(found, index=table.index)
+
+
+def _of(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column, NaN where it was not asked for."""
+    return table[name] if name in table else pd.Series(np.nan, table.index)
 
 
 def _right(codes: bool, encoder: bool, dimensions: bool, rate: bool) -> set[str]:

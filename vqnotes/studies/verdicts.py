@@ -30,6 +30,7 @@ from vqnotes.diagnosis.model import BATCH
 from vqnotes.studies import interventions, parts
 from vqnotes.studies.cases import CASES, left_out, seeds_of, settings
 from vqnotes.studies.families import BEDS
+from vqnotes.studies.judging import helped
 
 __all__ = ["examine", "from_cells", "models_made", "sets_of", "to_cells"]
 
@@ -90,7 +91,10 @@ def examine(
     xs, held_out = zip(*(sets_of(bed, codebook_size, seed) for seed in seeds))
     kept = interventions.made(seeds, xs, bed, case, codebook_size, share=share)
     made_after = time.perf_counter() - start
-    errors = interventions.interventions(kept, seeds, xs, held_out, bed, case, codebook_size, share)
+    of_setting = (kept, seeds, xs, held_out, bed, case, codebook_size, share)
+    errors = interventions.interventions(*of_setting)
+    if helped(pd.DataFrame(errors).astype(float))["longer warm-up"].any():
+        errors = [one | apart for one, apart in zip(errors, interventions.taken_apart(*of_setting))]
     done_after, rows = time.perf_counter() - start, []
     for seed, model, x, error in zip(seeds, kept, xs, errors):
         m = measured(model, shown(bed, codebook_size, x, seed), seed % 2**16)
