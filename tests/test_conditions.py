@@ -40,7 +40,9 @@ def test_conditions_say_what_the_rule_says():
 def test_every_threshold_of_the_tree_is_beside_a_figure():
     used = {one.threshold for m in random_measures(400) for one in conditions(m).values()}
     of_what_is_kept = {THRESHOLDS[name] - 1 for name in ("gap", "loss")}
-    assert used == {THRESHOLDS[name] for name in THRESHOLDS.keys() - {"effect", "inputs", "differs"}} | of_what_is_kept
+    assert (
+        used == {THRESHOLDS[name] for name in THRESHOLDS.keys() - {"effect", "inputs", "differs"}} | of_what_is_kept
+    )
 
 
 def base(**change):

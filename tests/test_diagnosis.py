@@ -139,6 +139,29 @@ def test_maps_and_their_patches():
     assert sequences.encoder_loss > 0.9  # unrelated
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 400])
+def test_of_a_few_inputs_nothing_is_said(count):
+    images = normal(count, 3, 64, 64, seed=1) if count < 400 else normal(count, 3, 8, 8, seed=1)
+    side = images.shape[-1] // 4
+    patches = images.unflatten(-1, (side, 4)).unflatten(-3, (side, 4)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    latents, codes = patches[..., :6], placed(patches[..., :6], 16)
+    found = diagnose(latents, codes, inputs=images)
+    if count >= 8:
+        assert found.path[-1][0] != "inputs" and "alike" not in found.reason
+        return
+    assert found.verdict == "cannot tell" and found.path[-1][0] == "inputs" and found.confidence == 1
+    assert f"of {count} input" in found.reason and any("more inputs" in one.remedy for one in found.advice)
+    alone = diagnose(latents.flatten(0, 2), codes, inputs=patches.flatten(0, 2))  # each stands for itself
+    assert alone.path[-1][0] != "inputs"
+
+
+def test_masked_inputs_do_not_count(modes):
+    latents, mask = modes.x.reshape(100, 48, 16), torch.zeros(100, 48, dtype=torch.bool)
+    mask[:5] = True
+    few = diagnose(latents, placed(modes.x, 16), mask=mask)
+    assert few.verdict == "cannot tell" and "of 5 inputs" in few.reason
+
+
 def test_labels_of_latents_or_of_inputs(modes):
     codes = placed(modes.x, 16)
     pairs = modes.x.reshape(2400, 2, 16)

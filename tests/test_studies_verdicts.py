@@ -15,7 +15,7 @@ from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.diagnosis.rules import decide
-from vqnotes.studies import judging, parts, sample_sizes, verdicts
+from vqnotes.studies import interventions, judging, parts, sample_sizes, verdicts
 from vqnotes.studies.cases import CASES, seeds_of, settings
 from vqnotes.studies.families import BEDS
 
@@ -68,6 +68,7 @@ def test_a_model_that_is_made_gets_a_row():
 
 NOTHING = dict.fromkeys(["same codes", "new codes", "wider encoder", "longer training", "longer warm-up"], 0.1)
 NOTHING |= {"more codes": 0.09, "all latents": 0.08}
+DIMENSIONAL = {"dimensional collapse"}
 LIMIT = dict.fromkeys(NOTHING, 0.6) | {"all latents": 0.1}
 
 
@@ -84,6 +85,13 @@ LIMIT = dict.fromkeys(NOTHING, 0.6) | {"all latents": 0.1}
         (NOTHING | {"same codes": 0.6, "wider encoder": 0.05}, {"token collapse"}),  # a tenth of what codes win
         (NOTHING | {"longer warm-up": 0.04}, {"dimensional collapse"}),
         (NOTHING | {"longer training": 0.04, "longer warm-up": 0.04}, {"healthy"}),  # the time helped
+        (NOTHING | {"longer warm-up": 0.04, "longer decoder": 0.04}, {"healthy"}),  # the decoder's time helped
+        (NOTHING | {"longer warm-up": 0.04, "longer decoder": float("nan")}, {"dimensional collapse"}),
+        (
+            NOTHING | {"longer warm-up": 0.04, "longer warm-up alone": 0.1, "more dimensions": 0.04},
+            {"embedding collapse"},
+        ),
+        (NOTHING | {"longer warm-up": 0.04, "longer warm-up alone": 0.04, "more dimensions": 0.1}, DIMENSIONAL),
         (LIMIT, {"rate limit"}),
         (LIMIT | {"all latents": 0.35}, {"rate limit", "healthy"}),
         (LIMIT | {"new codes": 0.3}, {"token collapse"}),  # before the rate
@@ -91,6 +99,19 @@ LIMIT = dict.fromkeys(NOTHING, 0.6) | {"all latents": 0.1}
 )
 def test_a_model_has_what_helps_it(errors, expected):
     assert judging.labels(pd.DataFrame([errors])).tolist() == [expected]
+
+
+def test_a_longer_warm_up_that_helps_is_taken_apart():
+    torch.set_num_threads(1)
+    (row,) = verdicts.examine("digits", "2 dimensions", 256, seeds=[0])
+    assert row["longer warm-up"] < row["longer training"] / 1.25  # for else nothing is taken apart
+    assert all(row[part] > 0 for part in interventions.PARTS)
+    # Two dimensions are too few, however long the training.
+    assert row["more dimensions"] < row["longer warm-up alone"] and row["more dimensions"] < row["longer decoder"]
+    assert "embedding collapse" in judging.labels(pd.DataFrame([row]))[0]
+    assert not interventions.has_room("modes", "FSQ") and not interventions.has_room("slow", "slow, no warm-up")
+    with pytest.raises(ValueError, match="more time"):
+        interventions.made([0], [torch.zeros(8, 2)], "modes", "plain", 64, change="more time")
 
 
 def test_a_table_without_interventions_is_refused():
