@@ -92,4 +92,4 @@ def test_confidence_is_the_share_of_resamples_with_the_same_verdict():
     m = Measures(100, 4, 100, 1.0, 4, 1.0, 1.0, 4.0, draws={"gap": np.array([1.0, 2.0, 3.0, 4.0])})
     assert confidence(m, "over two", lambda one: ("over two" if one.gap > 2 else "no", "")) == 0.5
     assert confidence(Measures(100, 4, 100, 1.0, 4, 1.0, 1.0, 4.0), "any") is None
-    assert m.interval("gap") == (1.0, 4.0) and m.interval("error") is None and m.drawn(2).gap == 3.0
+    assert m.interval("gap") == (1.0, 4.0) and m.interval("error") is None and m.resample(2).gap == 3.0

@@ -10,7 +10,7 @@ from vqnotes.diagnosis import advice
 from vqnotes.diagnosis.advice import ADVISED
 from vqnotes.diagnosis.observed import Kind
 from vqnotes.studies import advice as study
-from vqnotes.studies.advice import CASES, SEEDS, WAYS, followed
+from vqnotes.studies.advice import CASES, SEEDS, WAYS, outcomes
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def said(table):
-    return followed(table).set_index(["kind", "verdict", "advice"])
+    return outcomes(table).set_index(["kind", "verdict", "advice"])
 
 
 def test_every_case_is_there_with_all_its_ways_and_seeds(table):
@@ -78,7 +78,7 @@ def test_only_models_with_the_verdict_count_and_the_median_is_that_of_ratios():
     ]
     names = ["verdict", "control", "after", "after verdict"]
     runs = pd.DataFrame(rows, columns=names).assign(case=case, way="warm-up, k-means")
-    (row,) = followed(runs).to_dict("records")
+    (row,) = outcomes(runs).to_dict("records")
     assert (row["kind"], row["verdict"], row["advice"]) == (Kind.LEARNT, "token collapse", advice.WARM_UP.remedy)
     assert row["models"] == 3 and row["error ratio"] == 0.5 and row["cured"] == pytest.approx(2 / 3)
     assert (row["low"], row["high"]) == (0.25, 1.0)  # the least and the greatest are each drawn twice or more often
@@ -157,5 +157,5 @@ def test_a_table_that_is_there_is_gone_on_with_and_a_limit_ends_it(monkeypatch, 
     assert sorted(done) == sorted(CASES) and len(done) == len(CASES)
     table = pd.read_csv(path)
     assert table["case"].unique().tolist() == list(CASES)
-    assert math.isclose(followed(table)["error ratio"].max(), 0.5)
+    assert math.isclose(outcomes(table)["error ratio"].max(), 0.5)
     assert [one.name for one in tmp_path.iterdir()] == ["found.csv"]

@@ -165,7 +165,7 @@ def test_losses_are_taken_of_the_wrong_thing():
     latents, codes, _ = gradients(VectorQuantizer)
     swapped, moved, _ = gradients(recreated.BetaOnTheCodebook)
     assert torch.allclose(swapped, 4 * latents) and torch.allclose(moved, codes / 4)
-    away, none, _ = gradients(recreated.LossAfterEstimate)
+    away, none, _ = gradients(recreated.LossOfTheEstimate)
     assert torch.allclose(away, -3 * latents, atol=1e-7) and none is None
     assert not gradients(recreated.NoGradientCopied)[2].requires_grad
 

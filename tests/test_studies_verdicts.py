@@ -168,7 +168,7 @@ def tried(name, seconds=0.0):
 
 def test_parts_are_written_and_errors_stop_no_other(tmp_path, capsys):
     todo = [{"name": "one"}, {"name": "bad ± one"}]
-    parts.run(tried, todo, tmp_path, workers=1)
+    parts.examine_all(tried, todo, tmp_path, workers=1)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["bad_+-_one.error", "one.csv", "one.npz"]
     assert "it cannot be made" in (tmp_path / files[0]).read_text()
@@ -181,7 +181,7 @@ def test_parts_are_written_and_errors_stop_no_other(tmp_path, capsys):
 
 
 def test_a_limit_ends_a_run(tmp_path, capsys):
-    parts.run(tried, [{"name": "one", "seconds": 600}], tmp_path, workers=1, limit=0.5)
+    parts.examine_all(tried, [{"name": "one", "seconds": 600}], tmp_path, workers=1, limit=0.5)
     assert "the time is up: 0 of 1 settings were done" in capsys.readouterr().out and not [*tmp_path.iterdir()]
 
 

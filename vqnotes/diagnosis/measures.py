@@ -95,7 +95,7 @@ class Measures:
         """Error of k-means between its two halves: what the best codes leave of the latents' variance."""
         return (self.best_low + self.best) / 2
 
-    def drawn(self, number: int) -> "Measures":
+    def resample(self, number: int) -> "Measures":
         """The measures as they came out in one of the resamples."""
         return replace(self, draws={}, **{name: values[number].item() for name, values in self.draws.items()})
 

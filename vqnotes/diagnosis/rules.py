@@ -357,7 +357,7 @@ def confidence(m: Measures, decided: str, by: Callable = decide) -> float | None
     resamples = len(next(iter(m.draws.values()), ()))
     if not resamples:
         return None
-    return sum(by(m.drawn(number))[0] == decided for number in range(resamples)) / resamples
+    return sum(by(m.resample(number))[0] == decided for number in range(resamples)) / resamples
 
 
 def decide_codebook(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:

@@ -39,7 +39,7 @@ from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies import sickened
 
-__all__ = ["CASES", "SEEDS", "WAYS", "Case", "Recipe", "Way", "examine", "followed", "made", "models_advised"]
+__all__ = ["CASES", "SEEDS", "WAYS", "Case", "Recipe", "Way", "examine", "made", "models_advised", "outcomes"]
 
 TABLE = Path(__file__).with_name("advice.csv")
 SEEDS, STEPS, DECODER_STEPS = range(9000, 9008), 300, 150
@@ -317,7 +317,7 @@ def models_advised() -> pd.DataFrame:
     return pd.read_csv(TABLE)
 
 
-def followed(table: pd.DataFrame | None = None) -> pd.DataFrame:
+def outcomes(table: pd.DataFrame | None = None) -> pd.DataFrame:
     """What following the advice does, by kind and verdict; within them, what helped most stands first.
 
     table: as `models_advised`, which it is if None. A model counts for the verdict that it got.
@@ -392,7 +392,7 @@ def main() -> None:
                 with replaced(options.out) as beside:
                     table.to_csv(beside, index=False, float_format="%.5g")
     if len(table):
-        say(followed(table).round(3).to_string(index=False))
+        say(outcomes(table).round(3).to_string(index=False))
     if todo or failed:
         raise SystemExit(f"to be done: {len(todo)} cases; failed: {failed}")
 

@@ -18,7 +18,7 @@ import torch
 from vqnotes._files import replaced
 from vqnotes._printing import say
 
-__all__ = ["command", "gathered", "name_of", "run"]
+__all__ = ["command", "examine_all", "gathered", "name_of"]
 
 Examine = Callable[..., Sequence[dict[str, Any]]]
 
@@ -52,7 +52,7 @@ def _alone() -> None:
     warnings.simplefilter("ignore")
 
 
-def run(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None) -> None:
+def examine_all(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None) -> None:
     """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over.
 
     examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in
@@ -97,7 +97,7 @@ def command(prog: str, description: str, examine: Examine, settings: list[dict[s
     say(f"{len(todo) - len(left)} of {len(todo)} settings were done before", flush=True)
     left = [left[number] for number in np.random.default_rng(0).permutation(len(left))][: options.few]
     if left:
-        run(examine, left, options.out, options.workers, options.limit_s)
+        examine_all(examine, left, options.out, options.workers, options.limit_s)
     if options.table:
         table = gathered(options.out, settings)
         with replaced(options.table) as beside:

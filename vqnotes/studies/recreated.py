@@ -26,7 +26,7 @@ from vqnotes.studies import remedies as league
 __all__ = [
     "averaged_reconstruction",
     "batch_of_ids",
-    "beta_on_the_codebook",
+    "beta_on_the_codes",
     "colliding_items",
     "counts_from_nothing",
     "drowned_distances",
@@ -171,7 +171,7 @@ def threshold_in_hits(seed: int) -> dict:
 # ---------------------------------------------------------------- losses and gradients
 
 
-class LossAfterEstimate(VectorQuantizer):
+class LossOfTheEstimate(VectorQuantizer):
     """The losses are taken of the straight-through value, so that the codes have no gradient."""
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -205,7 +205,7 @@ class Overweight(ResidualVQ):
 
 def loss_after_estimate(seed: int) -> dict:
     """Losses of the straight-through value."""
-    return _trained(lambda: LossAfterEstimate(CODES, DIM), _modes(seed), seed, init="uniform")
+    return _trained(lambda: LossOfTheEstimate(CODES, DIM), _modes(seed), seed, init="uniform")
 
 
 def no_gradient_copied(seed: int) -> dict:
@@ -213,7 +213,7 @@ def no_gradient_copied(seed: int) -> dict:
     return _trained(lambda: NoGradientCopied(CODES, DIM, update="ema", beta=1), _modes(seed), seed, init="normal")
 
 
-def beta_on_the_codebook(seed: int) -> dict:
+def beta_on_the_codes(seed: int) -> dict:
     """beta on the other term, with a sound start."""
     return _trained(lambda: BetaOnTheCodebook(CODES, DIM), _modes(seed), seed, warmup=STEPS // 2)
 

@@ -145,7 +145,7 @@ REPORTS = [
         "beta weighs the codebook loss instead of the commitment",
         "mended, and run again: it converges to about the same result",
         HEALTHY,
-        recreated.beta_on_the_codebook,
+        recreated.beta_on_the_codes,
     ),
     Report(
         "reconstruction averaged",
