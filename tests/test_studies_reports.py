@@ -137,7 +137,7 @@ def stepped(quantizer, how="uniform", steps=5):
 
 
 def test_expiry_that_is_undone_changes_no_bit():
-    plain, undone = (kind(256, 4, decay=0.5) for kind in (recreated.TwoAverages, recreated.ExpiryUndone))
+    plain, undone = (kind(256, 4, decay=0.5) for kind in (recreated.AveragedTwice, recreated.ExpiryUndone))
     assert (
         torch.equal(stepped(plain, "normal"), stepped(undone, "normal"))
         and (plain.counts < 0.1 * plain.counts.mean()).any()
@@ -145,10 +145,10 @@ def test_expiry_that_is_undone_changes_no_bit():
 
 
 def test_sums_without_counts_shrink_the_codes_and_counts_from_nothing_throw_them_out():
-    start = stepped(recreated.TwoAverages(16, 4), "kmeans", 0).norm(dim=1)
+    start = stepped(recreated.AveragedTwice(16, 4), "kmeans", 0).norm(dim=1)
     sound, short, far = (
         stepped(kind(16, 4), "kmeans", 1).norm(dim=1) / start
-        for kind in (recreated.TwoAverages, recreated.ForgottenCounts, recreated.CountsFromNothing)
+        for kind in (recreated.AveragedTwice, recreated.CountsForgotten, recreated.CountsFromNothing)
     )
     assert (sound > 0.9).all() and (short < 0.5).all() and far.max() > 10
 

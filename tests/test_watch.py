@@ -218,7 +218,7 @@ def test_what_cannot_be_diagnosed_is_said_once_until_it_can(monkeypatch, error):
     verdicts = [TOKEN, "no diagnosis", TOKEN, HEALTHY, "no diagnosis"]
     assert looking.turns == [(step, "vq", one) for step, one in zip((0, 1, 3, 4, 5), verdicts)]
     assert looking.latest["vq"].verdict == HEALTHY
-    assert looking.frame()["verdict"].tolist().count("no diagnosis") == 3
+    assert looking.looks()["verdict"].tolist().count("no diagnosis") == 3
 
 
 def test_an_interrupt_passes_and_so_does_a_warning_that_is_made_an_error(monkeypatch):
@@ -246,7 +246,7 @@ def test_the_look_that_confirms_comes_soon(monkeypatch, every, soon):
     for step in range(steps):
         looking(step, VectorQuantizer(8, 4))
     regular = {0, every, 2 * every, 3 * every}
-    assert looking.frame()["step"].tolist() == sorted(regular | {every + soon})
+    assert looking.looks()["step"].tolist() == sorted(regular | {every + soon})
 
 
 @pytest.mark.parametrize("found", [[HEALTHY, TOKEN], [TOKEN], [TOKEN, BOTH, HEALTHY]])
@@ -443,7 +443,7 @@ def test_a_run_that_becomes_nan_does_not_hide_the_others():
     assert len(caught) == 1
     name, other = looking.latest
     assert looking.latest[name] is first[name] and looking.latest[other] is not first[other]
-    assert looking.frame().query("step == 2")["verdict"].tolist() == ["no diagnosis", looking.latest[other].verdict]
+    assert looking.looks().query("step == 2")["verdict"].tolist() == ["no diagnosis", looking.latest[other].verdict]
     runs[1].codebook.data.fill_(torch.nan)
     with pytest.warns(CollapseWarning, match="^step 3, run 1: no diagnosis, ValueError: .*NaN") as caught:
         looking(3, runs)
@@ -471,7 +471,7 @@ def test_no_change_of_a_model_ends_a_training(change):
         change(model)
         looking(1, model)
         looking(2, model)
-    assert looking.frame()["step"].tolist() == [0, 1, 2]
+    assert looking.looks()["step"].tolist() == [0, 1, 2]
 
 
 def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
@@ -484,7 +484,7 @@ def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
     looking = CollapseWatch(None, every=8)
     for step in range(17):
         looking(step, VectorQuantizer(8, 4))
-    assert looking.frame()["step"].tolist() == [0, 2, 8, 16] and list(looking.latest) == ["b"]
+    assert looking.looks()["step"].tolist() == [0, 2, 8, 16] and list(looking.latest) == ["b"]
 
 
 # ---------------------------------------------------------------- the history
@@ -493,9 +493,9 @@ def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
 def test_the_frame_has_a_row_for_each_look_and_quantiser():
     torch.manual_seed(0)
     model, looking = Own(ResidualVQ((8, 8), 8)), CollapseWatch(MODES[:512], every=2)
-    assert list(looking.frame().columns) == ["step", "name", "verdict", "gap", "usage"] and not len(looking.frame())
+    assert list(looking.looks().columns) == ["step", "name", "verdict", "gap", "usage"] and not len(looking.looks())
     trained(model, looking, 4)
-    frame = looking.frame()
+    frame = looking.looks()
     assert frame["step"].unique().tolist() == sorted({0, 1, 2, 3, 4} & set(frame["step"]))
     names = ["vq", "vq.stages.0", "vq.stages.1"]
     last = frame[frame["step"] == 4].set_index("name")

@@ -85,7 +85,7 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
 def draw_watch(ax: "Axes", frame: "DataFrame", *, threshold: float | None = None) -> "DataFrame":
     """Draws the looks of a `CollapseWatch`: gap over steps, logarithmic; the verdicts are colours and markers.
 
-    frame: `watch.frame()`, with columns step, name, verdict, gap; a line for each name. A look without a gap (codes
+    frame: `watch.looks()`, with columns step, name, verdict, gap; a line for each name. A look without a gap (codes
     that are not started, or no diagnosis) is a marker at the foot of the figure, one with an infinite gap at its top.
     threshold: a gap, drawn as a line. Up to `diagnosis.rules.THRESHOLDS["gap"]` no codebook is at fault; above it,
     one is whose error is large enough besides.

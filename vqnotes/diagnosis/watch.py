@@ -45,7 +45,7 @@ class CollapseWatch:
     confirm: how many looks in a row must find a collapse before there is a warning. After the first of them the next
     comes soon, after a quarter of the usual wait. What only the last look finds is noted, but nothing confirms it.
     turns: [(step, name of the quantiser, verdict)], one entry for each change at once, the first verdict included.
-    latest: the newest diagnoses by name. `frame()`: all looks, as `draw_watch` draws them.
+    latest: the newest diagnoses by name. `looks()`: all looks, as `draw_watch` draws them.
 
     Two entries stand in the place of a verdict, and neither is a collapse.
     "not started": the codes are not in use yet. Some libraries say so (see `diagnose_model`). For all others the
@@ -166,7 +166,7 @@ class CollapseWatch:
         return [f"step {step}{', ' + run if run else ': '}no diagnosis, {reason}"]
 
     def _turn(self, step: int, name: str, verdict: str, gap: float, usage: float) -> "_State":
-        """Notes a row of `frame()`, and in `turns` what is new in it."""
+        """Notes a row of `looks()`, and in `turns` what is new in it."""
         state = self._states.setdefault(name, _State())
         if verdict != state.verdict:
             self.turns.append((step, name, verdict))
@@ -174,7 +174,7 @@ class CollapseWatch:
         self._rows.append((step, name, verdict, gap, usage))
         return state
 
-    def frame(self) -> "DataFrame":
+    def looks(self) -> "DataFrame":
         """All looks, one row each and quantiser: step, name, verdict as in `turns`, optimality gap, usage.
 
         gap and usage (the share of the codes that the probe uses) are NaN where the codes were not judged; usage too

@@ -52,7 +52,9 @@ def _alone() -> None:
     warnings.simplefilter("ignore")
 
 
-def examine_all(examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None) -> None:
+def examine_all(
+    examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None
+) -> None:
     """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over.
 
     examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in

@@ -87,7 +87,7 @@ def _modes(seed: int) -> Tensor:
 # ---------------------------------------------------------------- moving averages
 
 
-class TwoAverages(VectorQuantizer):
+class AveragedTwice(VectorQuantizer):
     """EMA codes as most code has them: the average of sums over that of counts, which are smoothed."""
 
     counts: Tensor
@@ -116,7 +116,7 @@ class TwoAverages(VectorQuantizer):
         self.codebook.copy_(self.sums / smooth[:, None])
 
 
-class ForgottenCounts(TwoAverages):
+class CountsForgotten(AveragedTwice):
     """Sums that start as the centroids, and not as centroid times count."""
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class ForgottenCounts(TwoAverages):
         self.sums.copy_(codes)
 
 
-class CountsFromNothing(TwoAverages):
+class CountsFromNothing(AveragedTwice):
     """Counts that start at 0, while the sums start as the codes."""
 
     @torch.no_grad()
@@ -134,7 +134,7 @@ class CountsFromNothing(TwoAverages):
         self.counts.zero_()
 
 
-class ExpiryUndone(TwoAverages):
+class ExpiryUndone(AveragedTwice):
     """Dead codes are put onto latents; then all codes are computed from averages that do not know of it."""
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class ExpiryUndone(TwoAverages):
 def forgotten_counts(seed: int) -> dict:
     """k-means codes whose moving sums begin without their counts, ten steps of 16 latents a code later."""
     batch, after = 16 * CODES, 10
-    make = lambda: ForgottenCounts(CODES, DIM, batch=batch, decay=0.8)  # noqa: E731
+    make = lambda: CountsForgotten(CODES, DIM, batch=batch, decay=0.8)  # noqa: E731
     plan: dict[str, Any] = {"steps": STEPS // 2 + after, "warmup": STEPS // 2, "batch_size": batch}
     return _trained(make, _modes(seed), seed, **plan)
 

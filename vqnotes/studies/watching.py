@@ -116,11 +116,11 @@ def watched(seeds: Sequence[int], label: str, case: str, steps: int = sickened.S
     control, new = (sickened.decoders_trained_on(entered, "modes", init, more) for init in (None, "kmeans"))
     rows = []
     for own, one, kept, renewed in zip(recorded, sets, control, new):
-        looks = own.watch.frame().query("step >= @started")
+        looks = own.watch.looks().query("step >= @started")
         rows.append(
             {
                 "started": started,
-                "looks": len(own.watch.frame()),
+                "looks": len(own.watch.looks()),
                 "bad": int(looks["verdict"].str.contains("collapse").sum()),
                 "warnings": len(own.warned),
                 "warned": min(own.warned, default=math.nan),
