@@ -137,7 +137,7 @@ def stepped(quantizer, how="uniform", steps=5):
 
 
 def test_expiry_that_is_undone_changes_no_bit():
-    plain, undone = (kind(256, 4, decay=0.5) for kind in (recreated.AveragedTwice, recreated.ExpiryUndone))
+    plain, undone = (kind(256, 4, decay=0.5) for kind in (recreated.AveragedTwice, recreated.UndoneExpiry))
     assert (
         torch.equal(stepped(plain, "normal"), stepped(undone, "normal"))
         and (plain.counts < 0.1 * plain.counts.mean()).any()

@@ -102,7 +102,7 @@ def test_alarms_are_counted_with_wilsons_interval():
 )
 def test_a_training_is_watched_and_tried(case, expected):
     torch.set_num_threads(1)
-    (row,) = watching.watched([8000], "any", case, steps=8)
+    (row,) = watching.under_watch([8000], "any", case, steps=8)
     assert list(row.values())[:5] == pytest.approx(expected, nan_ok=True)
     assert 0 < row["floor"] < row["same codes"]
 
@@ -121,14 +121,14 @@ END = {"same codes": 0.03, "new codes": 0.03, "floor": 0.03}
 def scripted(monkeypatch, trained, cut_at=None):
     """Trainings that take no time, noted as (label, case, seed)."""
 
-    def watched(seeds, label, case):
+    def under_watch(seeds, label, case):
         trained.append((label, case, *seeds))
         if len(trained) == cut_at:
             raise KeyboardInterrupt
         end = END | ({"new codes": 0.02} if label == "token collapse" else {})
         return [{"started": 0, "looks": 3, "bad": 0, "warnings": 0, "warned": math.nan} | end for _ in seeds]
 
-    monkeypatch.setattr(watching, "watched", watched)
+    monkeypatch.setattr(watching, "under_watch", under_watch)
 
 
 WANTED = [

@@ -134,7 +134,7 @@ class CountsFromNothing(AveragedTwice):
         self.counts.zero_()
 
 
-class ExpiryUndone(AveragedTwice):
+class UndoneExpiry(AveragedTwice):
     """Dead codes are put onto latents; then all codes are computed from averages that do not know of it."""
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ def counts_from_nothing(seed: int) -> dict:
 
 def expiry_undone(seed: int) -> dict:
     """Codes from U(-1/K, 1/K), and an expiry that the moving averages overwrite."""
-    return _trained(lambda: ExpiryUndone(CODES, DIM), _modes(seed), seed, init="uniform")
+    return _trained(lambda: UndoneExpiry(CODES, DIM), _modes(seed), seed, init="uniform")
 
 
 def threshold_in_hits(seed: int) -> dict:

@@ -31,7 +31,17 @@ from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 from vqnotes.quantizers import Quantized, VectorQuantizer
 from vqnotes.studies import sickened
 
-__all__ = ["CASES", "EVERY", "LIBRARY", "Library", "Recorded", "alarms", "settings", "trainings_watched", "watched"]
+__all__ = [
+    "CASES",
+    "EVERY",
+    "LIBRARY",
+    "Library",
+    "Recorded",
+    "alarms",
+    "settings",
+    "trainings_watched",
+    "under_watch",
+]
 
 Training = tuple[str, str, int]  # label, case, seed
 
@@ -88,7 +98,7 @@ def settings() -> list[dict]:
     return [{"label": label, "case": case} for label, (cases, _) in CASES.items() for case in cases]
 
 
-def watched(seeds: Sequence[int], label: str, case: str, steps: int = sickened.STEPS) -> list[dict]:
+def under_watch(seeds: Sequence[int], label: str, case: str, steps: int = sickened.STEPS) -> list[dict]:
     """Trains under watches and intervenes, one row a seed.
 
     started: the step at which codes are first in use. looks: how many there were; bad: how many from then on found a
@@ -167,7 +177,7 @@ def alarms(table: pd.DataFrame) -> pd.DataFrame:
 
 def one_training(label: str, case: str, seed: int) -> dict:
     """A row of the table."""
-    return {"label": label, "case": case, "seed": seed} | watched([seed], label, case)[0]
+    return {"label": label, "case": case, "seed": seed} | under_watch([seed], label, case)[0]
 
 
 def completed(out: Path, executor: Executor, at_once: int, limit_s: float = math.inf) -> pd.DataFrame:
