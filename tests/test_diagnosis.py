@@ -325,7 +325,7 @@ def test_the_rule_reads_its_thresholds(modes):
     f = measure(observe(modes.x, placed(modes.x), inputs=modes.x))
     assert decide(f)[0] == "healthy"
     assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
-    assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "excess": -1})[0] != "healthy"
+    assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "extra": -1})[0] != "healthy"
     assert decide(f, THRESHOLDS | {"dimensions": 3, "costs": -1})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
 

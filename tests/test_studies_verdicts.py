@@ -141,6 +141,12 @@ def test_verdicts_are_counted():
         judging.shares(table, "latents")
 
 
+def test_which_models_show_enough():
+    table = pd.DataFrame({"latents": [1024, 1024, 256, 1024], "codebook_size": 64, "inputs": [np.nan, 4, 64, 16]})
+    table = table.assign(inputs_low=[0.1, 0.1, 0.1, 0.1], inputs_high=[0.1, 0.1, 0.1, 0.2])
+    assert judging.shows_enough(table).tolist() == [True, False, False, False]
+
+
 def test_a_family_is_judged_by_thresholds_from_the_others(monkeypatch):
     found = [m for m in random_measures(60) if m.gap is not None]
     families, used = np.arange(len(found)) % 3, []
@@ -151,10 +157,12 @@ def test_a_family_is_judged_by_thresholds_from_the_others(monkeypatch):
         used.append(rows)
         return judging.rules.THRESHOLDS
 
+    kept = np.arange(len(found)) % 2 == 0
+
     monkeypatch.setattr(judge, "thresholds", thresholds)
-    said, chosen = judge.left_out(families)
+    said, chosen = judge.left_out(families, kept)
     assert said.tolist() == judge.verdicts().tolist() and list(chosen) == [0, 1, 2]
-    assert all((rows == (families != one)).all() for one, rows in enumerate(used))
+    assert all((rows == ((families != one) & kept)).all() for one, rows in enumerate(used))
 
 
 # ---------------------------------------------------------------- a study in parts
