@@ -269,7 +269,8 @@ TREE = {
     ),
     "encoder": Question(
         encoder_at_fault,
-        "Does the encoder lose over {loss} times what as many\ncodes of the inputs would, and {extra} of the variance\n"
+        "Does the encoder lose over {loss} times what as many\n"
+        "codes of the inputs would, and {extra} of the variance\n"
         "more, and over {before} of what the best codes leave?\nOr are labels read off below {labels} as well?",
         {Answer.YES: "codebook, encoder at fault", Answer.NO: "codebook", Answer.UNKNOWN: "codebook alone"},
     ),
