@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         print(printable(f"vqnotes {options.command}: {error}", sys.stderr.encoding), file=sys.stderr)
-    except Exception:  # an exit status of 1 would say that the codebook is ill
+    except (Exception, SystemExit):  # what exits by itself, as a model's file may, has a status that is no verdict
         traceback.print_exc()
     return BAD_INPUT
 
@@ -246,7 +246,7 @@ def _named_in(given: str, files: dict[Path, ModuleType], kind: Any) -> Any:
         files[path] = files.get(path) or _run(path)
         found = getattr(files[path], name)
         return found() if callable(found) and not isinstance(found, kind) else found
-    except Exception as error:  # of somebody else's file: where it happened is worth more than what
+    except (Exception, SystemExit) as error:  # of somebody else's file: where it was is worth more than what
         traceback.print_exc()
         raise ValueError(f"{given} stopped with {type(error).__name__}: {error}") from error
 

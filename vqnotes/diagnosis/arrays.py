@@ -22,7 +22,7 @@ SAVE = 'in Python, np.save("codebook.npy", codebook.detach().cpu().float().numpy
 
 
 def array_at(given: str, dtype: Any = None) -> Array:
-    """The array that a command names: `z.npy`, `z.npz:key`, `z.safetensors:key`, `z.bin:uint16`, `z.bin:float32:-1,64`.
+    """The array that a command names: `z.npy`, `z.npz:key`, `z.safetensors:key`, `z.bin:uint16`, `z.bin:uint8:-1,8`.
 
     The key may be left out of an archive with one array. A raw file has a dtype, and perhaps a shape, in which one
     side may be -1. dtype: that of a raw file, if it is not there. Arrays are mapped so that the file never changes;
