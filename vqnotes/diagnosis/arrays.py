@@ -72,11 +72,20 @@ def _from_npy(path: Path) -> np.ndarray:
 def _from_archive(path: Path, key: str) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return np.asarray(archive[_key_of(path, key, archive.files)])
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            key = _key_of(path, key, archive.files)
+            found = _read(path, archive, key)
+    except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is a broken .npz file: {error}") from error
-    except (AttributeError, TypeError) as error:  # bytes: a zip of something else, as torch.save writes it
-        raise ValueError(f"{path} is an archive, but not of arrays: {SAVE}") from error
+    if not isinstance(found, np.ndarray):  # bytes: a zip of something else, as torch.save writes it
+        raise ValueError(f"{path} is an archive, but {key} in it is no array: {SAVE}")
+    return found
+
+
+def _read(path: Path, archive: Any, key: str) -> Any:
+    try:
+        return archive[key]
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path}: {key} in it is broken, or holds no numbers: {error}") from error
 
 
 def _key_of(path: Path, key: str, there: list[str]) -> str:

@@ -133,7 +133,8 @@ def compare(before: Found, after: Found) -> Comparison:
     A figure has changed if the 95 % interval of its difference leaves out 0. That interval is put together of those
     of both figures (Zou and Donner 2008, doi:10.1002/sim.3095), as if the two were independent; on the same inputs
     they go together, and it is rather too wide. It tells what another sample of the data may do, not another
-    training.
+    training. Between two samples of 1,500 latents and the same codes, where nothing had changed, 18 of 480 figures
+    counted as changed (60 pairs); where the encoder lost next to nothing 24, of which 11 were what it lost.
     Raises ValueError for what does not belong together.
     """
     sides = [dict(keeping.named(one)) for one in (before, after)]
