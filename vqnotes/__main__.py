@@ -42,7 +42,7 @@ example:
 MODEL = """
 example:
   python -c "open('checkpoint.py', 'w').write('from vqnotes import VectorQuantizer, models\\ndef build(): return models.mlp_autoencoder(4, VectorQuantizer(16, 2))')"
-  python -c "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(2048, 4)))"
+  python -c "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(1000, 4)))"
   vqnotes model checkpoint.py:build --data inputs.npy
 """  # noqa: E501
 
