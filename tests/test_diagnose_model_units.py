@@ -301,11 +301,15 @@ def test_scales_of_one_codebook_and_scales_with_one_each():
 
     torch.manual_seed(0)
     x = normal(200, 1, 8, 8)
-    found = diagnose_model(Scales(shared=True), x)
+    started = Scales(shared=True)
+    started(x)  # in training, where the library places its codes
+    found = diagnose_model(started, x)
     assert list(found) == ["vq.vq"]
     assert found["vq.vq"].evidence["codes in use"].compared_with.endswith("with 4,200 latents")
     assert any("of several calls in a pass" in note for note in found["vq.vq"].notes)
-    found = diagnose_model(Scales(shared=False), x)
+    started = Scales(shared=False)
+    started(x)
+    found = diagnose_model(started, x)
     assert list(found) == ["vq.vqs.0", "vq.vqs.1", "vq.vqs.2"]
     for later in "vq.vqs.1", "vq.vqs.2":  # codes what the first left: no encoder of its own
         assert any("depends on what 'vq.vqs.0' returned" in note for note in found[later].notes)

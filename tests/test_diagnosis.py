@@ -224,8 +224,8 @@ def test_twelve_codes_of_1024_are_token_collapse_even_with_few_latents(modes):
 
 def test_few_codes_are_a_fault_by_what_they_cost_the_inputs_if_that_is_known():
     """One direction hides what a few codes cost the latents. The inputs say whether it counts."""
-    latents = normal(8192, 6) * torch.tensor([20.0, 1, 1, 1, 1, 1])
-    codebook = torch.cat([placed(latents, 12), 500 + normal(500, 6)])
+    latents = normal(8192, 6) * torch.tensor([40.0, 1, 1, 1, 1, 1])
+    codebook = torch.cat([placed(latents, 20), 500 + normal(492, 6)])
     f = measure(observe(latents, codebook))
     assert f.error - f.best < THRESHOLDS["excess of latents"] and f.gap > 2
     assert diagnose(latents, codebook).verdict == "token collapse"
@@ -325,7 +325,7 @@ def test_the_rule_reads_its_thresholds(modes):
     f = measure(observe(modes.x, placed(modes.x), inputs=modes.x))
     assert decide(f)[0] == "healthy"
     assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
-    assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "excess": -1})[0] != "healthy"
+    assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "extra": -1})[0] != "healthy"
     assert decide(f, THRESHOLDS | {"dimensions": 3, "costs": -1})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
 

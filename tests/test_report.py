@@ -1,5 +1,6 @@
 """What a diagnosis prints, in which order, and what is to be tried."""
 
+import torch
 from helpers import normal
 
 from vqnotes.diagnosis import diagnose
@@ -159,3 +160,14 @@ def test_a_decoder_that_loses_what_the_codes_tell_is_doubted():
         found = diagnose(latents, codes, inputs=latents, reconstruction=reconstruction)
         assert found.verdict == "healthy"
         assert any("comes behind the codes" in doubt for doubt in found.doubts) == said
+
+
+def test_codes_that_lie_badly_and_tell_much_are_a_finding():
+    """Crowded at the centre they leave nearly all of the latents. The nearest still tells a direction."""
+    latents = normal(4000, 2)
+    circle = torch.arange(8) * 2 * torch.pi / 8
+    crowded = 0.01 * torch.stack([circle.cos(), circle.sin()], dim=1)
+    found = diagnose(latents, crowded, inputs=latents)
+    assert found.verdict != "token collapse" and any("Codes that lie badly" in one for one in found.findings)
+    for inputs, codes in ((None, crowded), (latents, kmeans(latents, 8)[0])):
+        assert not any("Codes that lie badly" in one for one in diagnose(latents, codes, inputs=inputs).findings)

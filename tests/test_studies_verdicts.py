@@ -15,6 +15,8 @@ from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.diagnosis.rules import decide
+from vqnotes.metrics import quantization_error
+from vqnotes.nearest import nearest_code
 from vqnotes.studies import interventions, judging, parts, sample_sizes, verdicts
 from vqnotes.studies.cases import CASES, seeds_of, settings
 from vqnotes.studies.families import BEDS
@@ -139,6 +141,12 @@ def test_verdicts_are_counted():
         judging.shares(table, "latents")
 
 
+def test_which_models_show_enough():
+    table = pd.DataFrame({"latents": [1024, 1024, 256, 1024], "codebook_size": 64, "inputs": [np.nan, 4, 64, 16]})
+    table = table.assign(inputs_low=[0.1, 0.1, 0.1, 0.1], inputs_high=[0.1, 0.1, 0.1, 0.2])
+    assert judging.shows_enough(table).tolist() == [True, False, False, False]
+
+
 def test_a_family_is_judged_by_thresholds_from_the_others(monkeypatch):
     found = [m for m in random_measures(60) if m.gap is not None]
     families, used = np.arange(len(found)) % 3, []
@@ -149,10 +157,12 @@ def test_a_family_is_judged_by_thresholds_from_the_others(monkeypatch):
         used.append(rows)
         return judging.rules.THRESHOLDS
 
+    kept = np.arange(len(found)) % 2 == 0
+
     monkeypatch.setattr(judge, "thresholds", thresholds)
-    said, chosen = judge.left_out(families)
+    said, chosen = judge.left_out(families, kept)
     assert said.tolist() == judge.verdicts().tolist() and list(chosen) == [0, 1, 2]
-    assert all((rows == (families != one)).all() for one, rows in enumerate(used))
+    assert all((rows == ((families != one) & kept)).all() for one, rows in enumerate(used))
 
 
 # ---------------------------------------------------------------- a study in parts
@@ -214,6 +224,20 @@ def test_cells_of_sample_sizes():
     assert min(seeds) == 2 and max(seeds) == len(sample_sizes.SEEDS)
     with pytest.raises(ValueError, match="got 'magic'"):
         sample_sizes.latents_and_codes(64, 16, 2, "magic", 0)
+
+
+@pytest.mark.parametrize("codes, dim", [(16, 2), (64, 16)])
+def test_faults_are_what_they_are_called(codes, dim):
+    def of(fault):
+        return sample_sizes.latents_and_codes(4096, codes, dim, fault, 0)
+
+    kept, best, _ = of("none")
+    latents, half_dead, _ = of("codes die")
+    assert torch.equal(latents, kept) and half_dead.shape == best.shape == (codes, dim)
+    assert len(nearest_code(latents, half_dead).unique()) <= max(2, codes // 8)
+    assert quantization_error(latents, half_dead) > 1.5 * quantization_error(latents, best)
+    thin, codes_of_it, _ = of("latents coincide")
+    assert quantization_error(thin, codes_of_it) < 0.5 * quantization_error(kept, best)
 
 
 def test_a_cell_is_judged_and_counted():

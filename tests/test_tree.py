@@ -86,7 +86,7 @@ def test_the_bare_tree_has_all_leaves_and_thresholds(ax):
     assert all(one.get_weight() == "normal" for one in ax.texts)
     for verdict in VERDICTS:
         assert verdict.replace(" and ", " and\n") in words_of(ax)
-    for name in ("gap", "excess", "loss", "before", "labels", "dimensions", "rate"):
+    for name in ("gap", "excess", "loss", "extra", "before", "labels", "dimensions", "rate"):
         assert f"{THRESHOLDS[name]:g}" in text
 
 

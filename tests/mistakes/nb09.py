@@ -9,11 +9,11 @@ def verdict(own, best, encoder, inputs, filled, most):
         return "token and embedding collapse"
     if token or embedding:
         return "token collapse" if token else "embedding collapse"
-    if filled / most < 0.6:
+    if filled / most < 0.4:
         return "dimensional collapse"
     return "rate limit" if best - encoder > 0.3 else "healthy"
 """
-TOKEN = "own / best > 1.4 and own - best > 0.03"
+TOKEN = "own / best > 1.4 and own - best > 0.015"
 
 BOUNDS = """
 def gap_bounds(codebook, centroids, fitted, new):
@@ -31,20 +31,20 @@ MISTAKES = {
         "stops at the codebook": VERDICT.format(token=TOKEN, first="if token: return 'token collapse'"),
         "stops at the encoder": VERDICT.format(token=TOKEN, first="if embedding: return 'embedding collapse'"),
         "costs next to nothing": VERDICT.format(token="own / best > 1.4", first=""),
-        "a difference alone": VERDICT.format(token="own - best > 0.03", first=""),
+        "a difference alone": VERDICT.format(token="own - best > 0.015", first=""),
         "not if one of them is": VERDICT.format(token=TOKEN.replace("and", "or"), first=""),
         "the last question": VERDICT.format(token=TOKEN, first="if best - encoder > 0.3: return 'rate limit'"),
         "asked for too early": """
 def verdict(own, best, encoder, inputs, filled, most):
-    codebook = own / best > 1.4 and own - best > 0.03
+    codebook = own / best > 1.4 and own - best > 0.015
     bad_encoder = encoder / inputs > 1.5
     if codebook or bad_encoder:
         names = ["token"] * codebook + ["embedding"] * bad_encoder
         return " and ".join(names) + " collapse"
-    return "rate limit" if best - encoder > 0.3 else "healthy" if filled / most >= 0.6 else "dimensional collapse"
+    return "rate limit" if best - encoder > 0.3 else "healthy" if filled / most >= 0.4 else "dimensional collapse"
 """,
         "once encoder and codebook are sound": VERDICT.format(
-            token=TOKEN, first="if filled / most < 0.6: return 'dimensional collapse'"
+            token=TOKEN, first="if filled / most < 0.4: return 'dimensional collapse'"
         ),
     },
     "9.2": {

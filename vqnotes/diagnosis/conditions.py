@@ -127,8 +127,8 @@ def _encoder(m: Measures, thresholds: dict) -> dict[str, Condition]:
     if m.inputs_loss is not None:
         answer, more = inputs_lost(m, thresholds), m.encoder_loss - m.inputs_loss
         loss, share = m.inputs_loss, thresholds["loss"] - 1
-        by = Condition("encoder", answer, more, "more", thresholds["excess"])
-        if share * min(loss, 1 - loss) >= thresholds["excess"]:
+        by = Condition("encoder", answer, more, "more", thresholds["extra"])
+        if share * min(loss, 1 - loss) >= thresholds["extra"]:
             by = Condition("encoder", answer, m.encoder_loss / loss, "times", thresholds["loss"])
             if loss > 0.5:
                 by = Condition("encoder", answer, more / (1 - loss), "of what is kept", share)

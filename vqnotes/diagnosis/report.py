@@ -199,6 +199,7 @@ def _explained(
     evidence = {name: one._replace(condition=compared.get(name)) for name, one in figures.items()}
     findings = [close_to_the_line(name, one) for name, one in compared.items() if one.close and name in evidence]
     findings += _spare(m, of_several) if verdict == "healthy" else []
+    findings += _far_from_latents(m, codebook)
     notes, doubts = _notes(observed, m, codebook, encoder, of_several), _doubts(observed, m)
     sure = confidence(m, verdict, by)
     return Diagnosis(verdict, reason, evidence, advice, notes, drawing, doubts, sure, findings=findings)
@@ -222,6 +223,19 @@ def _spare(m: Measures, of_several: bool) -> list[str]:
     return [
         f"Spare codes: of {m.codes:,} codes {live:,} are in use and {m.perplexity:,.3g} in effect (perplexity). "
         f"{lost}{sound}{'; ' if enough else ''}{enough}."
+    ]
+
+
+def _far_from_latents(m: Measures, codebook: Answer) -> list[str]:
+    """That the codes are bad as vectors and good as names, in a sentence, if they are."""
+    if codebook is not Answer.NO or not by_inputs(m):
+        return []
+    if m.gap <= THRESHOLDS["gap"] or m.error - m.best <= THRESHOLDS["excess of latents"]:
+        return []
+    return [
+        f"Codes that lie badly: as vectors they leave {m.error:.2g} of the latents' variance, {times(m.gap)} what "
+        f"k-means leaves. Which of them is nearest still tells nearly as much of the inputs as the best codes would, "
+        f"and a decoder can learn to read that. Where the vectors themselves count, place them anew."
     ]
 
 

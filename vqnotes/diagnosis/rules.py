@@ -45,17 +45,18 @@ __all__ = [
 THRESHOLDS = {
     # A codebook is at fault if with its codes so many times as much of the inputs is lost as with the best codes,
     "gap": 1.4,
-    "excess": 0.03,  # and the difference is more than this share of the inputs' variance.
+    "excess": 0.015,  # and the difference is more than this share of the inputs' variance.
     "excess of latents": 0.048,  # Without inputs the same is asked of errors, as shares of the latents' variance,
     "effect": 0.25,  # and a trifle is enough where less than this share of the codes is in effect (perplexity).
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
     "loss": 1.5,
+    "extra": 0.05,  # and the difference is more than this share of their variance,
     "before": 0.5,  # and most of what the best codes for its latents would leave over is lost before them;
     "labels": 0.75,  # or if labels can be read off the latents less than so well as off the inputs.
     "trifle": TRIFLE,  # A difference below this share of the variance convicts neither.
     # Dimensions are missing if codes tell of less than this share of those that codes placed on the inputs tell of,
-    "dimensions": 0.6,
-    "costs": 0.05,  # and the best codes for the latents lose so much more than encoder or codes of the inputs alone.
+    "dimensions": 0.4,
+    "costs": 0.08,  # and the best codes for the latents lose so much more than encoder or codes of the inputs alone.
     "rate": 0.3,  # The rate is the limit if the best codes lose so much more than the encoder.
     "inputs": 8,  # Latents of one input are alike: of fewer inputs than so many nothing is said.
     "differs": 1.1,  # A quantiser whose own choice of codes errs so many times more than the nearest is not judged.
@@ -165,7 +166,7 @@ def inputs_lost(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
 
     def much(loss: float) -> bool:
         more = (thresholds["loss"] - 1) * min(loss, 1 - loss)
-        return m.encoder_loss - loss > max(more, thresholds["excess"])
+        return m.encoder_loss - loss > max(more, thresholds["extra"])
 
     low, high = (m.inputs_loss if one is None else one for one in (m.inputs_low, m.inputs_high))
     if m.encoder_loss <= thresholds["before"] * m.codes_loss or not much(low):
@@ -268,8 +269,9 @@ TREE = {
     ),
     "encoder": Question(
         encoder_at_fault,
-        "Does the encoder lose over {loss} times what\nas many codes of the inputs would, and over {before}\n"
-        "of what the best codes leave? Or are labels\nread off below {labels} as well as off the inputs?",
+        "Does the encoder lose over {loss} times what as many\n"
+        "codes of the inputs would, and {extra} of the variance\n"
+        "more, and over {before} of what the best codes leave?\nOr are labels read off below {labels} as well?",
         {Answer.YES: "codebook, encoder at fault", Answer.NO: "codebook", Answer.UNKNOWN: "codebook alone"},
     ),
     "codebook, encoder at fault": Question(

@@ -16,27 +16,27 @@ __all__ = ["Link", "draw_tree", "in_words", "links"]
 
 # Where each question stands, and below it each verdict that it leads to: x to the right, y upwards.
 PLACES: dict[str, tuple[float, float]] = {
-    "several codes": (0, 10.7),
-    "inputs": (0, 9.5),
-    "encoder": (0, 7.6),
-    "codebook": (0, 5.1),
-    "codebook alone": (-5.6, 5.1),
-    "codebook, encoder at fault": (5.6, 5.1),
-    "dimensions": (0, 3),
-    "rate": (0, 1.3),
+    "several codes": (0, 12.7),
+    "inputs": (0, 11.5),
+    "encoder": (0, 9.4),
+    "codebook": (0, 6.4),
+    "codebook alone": (-6, 6.4),
+    "codebook, encoder at fault": (6, 6.4),
+    "dimensions": (0, 3.8),
+    "rate": (0, 1.6),
 }
 LEAVES: dict[tuple[str, str], tuple[float, float]] = {
-    ("several codes", "rate limit"): (3.8, 10.7),
-    ("inputs", "cannot tell"): (-4.4, 9.5),
-    ("codebook alone", "token collapse"): (-6.9, 3.1),
-    ("codebook alone", "cannot tell"): (-4.4, 3.1),
-    ("codebook", "token collapse"): (3.1, 3.9),
-    ("codebook", "cannot tell"): (-3.1, 3.9),
-    ("codebook, encoder at fault", "token and embedding collapse"): (7.1, 3.1),
-    ("codebook, encoder at fault", "embedding collapse"): (4.6, 3.1),
-    ("dimensions", "dimensional collapse"): (4, 2.2),
-    ("rate", "rate limit"): (3.6, 0.5),
-    ("rate", "cannot tell"): (-3.6, 0.5),
+    ("several codes", "rate limit"): (4, 12.7),
+    ("inputs", "cannot tell"): (-4.6, 11.5),
+    ("codebook alone", "token collapse"): (-7.3, 4.4),
+    ("codebook alone", "cannot tell"): (-5, 4.2),
+    ("codebook", "token collapse"): (3.9, 4.9),
+    ("codebook", "cannot tell"): (-3.5, 4.9),
+    ("codebook, encoder at fault", "token and embedding collapse"): (7.8, 4.4),
+    ("codebook, encoder at fault", "embedding collapse"): (5.6, 3.4),
+    ("dimensions", "dimensional collapse"): (4.9, 2.3),
+    ("rate", "rate limit"): (4.4, 0.4),
+    ("rate", "cannot tell"): (-4.2, 0.4),
     ("rate", "healthy"): (0, -0.2),
 }
 
@@ -70,7 +70,7 @@ def draw_tree(ax: "Axes", found: "Diagnosis | None" = None) -> "DataFrame":
     """Draws the questions that `diagnose` asks, with their thresholds, and lights the path that your figures took.
 
     found: a diagnosis by `diagnose` or `diagnose_model`, or the whole of a `StackDiagnosis`. None: the bare tree.
-    Below each question that was asked stand the figures that answered it. The tree is wide: about 12 by 7.5 inches.
+    Below each question that was asked stand the figures that answered it. The tree is wide: about 12 by 9 inches.
     Returns the links as drawn, columns question, answer, leads_to, lit.
     Raises ValueError for a diagnosis that asked no such questions: of ids, of one of several codebooks, or of codes
     that are not started; ImportError without what draws, `pip install 'vqnotes[course]'`.
@@ -111,7 +111,7 @@ def draw_tree(ax: "Axes", found: "Diagnosis | None" = None) -> "DataFrame":
         look["linewidth"] = 3 if lit else 1
         text = words + (f"\nyours: {yours}" if yours else "")
         ax.text(*PLACES[name], text, **centred, fontsize=9, bbox=look, zorder=3)
-    ax.set(xlim=(-8.2, 8.4), ylim=(-0.7, 11.3))
+    ax.set(xlim=(-8.6, 9), ylim=(-0.7, 13.3))
     ax.axis("off")
     rows = [(link.question, link.answer.value, link.leads_to, link.lit) for link in drawn]
     return DataFrame(rows, columns=["question", "answer", "leads_to", "lit"])

@@ -211,7 +211,7 @@ def _cases() -> dict[str, Case]:
         for family in ("modes", "digits"):
             flat: dict[str, Any] = {"options": {"levels": (8, 8)}} if grid else {"size": (plain.size[0], 2)}
             ways = ("more directions",) if grid else ("8 dimensions", "longer warm-up", "smaller beta")
-            add(kind, "dimensional collapse", "2 dimensions", plain.but(family=family, **flat), ways)
+            add(kind, "embedding collapse", "2 dimensions", plain.but(family=family, **flat), ways)
     held = Recipe(options={"beta": 30.0})
     add(Kind.LEARNT, "embedding collapse", "heavy commitment", held, ("smaller beta",))
     for family in ("modes", "photographs"):

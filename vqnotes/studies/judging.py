@@ -16,7 +16,7 @@ from vqnotes._checks import check_columns
 from vqnotes.diagnosis import rules
 from vqnotes.diagnosis.measures import Measures
 
-__all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "shares"]
+__all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "shares", "shows_enough"]
 
 WITHHELD = "cannot tell"
 # An intervention makes a difference if it takes an error down by the second factor, none if not even by the first.
@@ -29,7 +29,7 @@ AGAINST = {"new codes": "same codes", "wider encoder": "new codes", "longer warm
 AGAINST |= {"more dimensions": "new codes"}
 APART = "longer warm-up alone"
 # First guesses of thresholds; the others are set by what they mean.
-FITTED = {"gap": 1.5, "excess": 0.03, "loss": 1.5, "dimensions": 0.6, "costs": 0.05, "rate": 0.3}
+FITTED = {"gap": 1.5, "excess": 0.03, "loss": 1.5, "extra": 0.03, "dimensions": 0.6, "costs": 0.05, "rate": 0.3}
 AT_LEAST_ONE = ("gap", "loss")  # below, the model does better than what it is compared with
 
 
@@ -97,6 +97,22 @@ def labels(table: pd.DataFrame) -> pd.Series:
     return pd.Series(sets, table.index, dtype=object)
 
 
+def _latents_a_code(table: pd.DataFrame) -> pd.Series:
+    """N/K, as the nearest power of two."""
+    return 2.0 ** np.log2(table["latents"] / table["codebook_size"]).round()
+
+
+def shows_enough(table: pd.DataFrame) -> pd.Series:
+    """Whether latents and inputs are enough for a verdict: 16 latents a code, and inputs for as many codes.
+
+    Thresholds are chosen on these models: of the others, many measures have more noise than meaning.
+    Raises ValueError for a table without the measures.
+    """
+    check_columns(table, "latents", "codebook_size", "inputs", "inputs_low", "inputs_high")
+    few = table["inputs"] < rules.THRESHOLDS["inputs"]
+    return (_latents_a_code(table) >= 16) & (table["inputs_low"] == table["inputs_high"]) & ~few
+
+
 # ---------------------------------------------------------------- verdicts, and thresholds from all other families
 
 
@@ -139,12 +155,15 @@ class Judge:
             chosen[name] = float(values[longest[len(longest) // 2]])
         return chosen
 
-    def left_out(self, families: Iterable) -> tuple[np.ndarray, dict[str, dict[str, float]]]:
-        """Verdicts on each family by thresholds from all others, and these thresholds by the family's name."""
+    def left_out(self, families: Iterable, rows: np.ndarray) -> tuple[np.ndarray, dict[str, dict[str, float]]]:
+        """Verdicts on each family by thresholds from all others, and these thresholds by the family's name.
+
+        rows: a mask of the models by which thresholds are chosen.
+        """
         names = np.array(list(families))
         said, chosen = np.empty(len(names), dtype=object), {}
         for name in dict.fromkeys(names.tolist()):
-            chosen[name] = self.thresholds(names != name)
+            chosen[name] = self.thresholds((names != name) & rows)
             said[names == name] = self.verdicts(chosen[name])[names == name]
         return said, chosen
 
@@ -169,7 +188,7 @@ def judged(table: pd.DataFrame, said: Iterable[str], right: pd.Series) -> pd.Dat
         border=right.map(len) > 1,
         sound=sound,
         ill=sound & verdict.str.contains("collapse"),
-        **{"N/K": 2.0 ** np.log2(table["latents"] / table["codebook_size"]).round()},
+        **{"N/K": _latents_a_code(table)},
     )
 
 

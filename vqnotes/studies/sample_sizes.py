@@ -4,7 +4,7 @@ python -m vqnotes.studies.sample_sizes --out parts    a file a cell; run again, 
 
 Latents with a known fault, and no training: inputs on a curved surface of four dimensions in 32, and latents that are
 another view of that surface in D dimensions. The codes are those of k-means on far more latents than the diagnosis
-gets, which it then has to find sound; or they crowd; or the latents lack a part of the surface.
+gets, which it then has to find sound; or most of them are dead; or the latents lack a part of the surface.
 """
 
 from collections.abc import Iterable
@@ -36,10 +36,10 @@ __all__ = [
 TABLE = Path(__file__).with_name("sample_sizes.csv")
 SURFACE, SEEN = 4, 32  # dimensions of the surface, and of the inputs
 LATENTS_A_CODE = (0.25, 1, 4, 16, 64)
-FAULTS = ("none", "codes crowd", "latents coincide")
+FAULTS = ("none", "codes die", "latents coincide")
 RIGHT = {  # verdicts that are right for each; codes that are as good as can be may still be too few
     "none": ("healthy", "rate limit"),
-    "codes crowd": ("token collapse",),
+    "codes die": ("token collapse",),
     "latents coincide": ("embedding collapse",),
 }
 PLACED_ON, MOST_PLACED_ON = 32, 2**17  # latents a code that the codes are placed on
@@ -82,8 +82,9 @@ def latents_and_codes(latents: int, codes: int, dim: int, fault: str, seed: int)
     """Latents (N, D), a codebook (K, D) and inputs (N, 32) with this fault. ValueError for an unknown fault.
 
     "none": latents see all of the surface that D dimensions can hold, and codes are those of k-means on many latents.
-    "codes crowd": the codes are latents, but from the nearest sixteenth to one of them. "latents coincide": they see
-    one dimension of the surface alone, of which inputs have four.
+    "codes die": an eighth of them are such codes, the others are so far away that no latent comes to them. (Codes
+    that crowd in one place are no clear fault: which of them is nearest still tells the direction of a latent.)
+    "latents coincide": they see one dimension of the surface alone, of which inputs have four.
     """
     if fault not in FAULTS:
         raise ValueError(f"fault must be one of {FAULTS}, got {fault!r}")
@@ -94,11 +95,10 @@ def latents_and_codes(latents: int, codes: int, dim: int, fault: str, seed: int)
         places[:, dim:] = 0  # what the latents cannot hold, the inputs do not have
     z = view(places[:, :known], dim, seed + 1)
     shown, others = z[:latents], z[latents:]
-    if fault == "codes crowd":
-        near = (others - others[0]).square().sum(1).argsort()[: max(codes, len(others) // 16)]
-        codebook = others[near[torch.randperm(len(near), generator=torch.Generator().manual_seed(seed))[:codes]]]
-    else:
-        codebook, _ = kmeans(others, codes, seed)
+    alive = max(2, codes // 8) if fault == "codes die" else codes
+    codebook, _ = kmeans(others, alive, seed)
+    generator = torch.Generator().manual_seed(seed)
+    codebook = torch.cat([codebook, 1000 + torch.randn(codes - alive, dim, generator=generator)])
     return shown, codebook, view(places[:latents], SEEN, seed + 2)
 
 

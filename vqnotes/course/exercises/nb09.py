@@ -18,7 +18,7 @@ __all__ = ["check_first_step", "check_gap_bounds", "check_verdict"]
 
 
 def _by_the_module(own: float, best: float, encoder: float, inputs: float, filled: float, most: float) -> str:
-    """The verdict of `rules.decide`, where `before` and `costs` play no part."""
+    """The verdict of `rules.decide`, where `before`, `extra` and `costs` play no part."""
     codes = 1024
     usual: Any = {"latents": 2**20, "codes": codes, "sample": 2**14, "spread": 1.0, "distinct": codes, "usage": 1.0}
     at_codes: Any = {"error": own, "best_low": best, "best": best, "gap": own / best, "gap_high": own / best}
@@ -40,10 +40,10 @@ def _verdict(tokens: bool, embeddings: bool, dimensional: bool, rate: bool, orde
     return next((name for fault, name in (holds[one] for one in order) if fault), "healthy")
 
 
-def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.03, order: str = "BETDR") -> Callable:
+def _with(at_codes=lambda gap, saved: gap > 1.4 and saved > 0.015, order: str = "BETDR") -> Callable:
     """An answer to 9.1 with its own idea of a codebook at fault, or its own order."""
     return lambda own, best, encoder, inputs, filled, most: _verdict(
-        at_codes(own / best, own - best), encoder > 1.5 * inputs, filled < 0.6 * most, best - encoder > 0.3, order
+        at_codes(own / best, own - best), encoder > 1.5 * inputs, filled < 0.4 * most, best - encoder > 0.3, order
     )
 
 
@@ -55,19 +55,19 @@ def check_verdict(answer: object) -> None:
             return low + (high - low) * torch.rand((), generator=generator).item()
 
         at_codes = [  # what the best codes lose beyond the encoder, gap: the difference is (gap - 1) * best
-            ((0.06, 0.25), (1.02, 1.2)),  # sound
+            ((0.1, 0.25), (1.02, 1.2)),  # sound
             ((0.33, 0.38), (1.02, 1.05)),  # sound, at the limit of the rate
             (None, (1.5, 1.7)),  # a large gap that costs nothing
-            ((0.06, 0.2), (1.25, 1.35)),  # a small gap that looks dear
-            ((0.06, 0.2), (2, 4)),  # at fault
+            ((0.1, 0.2), (1.25, 1.35)),  # a small gap that looks dear
+            ((0.1, 0.2), (2, 4)),  # at fault
             ((0.33, 0.38), (1.5, 2)),  # at fault, and the rate as well
         ]
         drawn = []
-        for (beyond, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.7, 1), (0.2, 0.5)]):
-            inputs, most = between(0.06, 0.08), between(4, 9)
+        for (beyond, gap), loss, share in itertools.product(at_codes, [(0.8, 1.4), (1.7, 4)], [(0.6, 1), (0.1, 0.3)]):
+            inputs, most = between(0.1, 0.12), between(4, 9)
             encoder = inputs * between(*loss)
             if beyond is None:  # next to nothing is lost, for want of dimensions either
-                best, filled = between(0.02, 0.04), most
+                best, filled = between(0.01, 0.02), most
             else:
                 best, filled = encoder + between(*beyond), most * between(*share)
                 best = (
@@ -89,11 +89,11 @@ def check_verdict(answer: object) -> None:
                 "a large gap that costs next to nothing convicts no codebook: the difference counts too",
             ),
             (
-                _with(lambda gap, saved: saved > 0.03),
+                _with(lambda gap, saved: saved > 0.015),
                 "a difference alone convicts no codebook: k-means is not perfect, so the gap counts too",
             ),
             (
-                _with(lambda gap, saved: gap > 1.4 or saved > 0.03),
+                _with(lambda gap, saved: gap > 1.4 or saved > 0.015),
                 "a codebook is at fault if gap *and* difference are large, not if one of them is",
             ),
             (_with(order="RBETD"), "the rate is the last question: first comes what is broken"),
