@@ -12,7 +12,17 @@ import pytest
 import torch
 from helpers import normal, random_measures
 
-from vqnotes.diagnosis import Diagnosis, StackDiagnosis, diagnose, diagnose_stack, diagnose_tokens, draw, load, save
+from vqnotes.diagnosis import (
+    Diagnosis,
+    StackDiagnosis,
+    compare,
+    diagnose,
+    diagnose_stack,
+    diagnose_tokens,
+    draw,
+    load,
+    save,
+)
 from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.conditions import conditions
 from vqnotes.diagnosis.keeping import VERSION, plain
@@ -147,6 +157,7 @@ def at(*places, value):
 
 
 GAP = ("evidence", "optimality gap")
+LOST = ("evidence", "lost by its own codes", "condition")
 
 
 @pytest.mark.parametrize(
@@ -174,10 +185,11 @@ GAP = ("evidence", "optimality gap")
         (at("path", 0, 1, value="perhaps"), r"path\[0\]\[1\] is no Answer: 'perhaps'"),
         (at("path", 0, 1, value={}), r"path\[0\]\[1\] is no Answer"),
         (at("path", 0, 0, value="weather"), "there is no question 'weather'"),
-        (
-            at("evidence", "lost by its own codes", "condition", "question", value="weather"),
-            "there is no question 'weather'",
-        ),
+        (at(*GAP, "value", value=10**400), "evidence.optimality gap.value is no float: 1000"),
+        (at(*LOST, "question", value="weather"), "there is no question 'weather'"),
+        (at(*LOST, "threshold", value=0.0), "evidence.lost by its own codes has a condition with .* beside 0"),
+        (at(*LOST, "threshold", value="Infinity"), "has a condition with .* beside inf"),
+        (at(*LOST, "figure", value="NaN"), "has a condition with nan beside"),
     ],
 )
 def test_a_broken_file_is_refused_with_the_place(one, tmp_path, change, says):
@@ -206,6 +218,30 @@ def test_every_cut_is_noticed(one, tmp_path):
         (tmp_path / "a").write_text(text[:end], encoding="utf-8")
         with pytest.raises(ValueError, match="broken, or no JSON"):
             load(tmp_path / "a")
+
+
+def places(given, place=()):
+    """All places in plain data, as ways from the top."""
+    yield place
+    inside = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, list) else ()
+    for name, one in inside:
+        yield from places(one, (*place, name))
+
+
+def test_whatever_stands_in_a_file_is_refused_or_can_be_shown(one, tmp_path):
+    rng, way = np.random.default_rng(0), [place for place in places(one.to_dict()) if place]
+    values = [True, 0, -1, "NaN", "Infinity", "x", "", [], {}, [1, 2], {"a": 1}, 10**400, -0.0, 1e308]
+    shown = refused = 0
+    for _ in range(600):
+        change = at(*way[rng.integers(len(way))], value=values[rng.integers(len(values))])
+        try:
+            found = Diagnosis.load(written(tmp_path, one, change))
+        except ValueError:
+            refused += 1
+            continue
+        assert str(found) and found._repr_html_() and str(compare(found, one)) and len(found.to_frame())
+        shown += 1
+    assert min(shown, refused) > 30
 
 
 def test_several_by_name_are_checked_too(one, tmp_path):

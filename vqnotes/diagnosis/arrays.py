@@ -104,7 +104,7 @@ def _from_safetensors(path: Path, key: str) -> Array:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as archive:
+        with safe_open(str(path), framework="pt") as archive:
             return archive.get_tensor(_key_of(path, key, list(archive.keys())))
     except SafetensorError as error:
         raise ValueError(f"{path} is a broken .safetensors file: {error}") from error

@@ -7,6 +7,7 @@ What is plain is what JSON has. Numbers that JSON has no word for are the words 
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from enum import Enum
@@ -189,7 +190,7 @@ def loaded(path: str | os.PathLike, kinds: Mapping[str, Any]) -> Any:
     try:
         found = built(kinds[kind], given.get(SEVERAL) if kind == SEVERAL else given, "")
         for _, one in named(found):
-            _check_names(one)
+            _check_conditions(one)
     except ValueError as error:
         raise ValueError(f"{path} is broken: {error}") from error
     return found
@@ -236,7 +237,9 @@ def built(kind: Any, given: Any, place: str) -> Any:
 
 
 def _is_number(given: Any) -> bool:
-    return isinstance(given, int | float) and not isinstance(given, bool)
+    """A whole number may be larger than any other in Python, and none here is."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    return number and (isinstance(given, float) or abs(given) <= sys.float_info.max)
 
 
 def _record(kind: type, given: dict, place: str) -> Any:
@@ -251,10 +254,13 @@ def _record(kind: type, given: dict, place: str) -> Any:
     return kind(**{name: built(hints[name], one, inside + name) for name, one in given.items()})
 
 
-def _check_names(found: "Diagnosis") -> None:
-    """ValueError for a question that nobody asks: what shows a diagnosis looks them up."""
+def _check_conditions(found: "Diagnosis") -> None:
+    """ValueError for a question that nobody asks, and for a figure or threshold that has no place on a bar."""
     asked = [name for name, _ in found.path if name not in TREE]
-    conditions = [one.condition for one in found.evidence.values() if one.condition is not None]
-    asked += [one.question for one in conditions if one.question not in QUESTIONS]
+    compared = {name: one.condition for name, one in found.evidence.items() if one.condition is not None}
+    asked += [one.question for one in compared.values() if one.question not in QUESTIONS]
     if asked:
         raise ValueError(f"there is no question {asked[0]!r:.80}")
+    for name, one in compared.items():
+        if math.isnan(one.figure) or not 0 < one.threshold < math.inf:
+            raise ValueError(f"evidence.{name} has a condition with {one.figure:g} beside {one.threshold:g}")
