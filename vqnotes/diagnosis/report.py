@@ -266,8 +266,9 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
     if m.gap is not None:
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
-        found["error / variance"] = Evidence(m.error, m.best, by, at_codes, m.interval("error"))
-        found["optimality gap"] = Evidence(m.gap, 1.0, by, at_codes, m.interval("gap"))
+        of_vectors = "a symptom only" if by_inputs(m) else at_codes  # what they cost the inputs is known
+        found["error / variance"] = Evidence(m.error, m.best, by, of_vectors, m.interval("error"))
+        found["optimality gap"] = Evidence(m.gap, 1.0, by, of_vectors, m.interval("gap"))
     if by_inputs(m) and m.gap is not None:
         by, reach = "with the best codes for the latents", m.interval("own_loss")
         found["lost by its own codes"] = Evidence(m.own_loss, m.codes_loss, by, at_codes, reach)

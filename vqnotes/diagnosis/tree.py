@@ -95,7 +95,7 @@ def draw_tree(ax: "Axes", found: "Diagnosis | None" = None) -> "DataFrame":
         line: Any = {"color": LIVE, "linewidth": 4} if lit else {"color": "0.6", "linewidth": 1}
         ax.plot([x, to_x], [y, to_y], zorder=1, **line)
         answers = ", ".join(link.answer.value for link in same if link.lit or not lit)
-        along = 0.4 if question == "inputs" else 0.6  # the box below it is a large one
+        along = 0.4 if following == "encoder" else 0.6  # the box below is a large one
         spot = (x + along * (to_x - x), y + along * (to_y - y))
         box: Any = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
         ax.text(*spot, answers, **centred, fontsize=9, weight="bold" if lit else "normal", bbox=box, zorder=2)
