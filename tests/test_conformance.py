@@ -1,12 +1,18 @@
 """Bring your own quantiser: ours passes what applies, each defect of the museum fails its own check and no other."""
 
+import re
+import sys
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
+from types import ModuleType
 
+import conformance_page as page
 import pytest
 import torch
 import torch.nn.functional as F
 from test_museum import show
+from torch import nn
 
 from vqnotes.diagnosis.conformance import NAMES, Adapter, check, ours
 from vqnotes.quantizers import VectorQuantizer
@@ -217,3 +223,75 @@ def test_a_quantiser_that_needs_no_more_than_four_fields():
         *("averages", "k-means start", "expiry", "threshold", "usage")
     }
     assert "failed" not in status.values()
+
+
+# ---------------------------------------------------------------- the page
+
+
+class MyQuantizer(nn.Module):
+    """As many have written it."""
+
+    def __init__(self, codebook_size, dim, beta):
+        super().__init__()
+        self.embedding, self.beta = nn.Embedding(codebook_size, dim), beta
+
+    def forward(self, latents):
+        index = torch.cdist(latents, self.embedding.weight, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        chosen = self.embedding(index)
+        loss = self.loss(latents, chosen)
+        return latents + (chosen - latents).detach(), index, loss
+
+    def loss(self, latents, chosen):
+        return F.mse_loss(chosen, latents.detach()) + self.beta * F.mse_loss(latents, chosen.detach())
+
+
+class MySwapped(MyQuantizer):
+    loss = show["beta_on_the_codebook"]
+
+
+@pytest.mark.parametrize("kind, wrong", [(MyQuantizer, []), (MySwapped, ["beta"])])
+def test_the_test_to_copy_runs(kind, wrong, monkeypatch):
+    (source,) = re.findall(r"```python\n(import pytest\n.*?)```", page.PAGE.read_text(encoding="utf-8"), re.S)
+    module = ModuleType("my_model")
+    module.MyQuantizer = kind
+    monkeypatch.setitem(sys.modules, "my_model", module)
+    names = {}
+    exec(source, names)
+    test, outcome = names["test_my_quantiser"], {}
+    (mark,) = test.pytestmark
+    assert mark.args == ("name", NAMES)
+    for name in NAMES:
+        try:
+            test(name)
+            outcome[name] = "passed"
+        except pytest.skip.Exception:
+            outcome[name] = "skipped"
+        except AssertionError:
+            outcome[name] = "failed"
+    assert [name for name, one in outcome.items() if one == "failed"] == wrong
+    assert "passed" in outcome.values() and outcome["usage"] == "skipped"
+
+
+def test_the_page_has_every_check():
+    said = re.findall(r"^\| ([\w -]+) \| [^|]+ \| \d? ?\|$", page.PAGE.read_text(encoding="utf-8"), re.M)
+    assert tuple(said) == NAMES
+
+
+def test_the_table_of_the_page_is_what_comes_out():
+    (made_with,) = re.findall(r"^Version ([\d.]+)\.", page.stored(), re.M)
+    if version("vector-quantize-pytorch") != made_with:
+        pytest.skip(f"the page is of version {made_with}")
+    found = {row: check(make()) for row, make in page.ROWS.items()}
+    assert page.table(found) in page.stored()
+    assert {cause.says for cause in page.CAUSES if cause.says in page.failures(found)} == {
+        cause.says for cause in page.CAUSES
+    }
+
+
+def test_a_failure_without_its_line_stops_the_page(monkeypatch):
+    with pytest.raises(LookupError, match="FSQ fails 'gradient', and CAUSES does not say why"):
+        page.cause_of("FSQ", "gradient")
+    changed = [page.CAUSES[0]._replace(line="return torch.cdist(x, y)")]
+    monkeypatch.setattr(page, "CAUSES", changed)
+    with pytest.raises(LookupError, match="cdist has no longer the line"):
+        page.cause_of("VectorQuantize", "off centre")
