@@ -16,7 +16,7 @@ from torch import nn
 
 from vqnotes.diagnosis.conformance import NAMES, Adapter, check, ours
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import CodeExpiry, RotationTrick, SimVQ
+from vqnotes.remedies import FSQ, CodeExpiry, ResidualVQ, RotationTrick, SimVQ
 
 SEARCH = {"off centre", "bfloat16"}
 
@@ -186,6 +186,14 @@ def test_random_numbers_are_as_they_were():
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_a_check_comes_to_the_same_each_time():
+    adapter, said = ours(update="ema"), []
+    for state in (3, 4):
+        torch.manual_seed(state)
+        said.append(check(adapter, only=["averages"])[0].says)
+    assert said[0] == said[1] != check(adapter, only=["averages"], seed=1)[0].says
+
+
 def test_codes_that_cannot_be_placed_are_said_to_be_so():
     results = {one.name: one for one in check(replace(ours(SimVQ), place=None))}
     assert "do not stay where they are put" in results["off centre"].says
@@ -223,6 +231,36 @@ def test_a_quantiser_that_needs_no_more_than_four_fields():
         *("averages", "k-means start", "expiry", "threshold", "usage")
     }
     assert "failed" not in status.values()
+
+
+def stack(codebook_size, dim, beta=0.25, kmeans_on=None, update="gradient"):
+    return ResidualVQ((codebook_size, codebook_size), dim, beta=beta, update=update)
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_a_stack_is_checked_without_its_codes(update):
+    adapter = replace(ours(), build=partial(stack, update=update), codes=None, update=update)
+    status = {one.name: one.status for one in check(adapter)}
+    applies = {"beta", "commitment loss", "gradient", "bfloat16", "decoding", "usage"}
+    applies |= {"k-means start"} if update == "ema" else set()
+    assert status == {name: "passed" if name in applies else "not applicable" for name in NAMES}
+    assert failed(replace(adapter, decode=lambda quantizer, index: quantizer.stages[0].decode(index[:, 0]))) == {
+        *("decoding", "bfloat16")
+    }
+
+
+def test_a_fixed_grid_without_a_loss_is_checked():
+    adapter = Adapter(
+        lambda codebook_size, dim: FSQ([3] * dim),
+        lambda quantizer, latents: (*quantizer(latents)[:2], None),
+        codes=None,
+        update="fixed",
+        decode=lambda quantizer, index: quantizer.decode(index),
+        by_distance=False,
+    )
+    results = {one.name: one for one in check(adapter, only=["commitment loss", "gradient", "decoding", "averages"])}
+    assert [one.status for one in results.values()] == ["not applicable", "passed", "not applicable", "passed"]
+    assert results["commitment loss"].says == "There is no loss."
 
 
 # ---------------------------------------------------------------- the page

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqnotes.quantizers import Quantized
 
-__all__ = ["COUNT", "DIM", "SIZE", "Adapter", "Kit", "NotApplicable"]
+__all__ = ["COUNT", "DIM", "SIZE", "Adapter", "Kit", "NotApplicable", "first_line"]
 
 UPDATES = ("gradient", "ema", "fixed")
 SIZE, DIM, COUNT = 16, 4, 1000  # codes, dimensions and latents of all checks but those of the search
@@ -57,11 +57,17 @@ class NotApplicable(Exception):
     """Why a check does not apply."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, as long as it fits into a sentence."""
+    return str(error).strip().partition("\n")[0]
+
+
 class Kit:
     """An adapter, and what all checks need of it. Raises ValueError for one that does not return what it should."""
 
     def __init__(self, adapter: Adapter, seed: int):
         self.adapter, self.seed = adapter, seed
+        self.codes_learn = adapter.update == "gradient" and adapter.codes is not None  # from a loss, and can be read
 
     def built(self, size: int = SIZE, dim: int = DIM, **options: Any) -> Any:
         """A new quantiser in training mode, always the same."""

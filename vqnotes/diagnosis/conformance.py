@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.adapter import Adapter, Kit, NotApplicable
+from vqnotes.diagnosis.adapter import Adapter, Kit, NotApplicable, first_line
 from vqnotes.diagnosis.defect_checks import CHECKS
 from vqnotes.metrics import UsageMeter
 from vqnotes.quantizers import VectorQuantizer
@@ -64,7 +64,7 @@ def _result(name: str, kit: Kit) -> Result:
     except NotApplicable as reason:
         status, says = "not applicable", str(reason)
     except Exception as error:
-        status, says = "failed", f"It raises {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        status, says = "failed", f"It raises {type(error).__name__}: {first_line(error)}"
     claim = inspect.cleandoc(function.__doc__ or "").splitlines()[0]
     return Result(name, status, claim, says, inspect.getsource(function))
 
