@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes import metrics
+from vqnotes import diagnose, metrics
 from vqnotes.data import gaussian_modes
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
@@ -315,6 +315,17 @@ def test_reconstruction_error_is_a_share_of_the_variance():
     for wrong, right in ((x[:1], x), (x, torch.ones(2, 2)), (x * torch.nan, x), (x[:0], x[:0])):
         with pytest.raises(ValueError, match="shapes must be equal|must be finite"):
             metrics.reconstruction_error(wrong, right)
+
+
+@pytest.mark.parametrize("kind", ["bool", "int8", "uint8", "uint16", "uint32", "uint64", "int64", "float32"])
+def test_labels_may_be_of_any_type_that_holds_whole_numbers(kind):
+    x = normal(200, 2)
+    y = (x[:, 0] > 0).numpy().astype(kind)
+    assert metrics.separability(x, y) == metrics.separability(x, y.astype("int64")) > 0.9
+    if kind != "float32":
+        found = diagnose(x, x[:2], labels=y)
+        assert found.evidence == diagnose(x, x[:2], labels=y.astype("int64")).evidence
+        assert "labels read off" in found.evidence
 
 
 def test_separability_is_1_for_separate_modes_and_chance_for_noise():

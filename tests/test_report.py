@@ -163,7 +163,7 @@ def test_a_decoder_that_loses_what_the_codes_tell_is_doubted():
 
 
 def test_codes_that_lie_badly_and_tell_much_are_a_finding():
-    """Crowded at the centre they leave nearly all of the latents; the nearest still says in which direction one is."""
+    """Crowded at the centre they leave nearly all of the latents. The nearest still tells a direction."""
     latents = normal(4000, 2)
     circle = torch.arange(8) * 2 * torch.pi / 8
     crowded = 0.01 * torch.stack([circle.cos(), circle.sin()], dim=1)

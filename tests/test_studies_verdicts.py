@@ -203,7 +203,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
         for one in left[:1]:
             (folder / f"{one['name']}.csv").write_text(f"name,s making\n{one['name']},1\n")
 
-    monkeypatch.setattr(parts, "run", run)
+    monkeypatch.setattr(parts, "examine_all", run)
     monkeypatch.setattr("sys.argv", ["study", "--out", str(tmp_path), "--table", str(tmp_path / "table")])
     for _ in range(4):
         parts.command("study", "", tried, todo)

@@ -101,7 +101,7 @@ def check_labelled(latents: Array, labels: Array) -> tuple[Tensor, Tensor]:
     latents, labels = check_latents(latents), as_tensor(labels, "labels").flatten().cpu()
     if latents.ndim < 2 or len(labels) != latents.shape[:-1].numel():
         raise ValueError(f"{len(labels)} labels for latents of shape {tuple(latents.shape)}")
-    if labels.is_complex() or (labels != labels.long()).any():
+    if labels.is_complex() or (labels.is_floating_point() and (labels != labels.long()).any()):
         raise ValueError(f"labels must be whole numbers, got {labels.dtype}: {labels}")
     return latents, labels.long()
 

@@ -3,7 +3,8 @@
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
 which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `advice` knows what to try
 against it, `report` says all of it with the evidence, `drawing` and `tree` show it. `conditions` holds figures beside
-thresholds, `showing` lays them out. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
+thresholds, `showing` lays them out. `keeping` saves and loads a diagnosis, `pages` makes a page of it, `comparing`
+sets two side by side. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
 listens to a whole model (`listening` has a file for each library), and `watch` does so during training. `stability`
 and `perturbation` move latents and inputs and see which indices stay, `collisions` counts equal tuples of indices.
 `conformance` tries a quantiser that somebody wrote (by its `adapter`) for the bugs of notebook 08 (`defect_checks`).
@@ -17,6 +18,7 @@ from vqnotes._checks import Array
 from vqnotes._progress import progress_bar
 from vqnotes.diagnosis import report
 from vqnotes.diagnosis.collisions import Collisions, collisions
+from vqnotes.diagnosis.comparing import Change, Comparison, compare, load, save
 from vqnotes.diagnosis.drawing import draw, draw_watch
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
@@ -30,13 +32,16 @@ from vqnotes.diagnosis.tree import draw_tree
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 
 __all__ = [
+    "Change",
     "CollapseWarning",
     "CollapseWatch",
     "Collisions",
+    "Comparison",
     "Diagnosis",
     "Stability",
     "StackDiagnosis",
     "collisions",
+    "compare",
     "index_stability",
     "input_stability",
     "diagnose",
@@ -46,6 +51,8 @@ __all__ = [
     "draw",
     "draw_tree",
     "draw_watch",
+    "load",
+    "save",
 ]
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from vqnotes._checks import check_columns, check_positive
-from vqnotes.diagnosis.report import Diagnosis
 from vqnotes.metrics import principal_variances
 from vqnotes.nearest import nearest_code
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
+
+    from vqnotes.diagnosis.report import Diagnosis
 
 __all__ = ["MARKS", "draw", "draw_watch"]
 
@@ -32,12 +33,13 @@ MARKS: dict[str, tuple[int | str, str]] = {
 }
 
 
-def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
+def draw(axes: np.ndarray, found: "Diagnosis") -> "DataFrame":
     """Draws a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
     axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
     Raises ValueError for another number of axes, for codes that are put together, which share no picture, for ids,
-    and for codes that are not started; ImportError without what draws, `pip install 'vqnotes[course]'`.
+    for what was loaded from a file, which holds no latents, and for codes that are not started; ImportError without
+    what draws, `pip install 'vqnotes[course]'`.
     """
     from pandas import DataFrame
 
@@ -50,7 +52,8 @@ def draw(axes: np.ndarray, found: Diagnosis) -> "DataFrame":
         raise ValueError(f"there is nothing to draw yet: {found.reason}")
     if found.drawing is None:
         raise ValueError(
-            f"{found.verdict!r} is said of codes put together, or of ids: draw one codebook with its latents"
+            f"{found.verdict!r} is said of codes put together, or of ids, or comes from a file, which holds no "
+            f"latents: draw one codebook with its latents"
         )
     where, uses, losses, dimensions = axes
     latents, codes, counts = found.drawing

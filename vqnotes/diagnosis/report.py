@@ -11,6 +11,7 @@ from vqnotes.diagnosis.advice import FIRST_BATCH, INPUTS, LABELS, MORE_INPUTS, M
 from vqnotes.diagnosis.beside_inputs import TRIFLE
 from vqnotes.diagnosis.collisions import collisions
 from vqnotes.diagnosis.conditions import Condition, conditions
+from vqnotes.diagnosis.keeping import Kept
 from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.observed import AT_MOST, Observed
 from vqnotes.diagnosis.rules import (
@@ -93,7 +94,7 @@ class Drawing(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis:
+class Diagnosis(Kept):
     """A verdict on a codebook and its latents (one of VERDICTS), or on ids alone (one of `tokens.TOKEN_VERDICTS`).
 
     reason: what decided, in a sentence. evidence: by name. advice: what to try, in this order. notes: what was not
@@ -102,7 +103,7 @@ class Diagnosis:
     place yet, so that there was nothing to measure. findings: what else was found, that changes no verdict: figures
     close to a threshold on which it rests (within 15 %), and spare codes. path: the questions of `rules.TREE` that
     led to the verdict, each with its answer; empty where that tree was not asked. Prints as a report, in plain
-    ASCII, and shows as a table in a notebook.
+    ASCII, and shows as a table in a notebook. `save` keeps all of it but the drawing, which holds latents.
     """
 
     verdict: str
@@ -126,15 +127,19 @@ class Diagnosis:
         return as_html(self)
 
 
-class StackDiagnosis(NamedTuple):
+class _Stack(NamedTuple):
+    whole: Diagnosis
+    parts: list[list[Diagnosis]]
+
+
+class StackDiagnosis(_Stack, Kept):
     """The verdict on codes that are put together, and one on each codebook: parts[head or group][level].
 
     whole: encoder, rate and codes, counted over all parts and levels. parts: each codebook alone ("healthy",
     "token collapse" or "cannot tell").
     """
 
-    whole: Diagnosis
-    parts: list[list[Diagnosis]]
+    __slots__ = ()
 
 
 # ---------------------------------------------------------------- what is said

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vqnotes.diagnosis.advice import Advice
     from vqnotes.diagnosis.report import Diagnosis, Evidence
 
-__all__ = ["BARS", "as_html", "as_text", "close_to_the_line", "compared"]
+__all__ = ["BARS", "as_html", "as_text", "close_to_the_line", "compared", "in_columns", "in_digits", "in_interval"]
 
 BARS = {True: "#d55e00", False: "#0072b2"}  # by whether a condition holds; both stand out on white and on black
 EMPTY = "rgba(128,128,128,0.3)"
@@ -23,10 +23,10 @@ def as_text(found: "Diagnosis") -> str:
     lines += [f"Diagnosis: {_verdict(found)}", f"  {found.reason}", *(f"  {one}" for one in found.findings)]
     plain = _plain_rows(found)
     if plain:
-        lines += ["", *("  " + line for line in _columns(plain))]
+        lines += ["", *("  " + line for line in in_columns(plain))]
     blocks = _blocks(found, lambda one: one.bar)
     if blocks:
-        head, *rows = _columns([_head(found), *(row for _, block in blocks for row in block)])
+        head, *rows = in_columns([_head(found), *(row for _, block in blocks for row in block)])
         lines += ["", f"    {head}"]
         left = iter(rows)
         for question, block in blocks:
@@ -80,7 +80,9 @@ def _plain_rows(found: "Diagnosis") -> list[tuple[str, ...]]:
     if not plain:
         return []
     rows: list[tuple[str, ...]] = [("", "yours", "95% interval", "reference", "speaks for")]
-    rows += [(name, _number(e.value), _interval(e), _reference(e), e.speaks_for) for name, e in plain.items()]
+    rows += [
+        (name, in_digits(e.value), in_interval(e.interval), _reference(e), e.speaks_for) for name, e in plain.items()
+    ]
     if any(e.interval is not None for e in plain.values()):
         return rows
     return [(*row[:2], *row[3:]) for row in rows]
@@ -114,9 +116,9 @@ def _blocks(found: "Diagnosis", bar: Callable[[Condition], str]) -> list[tuple[s
             if e.condition is None or e.condition.question != question:
                 continue
             one, answer = e.condition, e.condition.answer
-            interval = (_interval(e),) if _with_intervals(found) else ()
+            interval = (in_interval(e.interval),) if _with_intervals(found) else ()
             cells = (compared(one), _limit(one), bar(one), _holds(one))
-            rows.append((name, _number(e.value), *interval, _reference(e), *cells))
+            rows.append((name, in_digits(e.value), *interval, _reference(e), *cells))
         if answer is not None:
             blocks.append((f"{words} {_answered(answer, len(rows))}", rows))
     return blocks
@@ -133,19 +135,19 @@ def _answered(answer: Answer, conditions: int) -> str:
 def compared(one: Condition) -> str:
     """The figure of a condition, with what it counts."""
     if one.unit == "more" and one.figure < 0:
-        return f"{_number(-one.figure)} less"
-    return f"{_number(one.figure)} {one.unit}"
+        return f"{in_digits(-one.figure)} less"
+    return f"{in_digits(one.figure)} {one.unit}"
 
 
 def _limit(one: Condition) -> str:
-    return f"{'under' if one.below else 'over'} {_number(one.threshold)}"
+    return f"{'under' if one.below else 'over'} {in_digits(one.threshold)}"
 
 
 def _holds(one: Condition) -> str:
     return ("yes" if one.holds else "no") + (", but close" if one.close else "")
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def in_columns(rows: list[tuple[str, ...]]) -> list[str]:
     """The rows as lines, their cells one below the other."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -186,17 +188,18 @@ def _where(advice: "Advice") -> str:
     return f"notebook {advice.notebook}"
 
 
-def _number(value: float, digits: int = 3) -> str:
+def in_digits(value: float, digits: int = 3) -> str:
+    """A whole number with commas, any other with so many digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def _interval(evidence: "Evidence") -> str:
-    """Both ends, with as many digits as tell them apart."""
-    if evidence.interval is None:
+def in_interval(interval: tuple[float, float] | None) -> str:
+    """Both ends, with as many digits as tell them apart; nothing where there is none."""
+    if interval is None:
         return ""
-    low, high = evidence.interval
+    low, high = interval
     for digits in 3, 4, 5:
-        ends = [_number(one, digits) for one in (low, high)]
+        ends = [in_digits(one, digits) for one in (low, high)]
         if ends[0] != ends[1]:
             break
     return " .. ".join(ends)
@@ -207,4 +210,4 @@ def _sure(confidence: float) -> str:
 
 
 def _reference(evidence: "Evidence") -> str:
-    return f"{_number(evidence.reference)} {evidence.compared_with}"
+    return f"{in_digits(evidence.reference)} {evidence.compared_with}"

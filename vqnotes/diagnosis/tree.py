@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vqnotes.diagnosis.report import Diagnosis
 from vqnotes.diagnosis.rules import THRESHOLDS, TREE, Answer
 from vqnotes.diagnosis.showing import compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
+
+    from vqnotes.diagnosis.report import Diagnosis
 
 __all__ = ["Link", "draw_tree", "in_words", "links"]
 
@@ -65,7 +66,7 @@ def in_words(path: Sequence[tuple[str, Answer]]) -> str:
     return f"{'; '.join(steps)}. So the verdict is: {TREE[name].leads_to[answer]}."
 
 
-def draw_tree(ax: "Axes", found: Diagnosis | None = None) -> "DataFrame":
+def draw_tree(ax: "Axes", found: "Diagnosis | None" = None) -> "DataFrame":
     """Draws the questions that `diagnose` asks, with their thresholds, and lights the path that your figures took.
 
     found: a diagnosis by `diagnose` or `diagnose_model`, or the whole of a `StackDiagnosis`. None: the bare tree.
@@ -116,7 +117,7 @@ def draw_tree(ax: "Axes", found: Diagnosis | None = None) -> "DataFrame":
     return DataFrame(rows, columns=["question", "answer", "leads_to", "lit"])
 
 
-def _figures(found: Diagnosis, name: str) -> str:
+def _figures(found: "Diagnosis", name: str) -> str:
     """The figures that answered a question of the tree."""
     kinds = {"encoder": ("encoder", "labels")}.get(name, (name.replace(",", " ").split()[0],))
     each = [one.condition for one in found.evidence.values() if one.condition is not None]
