@@ -7,6 +7,7 @@ thresholds, `showing` lays them out. `keeping` saves and loads a diagnosis, `pag
 sets two side by side. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
 listens to a whole model (`listening` has a file for each library), and `watch` does so during training. `stability`
 and `perturbation` move latents and inputs and see which indices stay, `collisions` counts equal tuples of indices.
+`conformance` tries a quantiser that somebody wrote (by its `adapter`) for the bugs of notebook 08 (`defect_checks`).
 A file imports only from those before it.
 """
 
