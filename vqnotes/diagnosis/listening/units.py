@@ -166,6 +166,7 @@ def _name_of_all(model: nn.Module, names: list[str]) -> str:
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    while len(common) > 1 and isinstance(model.get_submodule(".".join(common)), nn.ModuleList | nn.ModuleDict):
+    modules = dict(model.named_modules())
+    while len(common) > 1 and isinstance(modules.get(".".join(common)), nn.ModuleList | nn.ModuleDict):
         common.pop()
     return ".".join(common) or type(model).__name__
