@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vqnotes._checks import dense_tensor
 
-__all__ = ["Feed", "batches"]
+__all__ = ["BATCH", "Feed", "batches"]
 
 BATCH = 256
 

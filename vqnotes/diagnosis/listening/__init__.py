@@ -97,8 +97,9 @@ class Listener:
             if isinstance(output, Tensor):
                 return change(output)
             if isinstance(output, Mapping):
-                first = next(iter(output))
-                return type(output)({**output, first: change(output[first])})
+                first, *others = output
+                kind: Any = type(output)
+                return kind({first: change(output[first])} | {name: output[name] for name in others})
             values = change(output[0]), *output[1:]
             return type(output)(*values) if hasattr(output, "_fields") else values
 

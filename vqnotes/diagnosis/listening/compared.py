@@ -1,4 +1,4 @@
-"""Which of the tensors that met a table, while its rows came out, are the latents: those whose nearest codes came out."""
+"""Which of the tensors that met a table are the latents: those whose nearest codes came out of it."""
 
 from dataclasses import dataclass
 

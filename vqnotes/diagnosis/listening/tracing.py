@@ -40,7 +40,8 @@ class _State:
 CONSTANT, COMPUTED, BROUGHT = _State(frozenset()), _State(None), _State(None, brought=True)
 
 
-class Lookup(NamedTuple):
+@dataclass(frozen=True)
+class Lookup:
     """Rows that came out of a table (K, D): table[index]."""
 
     sources: frozenset[Source]
@@ -73,7 +74,7 @@ class Trace(TorchDispatchMode):
         tables: dict[frozenset[Source], tuple[int, int]],
         looked_up: Callable[[Lookup], Tensor | None],
     ):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tables, self.looked_up = tables, looked_up
         self.compared: dict[frozenset[Source], list[Compared]] = {sources: [] for sources in tables}
         self.own = {_place(one): (name, one) for name, one in own_tensors(model)}
