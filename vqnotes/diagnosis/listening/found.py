@@ -166,9 +166,8 @@ class Found:
         if reading.by_direction:
             latents, codes = F.normalize(latents, dim=-1), F.normalize(codes, dim=-1)
         entered, returned, axis = latents.reshape(*places, dim), rows.reshape(*places, dim), -1
-        if not reading.by_direction and reading.tensor.numel() == latents.numel():
-            entered, axis = reading.tensor, reading.axis
-            returned = rows.reshape(entered.movedim(axis, -1).shape).movedim(-1, axis)
+        if not reading.by_direction:  # as it was before it was copied, which shows what it is a piece of
+            entered = reading.tensor.movedim(reading.axis, -1).reshape(entered.shape)
         if one.around is not None:
             (entered, returned), axis = one.around, axis_of(one.around[0], places, dim)
         tensors = [part.detach() for part in (entered, returned, latents, codes, lookup.index)]

@@ -18,8 +18,8 @@ class Use:
     Neither sign is enough alone: codes that nobody trains do not move, and a call by another way than the module's,
     or of a copy of the model, is not heard.
     models: by name. They are trained alike, so that a call in one of them counts for all: `fit_many` calls only one.
-    names: of each model's quantisers; None: those that are known. One that is no module of its own counts as used with
-    the model, "".
+    names: of each model's quantisers; None: those that are known. One that is no module of its own counts as used
+    with the model, "".
     """
 
     def __init__(self, models: Mapping[str, nn.Module], names: Mapping[str, Iterable[str]] | None = None):
