@@ -326,18 +326,6 @@ def test_what_is_not_understood_is_refused_with_what_was_found_and_the_ten_lines
     assert TEN_LINES in str(said.value)
 
 
-class Square(nn.Module):
-    """Latents (N, 4, 4) meet a table of equal codes, four dimensions each: along which axis, nothing tells."""
-
-    def __init__(self):
-        super().__init__()
-        self.codes = nn.Parameter(torch.ones(8, 4))
-
-    def forward(self, x):
-        index = torch.einsum("ndt,kd->ntk", x, self.codes).argmax(-1)
-        return self.codes[index].movedim(-1, 1)
-
-
 # ---------------------------------------------------------------- what the model itself tells
 
 
