@@ -1,6 +1,6 @@
 """Listening to a model: its quantisers, and what reaches them. A file for each library says how its own are heard."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from vqnotes.diagnosis.listening.found import Found
 
 __all__ = ["LIBRARIES", "Listener", "quantisers"]
 
-LIBRARIES = (ours, vector_quantize_pytorch, yours)
+LIBRARIES = (ours, vector_quantize_pytorch)
 
 
 def quantisers(model: nn.Module, quantizers: Any = None) -> dict[str, type[Ear]]:
@@ -28,8 +28,16 @@ def quantisers(model: nn.Module, quantizers: Any = None) -> dict[str, type[Ear]]
         for name, module in model.named_modules()
         if not any(name == one or name.startswith(f"{one}." if one else "") for one in own)
     }
-    kinds = {name: [library.ear_of(module) for library in LIBRARIES] for name, module in modules.items()}
-    return own | {name: next(filter(None, kind)) for name, kind in kinds.items() if any(kind)}
+    known = {name: kind for name, module in modules.items() if (kind := _first(LIBRARIES, module))}
+    for name, module in modules.items():  # what holds known quantisers is none of its own
+        holds = any(one.startswith(f"{name}." if name else "") for one in known)
+        if not holds and (kind := yours.ear_of(module)):
+            own[name] = kind
+    return {name: (own | known)[name] for name, _ in model.named_modules() if name in own or name in known}
+
+
+def _first(libraries: Iterable, module: nn.Module) -> type[Ear] | None:
+    return next(filter(None, (library.ear_of(module) for library in libraries)), None)
 
 
 class Listener:

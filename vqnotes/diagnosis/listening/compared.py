@@ -13,6 +13,7 @@ __all__ = ["AGREES", "Reading", "arranged", "reading_of"]
 
 SHOWN = 512  # latents by which it is told whether they are what was compared
 AGREES = 0.99  # of the indices are the nearest code: then the latents are read rightly
+ABOUT = 0.005  # shares that differ by no more are alike
 
 
 @dataclass
@@ -23,71 +24,74 @@ class Reading:
     axis: int
     rows: Tensor
     codes: Tensor
-    share: float = 0.0  # of the indices that are the nearest code
-    by_direction: bool = False
+    share: float  # of the indices that are the nearest code
+    by_direction: bool
 
 
 def reading_of(lookup: Lookup, trace: Trace, earlier: list[Lookup]) -> Reading | None:
     """The latents of a lookup; None for rows that come out once more, or whose latents are not seen.
 
-    Raises ValueError for a tensor that can be read in two ways.
+    earlier: the lookups in the same table before, in this pass. Raises ValueError for a tensor that can be read in
+    two ways.
     """
     met = trace.compared[lookup.sources]
-    by_meeting = [(number, one) for number, compared in enumerate(met) for one in _best(compared, lookup)]
-    entered = [ref() for ref in reversed(trace.entered)]
-    others = [one for one in entered if one is not None]
-    by_entering = [one for tensor in others for one in _best(Compared([tensor], lookup.table), lookup)]
-    right = [one for one in by_meeting if one[1].share >= AGREES]
+    found: list[tuple[Compared, Reading]] = []
     for by_direction in (False, True):
-        for number, one in right:
-            if one.by_direction == by_direction:
-                del met[number]
+        for compared in met:
+            one = _best(compared, lookup, by_direction)
+            if one is not None and one.share >= AGREES:
+                met.remove(compared)
                 return one
-    found = [one for one in by_entering if one.share >= AGREES]
-    if found and not earlier:
-        return min(found, key=lambda one: one.by_direction)
+            found += [] if one is None else [(compared, one)]
     if any(torch.equal(one.index.flatten(), lookup.index.flatten()) for one in earlier):
         return None
-    if by_meeting:  # chosen otherwise than by distance, or by chance
-        number, one = max(by_meeting, key=lambda pair: pair[1].share)
-        del met[number]
-        return one
-    return None
+    entered = [one for one in (ref() for ref in reversed(trace.entered)) if one is not None]
+    for by_direction in (False, True):
+        for tensor in entered:
+            one = _best(Compared([tensor], lookup.table), lookup, by_direction)
+            if one is not None and one.share >= AGREES:
+                return one
+    if not found:
+        return None
+    compared, one = max(found, key=lambda pair: pair[1].share)  # chosen otherwise than by distance, or by chance
+    met.remove(compared)
+    return one
 
 
-def _best(compared: Compared, lookup: Lookup) -> list[Reading]:
-    """The best reading of what was compared as latents, at distance and in direction: at most two.
+def _best(compared: Compared, lookup: Lookup, by_direction: bool) -> Reading | None:
+    """The best reading as latents of what was compared, at distance or in direction.
 
-    Of tensors that are the same but for shape and a factor, the first that was made counts.
+    Of tensors that are the same but for shape and a factor, the first that was made counts. Raises ValueError for one
+    that agrees along two of its axes.
     """
     first, *before = compared.tensors
-    count, dim = lookup.index.numel(), lookup.table.shape[1]
-    index = lookup.index.flatten()
-    some = torch.linspace(0, count - 1, min(count, SHOWN)).long().to(index.device)
-    found = []
-    for by_direction in (False, True):
-        best: list[Reading] = []
-        for axis, rows in arranged(first, count, dim):
-            older = [(tensor, *pair) for tensor in before for pair in arranged(tensor, count, dim, rows)]
-            tried = []
-            for tensor, at, latents in [(first, axis, rows), *older]:
-                for codes in [compared.table, lookup.table]:
-                    one = Reading(tensor, at, latents, codes, by_direction=by_direction)
-                    one.share = _share(one, index, some)
-                    tried.append(one)
-            most = max(one.share for one in tried)
-            best.append([one for one in tried if one.share >= most - (1 - AGREES) / 2][-1])
-        right = [one for one in best if one.share >= AGREES]
-        if len(right) > 1 and not torch.equal(right[0].rows, right[1].rows):
-            axes = " or ".join(str(one.axis) for one in right)
-            raise ValueError(
-                f"latents {tuple(first.shape)} that were compared with {joined(lookup.sources)} "
-                f"{tuple(lookup.table.shape)} can be read in two ways, with their dimensions along axis {axes}. "
-                f"Say which. {TEN_LINES}"
-            )
-        found += [max(best, key=lambda one: one.share)] if best else []
-    for one in found:
-        one.by_direction = one.by_direction or (dim > 1 and _of_length_one(one.codes))
+    index, dim = lookup.index.flatten(), lookup.table.shape[1]
+    best: list[Reading] = []
+    for axis, rows in arranged(first, len(index), dim):
+        older = [(one, *pair) for one in reversed(before) for pair in arranged(one, len(index), dim, rows)]
+        tried: list[Reading] = []
+        for tensor, at, latents in [*older, (first, axis, rows)]:
+            for codes in (compared.table, lookup.table):
+                tried.append(Reading(tensor, at, latents, codes, 0.0, by_direction))
+                tried[-1].share = _share(tried[-1], index)
+                if tried[-1].share >= 1 - ABOUT:
+                    break
+            if tried[-1].share >= 1 - ABOUT:
+                break
+        most = max(one.share for one in tried)
+        best.append(next(one for one in tried if one.share >= most - ABOUT))
+    right = [one for one in best if one.share >= AGREES]
+    if len(right) > 1:
+        axes = " or ".join(str(one.axis) for one in right)
+        raise ValueError(
+            f"latents {tuple(first.shape)} that were compared with {joined(lookup.sources)} "
+            f"{tuple(lookup.table.shape)} can be read in two ways, with their dimensions along axis {axes}. "
+            f"Say which. {TEN_LINES}"
+        )
+    if not best:
+        return None
+    found = max(best, key=lambda one: one.share)
+    found.by_direction = by_direction or (dim > 1 and _of_length_one(found.codes))
     return found
 
 
@@ -112,8 +116,9 @@ def arranged(tensor: Tensor, count: int, dim: int, like: Tensor | None = None) -
     return found
 
 
-def _share(one: Reading, index: Tensor, some: Tensor) -> float:
+def _share(one: Reading, index: Tensor) -> float:
     """Of the indices, the share that are the nearest code but for rounding."""
+    some = torch.linspace(0, len(index) - 1, min(len(index), SHOWN)).long().to(index.device)
     rows, codes = one.rows.detach()[some].double(), one.codes.detach().double()
     if one.by_direction:
         rows, codes = F.normalize(rows, dim=-1), F.normalize(codes, dim=-1)

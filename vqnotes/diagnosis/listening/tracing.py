@@ -52,7 +52,8 @@ class Lookup:
     shaped: list[Tensor]  # is filled later: the same numbers in other shapes
 
 
-class Compared(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Compared:
     """A tensor that met a table (K, D) or its transpose, or what was made of it alone, in one operation."""
 
     tensors: list[Tensor]  # it, and those before it that are the same but for shape, type and a factor
