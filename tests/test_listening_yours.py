@@ -163,6 +163,7 @@ def test_what_can_be_read_in_two_ways_is_asked_for():
     ) as said:
         diagnose_model(model, normal(300, 4, 4))
     assert TEN_LINES in str(said.value)
+    model.codes.data += 1e-3 * normal(8, 4)
     by_hand = {"": (lambda module, entered: entered.movedim(1, -1), lambda module: module.codes)}
     assert "token" in diagnose_model(model, normal(300, 4, 4), quantizers=by_hand)["Square"].verdict
     model.codes.data.copy_(normal(8, 4, seed=2))
@@ -211,7 +212,7 @@ def test_models_that_take_keywords_dicts_and_several_tensors(place, verdict):
         (DataLoader(Items(x), 64), by_name, "pixel_values"),
         (Items(x), by_name, "pixel_values"),
         ([(x, torch.ones(len(x), 1, 1, 1))], lambda model, batch: model(pixel_values=batch[0], scale=batch[1]), None),
-        (x, lambda model, batch: model(pixel_values=batch[0]), None),
+        (x, lambda model, batch: model(pixel_values=batch), None),
     ]:
         (found,) = diagnose_model(model, data, call=call, inputs=given).values()
         assert found.verdict == verdict == plain.verdict

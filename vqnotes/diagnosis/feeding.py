@@ -40,6 +40,7 @@ class Feed:
             yield from batches(data, self.model)
             return
         for batch in _pieces(data):
+            (batch,) = batch if hasattr(data, "shape") else (batch,)  # inputs alone come as they are
             batch = _moved(batch, _like(self.model))
             x = self._inputs(batch)
             self._now = batch, x

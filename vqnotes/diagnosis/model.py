@@ -70,7 +70,8 @@ def diagnose_model(
     returned, or those of the codes that it returned, or else the nearest. A third function, index_of(module,
     returned), says otherwise. A module with methods `prepare(latents)` and `codes()` needs none of this.
     call: how the model is called with a batch, as in `lambda model, batch: model(**batch)`; the batch may then be a
-    dict, or anything that holds tensors. None: model(x).
+    dict, or anything that holds tensors, and is given as data has it, with its tensors on the model's device and in
+    its float type. None: model(x).
     inputs: which tensor of such a batch the latents code, by key or position. None: the first of a tuple, or the only
     one of a float type.
     data: inputs (N, ...) as a tensor or array; or inputs and labels as a tuple; or batches of either, as a DataLoader
