@@ -315,12 +315,52 @@ class Beam(Stage):
         return self.embedding(index).mean(1).view(x.shape)
 
 
+class Again(Stage):
+    """Compares its latents a second time, for a loss, and decodes its indices a second time."""
+
+    def forward(self, x):
+        q, loss, index = super().forward(x)
+        sure = (-torch.cdist(x.flatten(0, 1), self.embedding.weight)).softmax(-1)
+        return q, loss - (sure * sure.log()).sum(-1).mean(), index, self.embedding(index)
+
+
+def test_what_is_compared_and_decoded_again_is_one_call():
+    torch.manual_seed(0)
+    model = Around(Again(), "last")
+    model.vq.codes().copy_(placed(model.encoder(inputs()).detach().flatten(0, 1)))
+    listener = Listener(model.eval())
+    with torch.no_grad(), listener.listening():
+        listener(inputs())
+    assert len(listener.calls) == 1
+    (found,) = diagnose_model(model, inputs()).values()
+    assert found.verdict == "healthy" and "lost by the encoder" in found.evidence
+
+
+class Late(Stage):
+    """Places its codes at the first batch, in evaluation too, and has no flag that says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.placed = False
+
+    def forward(self, x):
+        if not self.placed:
+            self.embedding.weight.data.copy_(x.flatten(0, 1)[:SIZE])
+        return super().forward(x)
+
+
+def test_found_codes_are_left_as_they_were():
+    torch.manual_seed(0)
+    model = Around(Late(), "last")
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    diagnose_model(model, inputs())
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
 @pytest.mark.parametrize("kind, table", [(Gumbel, "vq.embed.weight"), (Beam, "vq.embedding.weight")])
 def test_what_is_not_understood_is_refused_with_what_was_found_and_the_ten_lines(kind, table):
     torch.manual_seed(0)
-    with pytest.raises(
-        ValueError, match="no quantiser found in Around: looked, during one pass, for a table"
-    ) as said:
+    with pytest.raises(ValueError, match="no quantiser found in Around: none of those that are known") as said:
         diagnose_model(Around(kind(), "last"), inputs())
     assert f"rows of {table} ({SIZE}, {DIM}) come out by indices that the inputs decide, but" in str(said.value)
     assert TEN_LINES in str(said.value)

@@ -129,13 +129,17 @@ def _no_gradient(found: Diagnosis) -> Diagnosis:
 
 @contextmanager
 def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards modes, buffers, quantisers and the random state are as before."""
+    """Evaluation mode, no gradients; afterwards modes, buffers, quantisers and the random state are as before.
+
+    names: of the quantisers, as far as they are known. Without any, what may be a codebook is put back.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, one) for module in model.modules() for name, one in module._buffers.items() if one is not None
     ]
     kept = [one for *_, one in buffers]
     kept += [one for name in names for one in model.get_submodule(name).parameters()]
+    kept += [] if names else _perhaps_codes(model)
     before = [copy.deepcopy(one.detach()) for one in kept]
     devices = {one.device for one in kept if one.device.type == "cuda"}
     try:
@@ -150,3 +154,13 @@ def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
         with torch.no_grad():
             for one, value in zip(kept, before):
                 one.copy_(value)
+
+
+def _perhaps_codes(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of embeddings, and of all modules that are not torch's own."""
+    modules = [one for one in model.modules() if isinstance(one, nn.Embedding) or not _is_of_torch(one)]
+    return [parameter for module in modules for parameter in module.parameters(recurse=False)]
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")

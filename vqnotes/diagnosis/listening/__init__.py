@@ -13,6 +13,7 @@ from vqnotes.diagnosis.listening.found import Found
 __all__ = ["LIBRARIES", "Listener", "quantisers"]
 
 LIBRARIES = (ours, vector_quantize_pytorch)
+KNOWN = ", ".join(library.KNOWN for library in (*LIBRARIES, yours))
 
 
 def quantisers(model: nn.Module, quantizers: Any = None) -> dict[str, type[Ear]]:
@@ -63,7 +64,7 @@ class Listener:
         self.kinds = quantisers(model, quantizers)
         self.names = list(self.kinds)
         self.not_started = {name for name, kind in self.kinds.items() if not kind.started(model.get_submodule(name))}
-        self.found = None if self.kinds else Found(model, run)
+        self.found = None if self.kinds else Found(model, run, KNOWN)
         self._hooks: list = []
 
     def __call__(self, x: Any) -> Any:

@@ -28,22 +28,24 @@ class Reading:
     by_direction: bool
 
 
-def reading_of(lookup: Lookup, trace: Trace, earlier: list[Lookup]) -> Reading | None:
+def reading_of(lookup: Lookup, trace: Trace, earlier: list[tuple[Lookup, Reading]]) -> Reading | None:
     """The latents of a lookup; None for rows that come out once more, or whose latents are not seen.
 
-    earlier: the lookups in the same table before, in this pass. Raises ValueError for a tensor that can be read in
+    earlier: the lookups in the same table before, in this pass, with their latents. Raises ValueError for a tensor that can be read in
     two ways.
     """
     met = trace.compared[lookup.sources]
+    same = [one for other, one in earlier if torch.equal(other.index.flatten(), lookup.index.flatten())]
+    met[:] = [one for one in met if not any(_is_in(one, reading) for reading in same)]  # compared once more
     found: list[tuple[Compared, Reading]] = []
     for by_direction in (False, True):
         for compared in met:
             one = _best(compared, lookup, by_direction)
             if one is not None and one.share >= AGREES:
-                met.remove(compared)
+                met[:] = [other for other in met if not _is_in(other, one)]
                 return one
             found += [] if one is None else [(compared, one)]
-    if any(torch.equal(one.index.flatten(), lookup.index.flatten()) for one in earlier):
+    if same:
         return None
     entered = [one for one in (ref() for ref in reversed(trace.entered)) if one is not None]
     for by_direction in (False, True):
@@ -56,6 +58,10 @@ def reading_of(lookup: Lookup, trace: Trace, earlier: list[Lookup]) -> Reading |
     compared, one = max(found, key=lambda pair: pair[1].share)  # chosen otherwise than by distance, or by chance
     met.remove(compared)
     return one
+
+
+def _is_in(compared: Compared, reading: Reading) -> bool:
+    return any(one is reading.tensor for one in compared.tensors)
 
 
 def _best(compared: Compared, lookup: Lookup, by_direction: bool) -> Reading | None:

@@ -37,11 +37,12 @@ class _Heard:
 class Found:
     """The tables of a model that quantise, and the calls of them in a pass.
 
+    run: calls a model with a batch. known: words for the quantisers that were looked for before.
     names: of their quantisers, by table. change: by name, what the rows are changed by before they come out.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Any], Any]):
-        self.model, self.run = model, run
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Any], Any], known: str):
+        self.model, self.run, self.known = model, run, known
         self.tables: dict[Key, tuple[int, int]] = {}
         self.names: dict[Key, str] = {}
         self.change: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -109,7 +110,7 @@ class Found:
                 note(lookup)
             if lookup.brought or lookup.sources not in trace.compared:
                 return None
-            earlier = [one.lookup for one in heard if one.key == lookup.sources]
+            earlier = [(one.lookup, one.reading) for one in heard if one.key == lookup.sources]
             reading = reading_of(lookup, trace, earlier)
             if reading is not None:
                 heard.append(_Heard(lookup.sources, lookup, reading))
@@ -223,11 +224,10 @@ class Found:
         seen += [
             f"rows of {name} {size} come out by indices that the batch brings" for name, size in self.brought.items()
         ]
-        found = "; ".join(seen) or "there was none"
         return (
-            f"no quantiser found in {type(self.model).__name__}: looked, during one pass, for a table (K, D) of its "
-            f"own whose rows come out by indices that the inputs decide, and for what was compared with it; found: "
-            f"{found}. {TEN_LINES}"
+            f"no quantiser found in {type(self.model).__name__}: none of those that are known ({self.known}); and "
+            f"none by watching a pass for a table (K, D) of the model's own whose rows come out by indices that the "
+            f"inputs decide, and for what was compared with it: {'; '.join(seen) or 'no such table'}. {TEN_LINES}"
         )
 
 
