@@ -232,6 +232,35 @@ def test_parts_in_a_model_itself_are_one_unit(ill):
     assert ("collapse" in found["Inline"].verdict) == (ill is not None)
 
 
+class Product(nn.Module):
+    """Pieces of the channels of maps, each with a table of its own, in the model itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.tables = nn.Conv2d(3, 2 * DIM, 2, 2), nn.Parameter(torch.zeros(2, SIZE, DIM))
+
+    def forward(self, x):
+        parts = []
+        for part, codes in zip(self.encoder(x).chunk(2, dim=1), self.tables):
+            index = nearest(part.permute(0, 2, 3, 1).reshape(-1, DIM), codes)
+            parts.append(codes[index].view(len(x), *part.shape[2:], DIM).permute(0, 3, 1, 2))
+        return torch.cat(parts, dim=1)
+
+
+def test_pieces_of_maps_in_a_model_itself_are_one_unit():
+    torch.manual_seed(0)
+    model, x = Product(), normal(200, 3, 8, 12)
+    for number, part in enumerate(model.encoder(x).detach().movedim(1, -1).reshape(-1, 2 * DIM).chunk(2, dim=1)):
+        model.tables.data[number] = crowded(part) if number else placed(part)
+    found = diagnose_model(model, x)
+    assert list(found) == ["Product", "tables[0]", "tables[1]"]
+    assert [found[f"tables[{i}]"].verdict for i in (0, 1)] == ["healthy", "token collapse"]
+    listener = Listener(model.eval())
+    with torch.no_grad(), listener.listening():
+        listener(x)
+    assert [call.latents.shape for call in listener.calls] == [(1, 200, 4, 6, DIM)] * 2
+
+
 class Scales(nn.Module):
     """As in VAR: one table, what is left at growing scales."""
 

@@ -52,7 +52,13 @@ class Secret(nn.Module):
         index = ((flat[:, None] - self.numbers[None]) ** 2).sum(-1).argmin(1)
         q = torch.from_numpy(self.numbers[index]).view(z.shape)
         index = torch.from_numpy(index)
-        out = {"index": (q / 2, index), "codes": (q,), "both": (q, index, index.roll(1)), "nothing": (z + q,)}
+        out = {
+            "index": (q / 2, index),
+            "codes": (q,),
+            "both": (q, index, index.roll(1)),
+            "places": (q, torch.arange(len(index)), index),
+            "nothing": (z + q,),
+        }
         return out[self.returns]
 
     def place(self, codes):
@@ -69,6 +75,7 @@ def codes_of(module):
 
 SAID = {
     "index": "those that it returned",
+    "places": "those that it returned",  # numbers of the places are no indices
     "codes": "those of the codes that it returned",
     "nothing": "the nearest codes",
 }

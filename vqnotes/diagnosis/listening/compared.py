@@ -31,8 +31,8 @@ class Reading:
 def reading_of(lookup: Lookup, trace: Trace, earlier: list[tuple[Lookup, Reading]]) -> Reading | None:
     """The latents of a lookup; None for rows that come out once more, or whose latents are not seen.
 
-    earlier: the lookups in the same table before, in this pass, with their latents. Raises ValueError for a tensor that can be read in
-    two ways.
+    earlier: the lookups in the same table before, in this pass, with their latents. Raises ValueError for a tensor
+    that can be read in two ways.
     """
     met = trace.compared[lookup.sources]
     same = [one for other, one in earlier if torch.equal(other.index.flatten(), lookup.index.flatten())]
