@@ -293,7 +293,10 @@ def test_scales_of_one_codebook_and_scales_with_one_each():
     class Scales(nn.Module):
         def __init__(self, shared):
             super().__init__()
-            self.encoder, options = nn.Conv2d(1, 8, 2, 2), {"scales": [1, 2, 4], "accept_image_fmap": True}
+            self.encoder, options = (
+                nn.Conv2d(1, 8, 2, 2),
+                {"scales": [1, 2, 4], "accept_image_fmap": True, "kmeans_init": False},
+            )
             self.vq = theirs.HierarchicalVQ(dim=8, codebook_size=16, shared_codebook=shared, **options)
 
         def forward(self, x):

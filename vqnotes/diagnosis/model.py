@@ -1,18 +1,18 @@
 """A diagnosis of a whole model: runs it, listens to its quantisers, and leaves it as it was."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import nn
 
-from vqnotes._checks import Array, dense_tensor
+from vqnotes._checks import Array
 from vqnotes._progress import expect, progress_bar, stage
 from vqnotes.diagnosis.advice import Advice
+from vqnotes.diagnosis.feeding import Feed
 from vqnotes.diagnosis.inputs import axes_of
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
@@ -20,9 +20,9 @@ from vqnotes.diagnosis.listening.trials import without_gradient
 from vqnotes.diagnosis.observed import seed_of
 from vqnotes.diagnosis.report import Diagnosis
 
-__all__ = ["as_it_was", "batches", "diagnose_model"]
+__all__ = ["as_it_was", "diagnose_model"]
 
-BATCH, MOST_LATENTS = 256, 2**18
+MOST_LATENTS = 2**18
 
 STRAIGHT_THROUGH = Advice(
     "let a gradient pass the quantiser: latents + (codes - latents).detach(), and train again", "gradient", "01"
@@ -35,15 +35,24 @@ def diagnose_model(
     *,
     labels: Array | None = None,
     places: tuple | None = None,
+    quantizers: dict | None = None,
+    call: Callable[[Any, Any], Any] | None = None,
+    inputs: str | int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[str, Diagnosis]:
     """Runs the model on the data, listens to its quantisers, and diagnoses each: {name of the module: Diagnosis}.
 
-    Finds this module's quantisers and, from vector-quantize-pytorch, `VectorQuantize`, `SimVQ` and what is made of
+    Knows this module's quantisers and, from vector-quantize-pytorch, `VectorQuantize`, `SimVQ` and what is made of
     them: `ResidualVQ`, `GroupedResidualVQ`, `HierarchicalVQ`. Latents and codes are taken as the quantiser compares
     them, after its projection or normalisation, and the indices are its own. What `mask=` or `lens=` exclude does
     not count.
+
+    Where none of them is found, the model is watched during a pass. A table (K, D) of its own (a parameter, a buffer,
+    or made of them alone) is a codebook if its rows come out by indices that the inputs decide. The latents are what
+    was compared with it. A note says what was found, and how many of the indices are the nearest code. So are found
+    home-made quantisers, those of VQGAN and its kin, of diffusers, Encodec, DAC: in modules or not, at distance or in
+    direction, also one after another. Rows that come out by indices which the batch brings, as tokens, are none.
 
     Quantisers that make one token together get one diagnosis of the whole, encoder and rate counted over all, and
     after it one of each codebook alone:
@@ -55,6 +64,16 @@ def diagnose_model(
     A quantiser that is called several times in a pass, at several scales perhaps, is judged on all its latents
     together, and its encoder is not.
 
+    quantizers: how the quantisers work, where they are not known and not found: {"vq": (latents_of, codes_of)}, by
+    the module's name. latents_of(module, entered) gives what is compared with the codes, (..., D), from the first
+    argument of the module's call; codes_of(module) the codes in use, (K, D). The indices are those that the module
+    returned, or those of the codes that it returned, or else the nearest. A third function, index_of(module,
+    returned), says otherwise. A module with methods `prepare(latents)` and `codes()` needs none of this.
+    call: how the model is called with a batch, as in `lambda model, batch: model(**batch)`; the batch may then be a
+    dict, or anything that holds tensors, and is given as data has it, with its tensors on the model's device and in
+    its float type. None: model(x).
+    inputs: which tensor of such a batch the latents code, by key or position. None: the first of a tuple, or the only
+    one of a float type.
     data: inputs (N, ...) as a tensor or array; or inputs and labels as a tuple; or batches of either, as a DataLoader
     gives them, or a Dataset. The model is called with a batch of inputs, in its own float type. Of a batch
     (x, y, ...), y counts as labels if it is one whole number for each. Batches may differ in length along the axes
@@ -72,24 +91,27 @@ def diagnose_model(
     latents a code. Uses of the codes are counted over all that was heard.
     The model runs in evaluation mode, without gradients. Its modes, buffers and quantisers are put back as they were,
     and torch's random state too. Whether a gradient passes the quantisers is tried on a copy of the model.
-    Raises ValueError if no quantiser is found or called, if the model cannot take the data, or as `diagnose` does.
-    A quantiser that is not known can be diagnosed by hand: `diagnose(latents, codebook, inputs=...)`.
+    Raises ValueError if no quantiser is found or called, if what was compared can be read in two ways, if quantizers
+    or inputs name what is not there, if the model cannot take the data, or as `diagnose` does. What refuses a model
+    for its quantiser says what was looked for, what was found, and how to describe it in ten lines.
     """
-    listener, places, seed = Listener(model), axes_of(places), seed_of(seed)
+    feed = Feed(model, call, inputs)
+    listener, places, seed = Listener(model, quantizers, feed.run), axes_of(places), seed_of(seed)
     with progress_bar("diagnose_model", progress):
         expect(1, 0)
         stage("listening")
         with as_it_was(model, listener.names):
             with listener.listening():
                 heard = Heard(listener, places, seed)
-                for x, y in batches(data, model):
+                for x, y in feed.batches(data):
                     heard.add(x, y)
                     if max(record.heard for record in heard.records) >= MOST_LATENTS:
                         break
             if not heard.count:
                 raise ValueError("no data: not a single batch came")
             names = [name for record in heard.records for name in record.entries]
-            cut = without_gradient(model, heard.first, names)
+            feed.rewind()
+            cut = without_gradient(listener, heard.first, names)
         found = {}
         for record in heard.records:
             for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), seed).items():
@@ -105,42 +127,19 @@ def _no_gradient(found: Diagnosis) -> Diagnosis:
     return replace(found, doubts=[doubt, *found.doubts], advice=[STRAIGHT_THROUGH, *found.advice])
 
 
-def batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches of inputs on the model's device, in its float type, each with its labels if there are any.
-
-    data: as for `diagnose_model`. Raises ValueError for what is none of that.
-    """
-    if isinstance(data, tuple) or hasattr(data, "shape"):
-        parts = [dense_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]
-        if not all(part.ndim and len(part) == len(parts[0]) for part in parts):
-            raise ValueError(
-                f"data must have inputs along their first axis, got {[tuple(one.shape) for one in parts]}"
-            )
-        data = TensorDataset(*parts)
-    if not isinstance(data, Dataset | Iterable):
-        raise ValueError(f"data must be a tensor or array, batches of them, or a Dataset, got {type(data).__name__}")
-    like = next((one for one in model.state_dict().values() if one.is_floating_point()), torch.empty(0))
-    for batch in DataLoader(data, BATCH) if isinstance(data, Dataset) else data:
-        x, *others = batch if isinstance(batch, list | tuple) and batch else [batch]
-        shape = getattr(x, "shape", None)
-        if not shape or not shape[0]:
-            found = f"{type(batch).__name__} {tuple(shape or ())}"
-            raise ValueError(f"a batch must be a tensor or array, or (x, y, ...), and not empty, got {found}")
-        x = dense_tensor(x, "a batch")
-        y = dense_tensor(others[0], "labels").cpu() if others and hasattr(others[0], "shape") else None
-        countable = y is not None and y.ndim == 1 and len(y) == len(x) and not y.is_floating_point()
-        yield x.to(like if x.is_floating_point() else like.device), y if countable else None
-
-
 @contextmanager
 def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards modes, buffers, quantisers and the random state are as before."""
+    """Evaluation mode, no gradients; afterwards modes, buffers, quantisers and the random state are as before.
+
+    names: of the quantisers, as far as they are known. Without any, what may be a codebook is put back.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, one) for module in model.modules() for name, one in module._buffers.items() if one is not None
     ]
     kept = [one for *_, one in buffers]
     kept += [one for name in names for one in model.get_submodule(name).parameters()]
+    kept += [] if names else _perhaps_codes(model)
     before = [copy.deepcopy(one.detach()) for one in kept]
     devices = {one.device for one in kept if one.device.type == "cuda"}
     try:
@@ -155,3 +154,13 @@ def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
         with torch.no_grad():
             for one, value in zip(kept, before):
                 one.copy_(value)
+
+
+def _perhaps_codes(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of embeddings, and of all modules that are not torch's own."""
+    modules = [one for one in model.modules() if isinstance(one, nn.Embedding) or not _is_of_torch(one)]
+    return [parameter for module in modules for parameter in module.parameters(recurse=False)]
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")

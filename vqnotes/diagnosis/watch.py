@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from vqnotes._checks import Array
 from vqnotes.diagnosis.listening import quantisers
-from vqnotes.diagnosis.listening.units import modules_of
+from vqnotes.diagnosis.listening.units import modules_of, named_by
 from vqnotes.diagnosis.listening.use import Use
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.report import Diagnosis
@@ -40,6 +40,7 @@ class CollapseWatch:
 
     probe: inputs on which the model is judged, the same each time; with fewer than 32 for each code, its encoder may
     stay unjudged, and a sound codebook then gets "cannot tell". labels: one for each, if there are any.
+    quantizers, call, inputs: as for `diagnose_model`, which finds or is told the quantisers in the same way.
     every: steps between two looks. None: it times itself, and looks as often as costs a twentieth of the time.
     start: the first look; with a warm-up, its length, since there are no codes before.
     confirm: how many looks in a row must find a collapse before there is a warning. After the first of them the next
@@ -68,6 +69,9 @@ class CollapseWatch:
         probe: Any,
         *,
         labels: Array | None = None,
+        quantizers: dict | None = None,
+        call: Callable[[Any, Any], Any] | None = None,
+        inputs: str | int | None = None,
         every: int | None = None,
         start: int = 0,
         confirm: int = 2,
@@ -77,6 +81,8 @@ class CollapseWatch:
             raise ValueError(f"need every >= 1, start >= 0 and confirm >= 1, got {found}")
         self.probe = list(probe) if isinstance(probe, Iterator) else probe
         self.labels, self.every, self.start, self.confirm = labels, every, start, confirm
+        given = {"quantizers": quantizers, "call": call, "inputs": inputs}
+        self._options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
         self.turns: list[tuple[int, str, str]] = []
         self.latest: dict[str, Diagnosis] = {}
         self._rested = -math.inf  # when the time for the next look has come
@@ -113,6 +119,7 @@ class CollapseWatch:
         else:
             runs = {"": model}
         latest: dict[str, Diagnosis] = {}
+        names: dict[str, list[str]] = {}  # of the quantisers that were found
         said = []
         for run, one in runs.items():
             try:
@@ -125,10 +132,11 @@ class CollapseWatch:
                 said += self._note_failure(step, run, known, f"{type(error).__name__}: {error}")
             else:
                 self._failed.discard(run)
+                names[run] = self._names(one, [name.removeprefix(run) for name in found])
                 latest |= {name: diagnosis for name, (_, diagnosis) in found.items()}
                 for name, judged in found.items():
                     said += self._note(step, name, *judged)
-        self._use = self._use or Use(runs)
+        self._use = self._use or Use(runs, names)
         self.latest = latest
         for message in said:
             warnings.warn(message, CollapseWarning, stacklevel=3)
@@ -137,11 +145,17 @@ class CollapseWatch:
         """The verdicts on a model's quantisers, or what stands in the place of one, with the diagnoses."""
         unused = self._use.unused(run, model) if self._use else set()
         found = {}
-        for name, one in diagnose_model(model, self.probe, labels=self.labels, progress=False).items():
-            idle = unused and unused.issuperset(modules_of(name, quantisers(model)))
+        diagnosed = diagnose_model(model, self.probe, labels=self.labels, progress=False, **self._options)
+        names = self._names(model, diagnosed)
+        for name, one in diagnosed.items():
+            idle = unused and unused.issuperset(modules_of(name, names))
             waits = not one.started or (idle and _is_bad(one.verdict))
             found[run + name] = (NOT_STARTED if waits else one.verdict, one)
         return found
+
+    def _names(self, model: nn.Module, diagnosed: Iterable[str]) -> list[str]:
+        """The names of the model's quantisers, those that were found by watching among them."""
+        return list(quantisers(model, self._options.get("quantizers"))) or named_by(diagnosed, model)
 
     def _note(self, step: int, name: str, verdict: str, found: Diagnosis) -> list[str]:
         """Notes a verdict; returns the warning that it confirms, if any."""

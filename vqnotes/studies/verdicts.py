@@ -22,11 +22,11 @@ from torch import Tensor
 from vqnotes import models
 from vqnotes._printing import say
 from vqnotes.diagnosis import rules
+from vqnotes.diagnosis.feeding import BATCH
 from vqnotes.diagnosis.inputs import Unused
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.measures import Measures, measure
-from vqnotes.diagnosis.model import BATCH
 from vqnotes.studies import interventions, parts
 from vqnotes.studies.cases import CASES, left_out, seeds_of, settings
 from vqnotes.studies.families import BEDS

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 
 from vqnotes.diagnosis.observed import Kind
 
-__all__ = ["Call", "Ear", "by_example", "first_argument"]
+__all__ = ["Call", "Ear", "axis_of", "by_example", "first_argument", "is_started"]
+
+# Buffers that say whether the codes have been placed, which some libraries do at the first batch: `initted` is in
+# vector-quantize-pytorch, the others are in copies.
+FLAGS = ("initted", "inited", "initialized")
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Call:
     mask: Tensor | None  # (batch, places ...), True counts
     shared: bool  # whether all heads have one codebook
     kind: Kind = Kind.UNKNOWN
+    note: str | None = None  # how it was heard, if that is to be told
 
 
 class Ear:
@@ -35,6 +40,8 @@ class Ear:
 
     def __init__(self, name: str, module: nn.Module, heard: list[Call]):
         self.name, self.module, self.heard = name, module, heard
+
+    note: str | None = None
 
     @staticmethod
     def started(module: Any) -> bool:
@@ -76,7 +83,22 @@ class Ear:
         tensors = [one.detach() for one in (entered, returned, latents, codes, index)]
         entered, returned, latents, codes, index = tensors
         kind = self.kind(self.module)
-        self.heard.append(Call(self.name, entered, returned, axis, latents, codes, index, mask, shared, kind))
+        self.heard.append(
+            Call(self.name, entered, returned, axis, latents, codes, index, mask, shared, kind, self.note)
+        )
+
+
+def is_started(module: nn.Module) -> bool:
+    """Whether this module's codes are in place, as far as a flag among its buffers says so."""
+    flags = [flag for name, flag in module.named_buffers(recurse=False) if name in FLAGS]
+    return all(bool(flag.all()) for flag in flags)
+
+
+def axis_of(entered: Tensor, places: tuple, dim: int) -> int:
+    """The axis of what entered that holds the dimensions, of which there may be others before a projection."""
+    sides = [tuple(side for i, side in enumerate(entered.shape) if i != axis) for axis in range(entered.ndim)]
+    fitting = [axis for axis, side in enumerate(sides) if side == places]
+    return min(fitting, key=lambda axis: (entered.shape[axis] != dim, axis)) if fitting else -1
 
 
 def first_argument(arguments: tuple, named: dict) -> Tensor:

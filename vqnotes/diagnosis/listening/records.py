@@ -173,7 +173,8 @@ class Record:
     def __init__(self, unit: Unit, calls: list[Call], x: Tensor, seed: int, not_started: set[str]):
         self.unit, self.shape, batch = unit, tuple(x.shape), len(x)
         self.shapes = dict.fromkeys(tuple(calls[level.call].latents.shape[1:]) for level in unit.levels)
-        self.notes: list[str] = []
+        heard = [calls[level.call].note for level in unit.levels]
+        self.notes = [note for note in dict.fromkeys(heard) if note]
         self.unused: Unused | None = None
         self.axes: tuple | None = None
         self.places: tuple = ()

@@ -2,8 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -159,7 +158,7 @@ def fed_by(listener: Listener, call: Callable, x: Tensor, units: list[Unit]) -> 
     before = entering()
     names = [{listener.calls[level.call].name for level in unit.levels} for unit in units]
     for unit, own in zip(units, names):
-        with _returning(listener.model, own, lambda codes: codes.roll(1, 0) + 1):
+        with listener.returning(own, lambda codes: codes.roll(1, 0) + 1):
             after = entering()
         for other, one, changed in zip(units, before, after):
             if other is not unit and not torch.equal(one, changed):
@@ -170,7 +169,7 @@ def fed_by(listener: Listener, call: Callable, x: Tensor, units: list[Unit]) -> 
 def depends_on_codes_alone(listener: Listener, call: Callable, x: Tensor) -> bool:
     """Whether the model rebuilds its inputs from codes and nothing else: given the same codes, all look the same."""
     x = x[:EXAMPLES_TRIED]
-    with _returning(listener.model, listener.names, lambda codes: codes[:1].expand_as(codes)):
+    with listener.returning(set(listener.names), lambda codes: codes[:1].expand_as(codes)):
         torch.manual_seed(0)
         back = rebuilt(call(x), x)
     return (
@@ -180,28 +179,10 @@ def depends_on_codes_alone(listener: Listener, call: Callable, x: Tensor) -> boo
     )
 
 
-@contextmanager
-def _returning(model: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Meanwhile these quantisers return changed codes."""
-
-    def changed(module: nn.Module, arguments: tuple, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return change(output)
-        values = change(output[0]), *output[1:]
-        return type(output)(*values) if hasattr(output, "_fields") else values
-
-    hooks = [model.get_submodule(name).register_forward_hook(changed) for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 # ---------------------------------------------------------------- gradients
 
 
-def without_gradient(model: nn.Module, x: Tensor, names: list[str]) -> set[str]:
+def without_gradient(listener: Listener, x: Tensor, names: list[str]) -> set[str]:
     """Those of the quantisers through which no gradient passes from the model's output to what enters them.
 
     A copy of the model is asked, in evaluation mode and, since some estimators work in training only, in training
@@ -212,7 +193,7 @@ def without_gradient(model: nn.Module, x: Tensor, names: list[str]) -> set[str]:
     with torch.enable_grad():
         for training in (False, True):
             try:
-                passes = _gradients(copy.deepcopy(model).train(training), x, sorted(cut))
+                passes = _gradients(listener, copy.deepcopy(listener.model).train(training), x, sorted(cut))
             except Exception:  # whatever other people's code may raise: then it is not known
                 passes = dict.fromkeys(cut)
             cut = {name for name in cut if passes[name] is False or (passes[name] is None and not training)}
@@ -221,16 +202,10 @@ def without_gradient(model: nn.Module, x: Tensor, names: list[str]) -> set[str]:
     return cut
 
 
-def _gradients(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, bool | None]:
+def _gradients(listener: Listener, model: nn.Module, x: Tensor, names: list[str]) -> dict[str, bool | None]:
     """For each quantiser whether what enters it, or what that is made of, gets a gradient; None if unknown."""
-    entered: dict[str, Tensor] = {}
-    for name in names:
-
-        def enter(module: nn.Module, arguments: tuple, named: dict, name: str = name) -> None:
-            entered.setdefault(name, first_argument(arguments, named))
-
-        model.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True)
-    output, passes = model(x), dict.fromkeys(names)
+    entered, output = _entered(listener, model, x, names)
+    passes: dict[str, bool | None] = dict.fromkeys(names)
     output = rebuilt(output, x) if rebuilt(output, x) is not None else next(filter(_wide, tensors(output)), None)
     if output is None or not output.requires_grad:
         return passes
@@ -240,6 +215,20 @@ def _gradients(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, bool 
             found = torch.autograd.grad(output.sum(), learnt, retain_graph=True, allow_unused=True)
             passes[name] = any(one is not None for one in found)
     return passes
+
+
+def _entered(listener: Listener, model: nn.Module, x: Tensor, names: list[str]) -> tuple[dict[str, Tensor], Any]:
+    """What enters each quantiser of a copy of the model, with its gradient, and what that copy returns."""
+    if listener.found is not None:
+        return listener.found.entering(model, x)
+    entered: dict[str, Tensor] = {}
+    for name in names:
+
+        def enter(module: nn.Module, arguments: tuple, named: dict, name: str = name) -> None:
+            entered.setdefault(name, first_argument(arguments, named))
+
+        model.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True)
+    return entered, listener.run(model, x)
 
 
 def _leaves(tensor: Tensor) -> list[Tensor]:

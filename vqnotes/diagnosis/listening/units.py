@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening.calls import Call
 
-__all__ = ["Level", "Unit", "modules_of", "units"]
+__all__ = ["Level", "Unit", "modules_of", "named_by", "units"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,19 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
 
 def modules_of(name: str, names: Iterable[str]) -> list[str]:
     """Which of a model's quantisers, by the names of their modules, a unit or a level of this name is about."""
-    modules = [part.partition("[")[0] for part in name.split(" + ")]
+    modules = _modules_in(name)
     found = [one for one in names if any(f"{one}.".startswith(f"{module}.") for module in modules)]
     return found or list(names)  # no module has this name: it is the model's
+
+
+def named_by(names: Iterable[str], model: nn.Module) -> list[str]:
+    """The modules that these names of units and levels are about; "", the model, for what is no module of its own."""
+    known = dict(model.named_modules())
+    return list(dict.fromkeys(one if one in known else "" for name in names for one in _modules_in(name)))
+
+
+def _modules_in(name: str) -> list[str]:
+    return [part.partition("[")[0] for part in name.split(" + ")]
 
 
 def _stacks(calls: list[Call]) -> list[list[int]]:
@@ -166,6 +176,7 @@ def _name_of_all(model: nn.Module, names: list[str]) -> str:
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    while len(common) > 1 and isinstance(model.get_submodule(".".join(common)), nn.ModuleList | nn.ModuleDict):
+    modules = dict(model.named_modules())
+    while len(common) > 1 and isinstance(modules.get(".".join(common)), nn.ModuleList | nn.ModuleDict):
         common.pop()
     return ".".join(common) or type(model).__name__

@@ -1,6 +1,6 @@
 """Whether a model's quantisers have been in use in training: what a watch must know before it judges their codes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -18,13 +18,15 @@ class Use:
     Neither sign is enough alone: codes that nobody trains do not move, and a call by another way than the module's,
     or of a copy of the model, is not heard.
     models: by name. They are trained alike, so that a call in one of them counts for all: `fit_many` calls only one.
+    names: of each model's quantisers; None: those that are known. One that is no module of its own counts as used
+    with the model, "".
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]):
+    def __init__(self, models: Mapping[str, nn.Module], names: Mapping[str, Iterable[str]] | None = None):
         self._called: set[str] = set()
         self._waiting: dict[str, dict[str, tuple[_Hook, dict[str, Tensor]]]] = {}
         for run, model in models.items():
-            modules = {name: model.get_submodule(name) for name in quantisers(model)}
+            modules = {name: model.get_submodule(name) for name in (names[run] if names else quantisers(model))}
             self._waiting[run] = {
                 name: (_Hook(module, name, self._called), _numbers(module)) for name, module in modules.items()
             }

@@ -5,19 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Ear, first_argument
+from vqnotes.diagnosis.listening.calls import Ear, first_argument, is_started
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
 
-# The buffer that says whether the codes have been placed, at the first batch: `initted`, and other names in copies.
-FLAGS = ("initted", "inited", "initialized")
 KNOWN = "VectorQuantize, SimVQ, ResidualVQ, GroupedResidualVQ, HierarchicalVQ of vector-quantize-pytorch"
 
 
 def ear_of(module: nn.Module) -> type[Ear] | None:
     """The kind of ear that hears this module; None if it is no quantiser of this library."""
-    if isinstance(getattr(getattr(module, "_codebook", None), "embed", None), Tensor):
+    codes = getattr(getattr(module, "_codebook", None), "embed", None)
+    if isinstance(codes, Tensor) and codes.ndim == 3:  # (heads, K, D); in other libraries it is (K, D)
         return VectorQuantizeEar
     return SimVQEar if hasattr(module, "frozen_codebook") and hasattr(module, "code_transform") else None
 
@@ -44,8 +43,7 @@ class VectorQuantizeEar(Ear):
 
     @staticmethod
     def started(module: Any) -> bool:
-        flags = [flag for name, flag in module._codebook.named_buffers(recurse=False) if name in FLAGS]
-        return all(bool(flag.all()) for flag in flags)
+        return is_started(module._codebook)
 
     @staticmethod
     def kind(module: Any) -> Kind:
