@@ -313,7 +313,10 @@ def _decoders_trained_on(entered: list[tuple], recipe: Recipe, init: str | None)
 
 
 def models_advised() -> pd.DataFrame:
-    """The table that comes with the module: one row for each case, way and seed, see `examine`."""
+    """The table that comes with the module: one row for each case, way and seed, see `examine`.
+
+    Not all cases are done. The verdicts of its models are those of the rule at the time. Errors do not depend on it.
+    """
     return pd.read_csv(TABLE)
 
 
