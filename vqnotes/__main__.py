@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from vqnotes._printing import printable, say
+from vqnotes._printing import say
 
 HEALTHY, ILL, CANNOT_TELL, BAD_INPUT = range(4)
 INTERRUPTED = 130
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
-        print(printable(f"vqnotes {options.command}: {error}", sys.stderr.encoding), file=sys.stderr)
+        say(f"vqnotes {options.command}: {error}", file=sys.stderr)
     except (Exception, SystemExit):  # what exits by itself, as a model's file may, has a status that is no verdict
         traceback.print_exc()
     return BAD_INPUT
@@ -76,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status(found: Any) -> int:
     """The exit status of a diagnosis, or of several: that of the worst."""
-    from vqnotes.diagnosis.keeping import named
+    from vqnotes.diagnosis.keeping import with_names
     from vqnotes.diagnosis.tokens import SEEN
 
     each = set()
-    for _, one in named(found):
+    for _, one in with_names(found):
         if one.verdict == "cannot tell" or (one.verdict == "healthy" and one.doubts):
             each.add(CANNOT_TELL)
         else:
@@ -278,14 +278,14 @@ def _deliver(found: Any, options: argparse.Namespace) -> None:
     if options.json == "-":
         _print(json.dumps(keeping.as_dict(found), indent=1, allow_nan=False))
     else:
-        reports = [f"{name}\n{one}" if name else f"{one}" for name, one in keeping.named(found)]
+        reports = [f"{name}\n{one}" if name else f"{one}" for name, one in keeping.with_names(found)]
         _print("\n\n".join(reports))
         if options.json:
             keeping.write(found, options.json)
     if options.html:
         drawn = find_spec("matplotlib") is not None and find_spec("seaborn") is not None
         if not drawn:
-            print("no figures: they need pip install 'vqnotes[course]'", file=sys.stderr)
+            say("no figures: they need pip install 'vqnotes[course]'", file=sys.stderr)
         keeping.write_page(found, options.html, figures=drawn)
 
 

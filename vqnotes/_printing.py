@@ -1,6 +1,7 @@
 """Text that any terminal, file or pipe can take, also where it has no ✓ and no β (cp1252 on Windows, ASCII)."""
 
 import sys
+from typing import TextIO
 
 IN_WORDS = {
     "✓": "ok",
@@ -44,6 +45,7 @@ def _in_words(character: str, encoding: str) -> str:
     return character
 
 
-def say(*texts: object, flush: bool = False) -> None:
-    """Prints the texts, one a line, so that no character of theirs can stop the program."""
-    print(*(printable(str(one)) for one in texts), sep="\n", flush=flush)
+def say(*texts: object, flush: bool = False, file: TextIO | None = None) -> None:
+    """Prints the texts, one a line, so that no character of theirs can stop the program. file: sys.stdout if None."""
+    encoding = getattr(file, "encoding", None)
+    print(*(printable(str(one), encoding) for one in texts), sep="\n", flush=flush, file=file)

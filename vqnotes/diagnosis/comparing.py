@@ -137,7 +137,7 @@ def compare(before: Found, after: Found) -> Comparison:
     counted as changed (60 pairs); where the encoder lost next to nothing 24, of which 11 were what it lost.
     Raises ValueError for what does not belong together.
     """
-    sides = [dict(keeping.named(one)) for one in (before, after)]
+    sides = [dict(keeping.with_names(one)) for one in (before, after)]
     kinds = [
         type(one).__name__ if isinstance(one, Diagnosis | StackDiagnosis) else "several" for one in (before, after)
     ]

@@ -51,7 +51,7 @@ class Feed:
         """Back to the first batch: calls that follow are with this one."""
         self._now = self._first
 
-    def run(self, model: nn.Module, x: Tensor) -> Any:
+    def call_with(self, model: nn.Module, x: Tensor) -> Any:
         """Calls this model, or a copy of it, with inputs x in the present batch."""
         if self.call is None:
             return model(x)

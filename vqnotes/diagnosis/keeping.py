@@ -21,7 +21,7 @@ import numpy as np
 
 from vqnotes._files import replaced
 from vqnotes.diagnosis.conditions import QUESTIONS
-from vqnotes.diagnosis.pages import page
+from vqnotes.diagnosis.pages import as_page
 from vqnotes.diagnosis.rules import TREE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vqnotes.diagnosis.report import Diagnosis, Evidence
 
-__all__ = ["VERSION", "Kept", "as_dict", "as_frame", "loaded", "named", "write", "write_page"]
+__all__ = ["VERSION", "Kept", "as_dict", "as_frame", "loaded", "with_names", "write", "write_page"]
 
 FORMAT, VERSION = "vqnotes diagnosis", 1
 NOT_KEPT = {"drawing"}  # it holds latents
@@ -83,7 +83,7 @@ class Kept:
         return loaded(path, {cls.__name__: cls})
 
 
-def named(found: Any) -> list[tuple[str, "Diagnosis"]]:
+def with_names(found: Any) -> list[tuple[str, "Diagnosis"]]:
     """The diagnoses in one, in several by name, or in that of a stack, each with what to call it."""
     if isinstance(found, Mapping):
         return list(found.items())
@@ -109,7 +109,7 @@ def as_frame(found: Any) -> "DataFrame":
     several = not hasattr(found, "evidence")
     rows = [
         {"codebook": name, "verdict": one.verdict} | _row(evidence, figures)
-        for name, one in named(found)
+        for name, one in with_names(found)
         for evidence, figures in one.evidence.items()
     ]
     return DataFrame(rows, columns=["codebook", "verdict", *columns] if several else columns)
@@ -129,7 +129,7 @@ def _row(name: str, one: "Evidence | None") -> dict[str, Any]:
 
 def write_page(found: Any, path: str | os.PathLike, *, figures: bool) -> None:
     """See `Kept.to_html`."""
-    text = page(named(found), figures=figures)
+    text = as_page(with_names(found), figures=figures)
     with replaced(Path(path)) as beside:
         beside.write_text(text, encoding="utf-8")
 
@@ -189,7 +189,7 @@ def loaded(path: str | os.PathLike, kinds: Mapping[str, Any]) -> Any:
         raise ValueError(f"{path} holds the kind {kind!r:.80}, and what is asked for is {' or '.join(kinds)}")
     try:
         found = built(kinds[kind], given.get(SEVERAL) if kind == SEVERAL else given, "")
-        for _, one in named(found):
+        for _, one in with_names(found):
             _check_conditions(one)
     except ValueError as error:
         raise ValueError(f"{path} is broken: {error}") from error

@@ -96,7 +96,7 @@ def diagnose_model(
     for its quantiser says what was looked for, what was found, and how to describe it in ten lines.
     """
     feed = Feed(model, call, inputs)
-    listener, places, seed = Listener(model, quantizers, feed.run), axes_of(places), seed_of(seed)
+    listener, places, seed = Listener(model, quantizers, feed.call_with), axes_of(places), seed_of(seed)
     with progress_bar("diagnose_model", progress):
         expect(1, 0)
         stage("listening")

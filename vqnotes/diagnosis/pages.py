@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vqnotes.diagnosis.report import Diagnosis
 
-__all__ = ["page"]
+__all__ = ["as_page"]
 
 NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = (
@@ -30,7 +30,7 @@ PANELS = (
 )
 
 
-def page(named: Sequence[tuple[str, "Diagnosis"]], *, figures: bool) -> str:
+def as_page(named: Sequence[tuple[str, "Diagnosis"]], *, figures: bool) -> str:
     """The page of one or several diagnoses, each with its name, which may be empty.
 
     A diagnosis that stands there twice, as those of shared codebooks do, is drawn once. Raises ImportError where
