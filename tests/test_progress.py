@@ -103,10 +103,18 @@ def test_the_bar_names_its_stages(capsys):
     assert "diagnose: k-means on the latents" in shown and "labels read off the latents" in shown
 
 
+def test_work_adds_up(bars):
+    with _progress.progress_bar("work", None):
+        _progress.expect(1, 0.6 * _progress.LONG)  # the first of several quantisers
+        assert not bars
+        _progress.expect(1, 0.6 * _progress.LONG)
+        assert bars[0].total == 2
+
+
 def test_k_means_moves_the_bar_within_its_stage(bars):
     with _progress.progress_bar("work", True):
         _progress.expect(2, 0)
         _progress.stage("first")
         reached = [bars[0].n for _ in _progress.first_half(range(4))]
-    assert reached == [0, 0, 0.125, 0.25]
+    assert reached == [0, 0.125, 0.25, 0.375]
     assert list(_progress.first_half([1, 2])) == [1, 2]

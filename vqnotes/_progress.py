@@ -17,12 +17,12 @@ class _Stages:
     """How far a piece of work has come. shown: whether it has a bar; None: if the work is long."""
 
     def __init__(self, title: str, shown: bool | None):
-        self.title, self.shown, self.total, self.begun = title, shown, 0, 0
+        self.title, self.shown, self.total, self.begun, self.work = title, shown, 0, 0, 0.0
         self.bar: Any = None
 
     def expect(self, stages: int, multiplications: float) -> None:
-        self.total += stages
-        if self.bar is None and (multiplications > LONG if self.shown is None else self.shown):
+        self.total, self.work = self.total + stages, self.work + multiplications
+        if self.bar is None and (self.work > LONG if self.shown is None else self.shown):
             form = "{l_bar}{bar}| {elapsed}"
             self.bar = tqdm(total=self.total, initial=self.begun, desc=self.title, leave=False, bar_format=form)
         if self.bar is not None:
@@ -80,4 +80,4 @@ def first_half(items: Any) -> Iterable:
 def _half(items: Any, current: _Stages) -> Iterator:
     for number, item in enumerate(items):
         yield item
-        current.reach(current.begun - 1 + number / (2 * len(items)))
+        current.reach(current.begun - 1 + (number + 1) / (2 * len(items)))
