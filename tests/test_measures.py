@@ -9,7 +9,7 @@ from helpers import normal
 from threadpoolctl import threadpool_info
 
 from vqnotes import data, metrics
-from vqnotes.diagnosis import advice, diagnose, diagnose_stack, readers, references
+from vqnotes.diagnosis import advice, beside_inputs, diagnose, diagnose_stack, readers, references
 from vqnotes.diagnosis.advice import Advice
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import Kind, observe, observe_stack
@@ -245,3 +245,26 @@ def test_all_that_is_printed_is_ascii(modes, codes):
 def test_doubts_stand_first_in_text_and_html():
     found = Diagnosis("healthy", "why", {}, [], [], doubts=["a < b"])
     assert str(found).splitlines()[0] == "First: a < b" and found._repr_html_().startswith("<p><b>First: a &lt; b")
+
+
+@pytest.mark.parametrize(
+    "latents, codes, size",
+    [(400, 16, 3), (9001, 16, 3), (20000, 1024, 3), (9000, 16, 2**14), (60000, 2048, 3)],  # size: of an input
+)
+def test_readers_are_judged_by_latents_that_no_reference_was_fitted_to(latents, codes, size):
+    z = normal(latents, 2)
+    x = normal(latents, 1, seed=1).expand(latents, size)
+    observed = observe(z, z[:codes], inputs=x)
+    rows = observed.beside
+    read = rows[beside_inputs._to_read(observed, rows)]
+    half = len(read) // 2
+    assert len(read) == min(beside_inputs.READ, len(rows)) == len(read.unique())
+    assert not torch.isin(read[half:], observed.fitted).any()
+
+
+def test_a_sound_codebook_of_many_codes_tells_as_much_as_the_best():
+    """More latents are in the sample than are read: those that k-means has learnt by heart must not judge it."""
+    z, others = normal(16384, 4), normal(32768, 4, seed=1)
+    m = measure(observe(z, kmeans(others, 1024)[0], inputs=z))
+    assert m.sample > beside_inputs.READ and m.own_loss / m.codes_loss == pytest.approx(1, abs=0.1)
+    assert decide(m)[0] == "healthy"

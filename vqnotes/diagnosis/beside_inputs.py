@@ -45,14 +45,15 @@ def encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     rows, seed = observed.beside, observed.seed
     x = paired.rows(rows)
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
-    given = x.div_(largest)[:READ]
+    read = _to_read(observed, rows)
+    given = x.div_(largest)[read]
     x = readers.in_few_dimensions(x)
     parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
     placed, as_many = _codes_on_inputs(x, parts.reduced, [len(one.codes) for one in observed.levels], seed)
     at_codes = _Judged(x[-len(placed.left) :], units_of(rows[-len(placed.left) :], observed.grid), seed, parts.axes)
 
     stage("inputs read off the latents")
-    rows, x = rows[:READ], x[:READ]
+    rows, x = rows[read], x[read]
     half = len(rows) // 2
     judged = _Judged(x[half:], units_of(rows[half:], observed.grid), seed, parts.axes)
     grid = paired.grid if len(paired.grid) > 1 else observed.grid
@@ -93,6 +94,17 @@ def encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
         "dimensions": judged.dimensions(own[best]),
         "best_dimensions": at_codes.dimensions(as_many.left),
     }
+
+
+def _to_read(observed: Observed, rows: Tensor) -> Tensor:
+    """Which of these rows are read, (n,). Readers are judged by the second half: none that references were fitted to.
+
+    They would err less there than elsewhere, and look better than the model's own codes.
+    """
+    fitted, places, count = torch.isin(rows, observed.fitted), torch.arange(len(rows)), min(READ, len(rows))
+    judged = places[~fitted][: count - count // 2]
+    others = torch.cat([places[fitted], places[~fitted][len(judged) :]])[: len(judged)]
+    return torch.cat([others, judged]) if len(judged) > count // 4 else places[:count]
 
 
 def _codes_on_inputs(

@@ -150,10 +150,20 @@ class Observed:
 
     @cached_property
     def beside(self) -> Tensor:
-        """Which of the M latents the encoder is judged by, (n,), in random order: those whose inputs are known."""
+        """Which of the M latents the encoder is judged by, (n,), in random order: those whose inputs are known.
+
+        Those that references are fitted to, the first half of the sample, come last where they would be too many.
+        """
         known = self.rows[self.rows < math.prod(self.inputs.grid)]
         wanted = max(AT_LEAST, 2 * INPUTS_PER_CODE * max(len(level.codes) for level in self.levels))
-        return known[self._shuffled(len(known))][: min(INPUTS_AT_MOST, wanted, max(512, 2**25 // self.inputs.size))]
+        wanted = min(INPUTS_AT_MOST, wanted, max(512, 2**25 // self.inputs.size))
+        order, sample = self._shuffled(len(known)), len(self.sample)
+        return known[order.roll(-(sample // 2)) if wanted < sample or sample > AT_LEAST else order][:wanted]
+
+    @cached_property
+    def fitted(self) -> Tensor:
+        """Which of the M latents references are fitted to: the first half of the sample."""
+        return self.rows[self.sample[: len(self.sample) // 2]]
 
     @property
     def has_inputs(self) -> bool:
