@@ -65,10 +65,11 @@ def close(m):
 
 def test_a_figure_is_close_only_where_it_decides():
     assert close(base()) == []
-    assert close(base(own_loss=0.27)) == ["lost by its own codes"]  # the difference holds: the ratio decides
+    assert close(base(own_loss=0.27, gap=1.5)) == ["lost by its own codes"]  # the difference holds: the ratio decides
     assert close(base(own_loss=0.027, codes_loss=0.02)) == []  # neither holds: one alone would change nothing
     both = ["lost by its own codes", "more than by the best codes"]
-    assert close(base(own_loss=0.0565, codes_loss=0.04)) == both  # both must hold
+    assert close(base(own_loss=0.0565, codes_loss=0.04, gap=1.5)) == both  # all must hold
+    assert close(base(own_loss=0.4, gap=1.1)) == ["optimality gap"]  # they lose much more, and err hardly more
     without = dict(inputs_loss=None, encoder_loss=None, codes_loss=None, own_loss=None, dimensions=None)
     assert close(base(error=0.15, gap=1.35, **without)) == ["optimality gap"]
     assert close(base(encoder_loss=0.14, codes_loss=0.2)) == ["lost by the encoder"]

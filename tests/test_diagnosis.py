@@ -18,9 +18,10 @@ from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import AT_LEAST, AT_MOST, PER_CODE, around, observe
 from vqnotes.diagnosis.readers import left_over
 from vqnotes.diagnosis.report import VERDICTS
-from vqnotes.diagnosis.rules import THRESHOLDS, Answer, decide, encoder_at_fault, labels_lost
+from vqnotes.diagnosis.rules import THRESHOLDS, Answer, codebook_at_fault, decide, encoder_at_fault, labels_lost
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
+from vqnotes.studies import sample_sizes
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,7 @@ def test_either_answer_convicts_and_chance_does_not_count(modes):
 def test_the_rule_reads_its_thresholds(modes):
     f = measure(observe(modes.x, placed(modes.x), inputs=modes.x))
     assert decide(f)[0] == "healthy"
-    assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1})[0] == "token collapse"
+    assert decide(f, THRESHOLDS | {"gap": 0.5, "excess": -1, "errs": 0})[0] == "token collapse"
     assert decide(f, THRESHOLDS | {"loss": 0, "before": 0, "extra": -1})[0] != "healthy"
     assert decide(f, THRESHOLDS | {"dimensions": 3, "costs": -1})[0] == "dimensional collapse"
     assert decide(f, THRESHOLDS | {"rate": 1e-4})[0] == "rate limit"
@@ -398,3 +399,14 @@ def test_the_reason_says_what_coincides(modes):
         crowded = dataclasses.replace(found, gap=3.0, gap_high=3.0, error=0.6, best=0.2, own_loss=0.9, codes_loss=0.5)
         verdict, reason = decide(crowded)
         assert verdict == "token and embedding collapse" and said in reason and "lose 1.8 times what" in reason
+
+
+def test_codes_that_leave_less_than_k_means_are_not_at_fault():
+    """With few latents in many dimensions, centroids are nearly latents, and more is read off them than off codes."""
+    for seed in range(3):
+        z, c, x = sample_sizes.latents_and_codes(64, 16, 64, "none", seed)
+        m = measure(observe(z, c, inputs=x, seed=seed))
+        assert m.gap < 1 and codebook_at_fault(m) is not Answer.YES
+        worse = dataclasses.replace(m, own_loss=0.9, codes_loss=0.1)
+        assert codebook_at_fault(worse) is not Answer.YES
+        assert codebook_at_fault(dataclasses.replace(worse, gap=1.5)) is Answer.YES

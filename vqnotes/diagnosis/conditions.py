@@ -115,7 +115,8 @@ def _codebook(m: Measures, thresholds: dict) -> dict[str, Condition]:
             share = more / max(1 - m.codes_loss, 1e-12)
             by = Condition("codebook", answer, share, "of what is kept", thresholds["gap"] - 1)
         difference = Condition("codebook", answer, more, "more", needed)
-        return {"lost by its own codes": by, "more than by the best codes": difference}
+        errs = Condition("codebook", answer, m.gap, "times", thresholds["errs"])
+        return {"lost by its own codes": by, "more than by the best codes": difference, "optimality gap": errs}
     return {
         "error / variance": Condition("codebook", answer, m.error - m.best, "more", needed),
         "optimality gap": Condition("codebook", answer, m.gap, "times", thresholds["gap"]),

@@ -266,7 +266,7 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         found["indices that stay"] = Evidence(m.stays, m.stays_reference, by, "a symptom only", reach)
     if m.gap is not None:
         by = f"k-means, {m.reference_codes:,} codes" + (" in the same levels and parts" if m.codebooks else "")
-        of_vectors = "a symptom only" if by_inputs(m) else at_codes  # what they cost the inputs is known
+        of_vectors = "a symptom only" if by_inputs(m) and not compares_otherwise(m) else at_codes
         found["error / variance"] = Evidence(m.error, m.best, by, of_vectors, m.interval("error"))
         found["optimality gap"] = Evidence(m.gap, 1.0, by, of_vectors, m.interval("gap"))
     if by_inputs(m) and m.gap is not None:

@@ -41,11 +41,12 @@ __all__ = [
 ]
 
 # Chosen on the models of `studies.verdicts`; `studies.judging` says how often they are right on a family that was
-# left out. "effect", "before", "labels", "trifle", "inputs" and "differs" are set by what they mean.
+# left out. "effect", "before", "labels", "trifle", "errs", "inputs" and "differs" are set by what they mean.
 THRESHOLDS = {
     # A codebook is at fault if with its codes so many times as much of the inputs is lost as with the best codes,
     "gap": 1.4,
     "excess": 0.015,  # and the difference is more than this share of the inputs' variance.
+    "errs": 1.0,  # (Nor can codes be at fault that leave less of the latents than those of k-means.)
     "excess of latents": 0.048,  # Without inputs the same is asked of errors, as shares of the latents' variance,
     "effect": 0.25,  # and a trifle is enough where less than this share of the codes is in effect (perplexity).
     # An encoder is at fault if it loses more than so many times what codes placed on the inputs lose,
@@ -132,7 +133,7 @@ def codebook_at_fault(m: Measures, thresholds: dict = THRESHOLDS) -> Answer:
     needed = excess_needed(m, thresholds)
     if by_inputs(m):
         more = (thresholds["gap"] - 1) * min(m.codes_loss, 1 - m.codes_loss)
-        at_fault = lost_by_codes(m) > max(more, needed)
+        at_fault = lost_by_codes(m) > max(more, needed) and m.gap > thresholds["errs"]
     else:
         at_fault = m.gap > thresholds["gap"] and m.error - m.best > needed
     if at_fault:
@@ -253,7 +254,10 @@ class Question(NamedTuple):
     leads_to: dict[Answer, str]
 
 
-KMEANS = "Do its codes lose over {gap} times what\nthose of k-means lose, and over\n{excess} of the variance more?"
+KMEANS = (
+    "Do its codes lose over {gap} times what\nthose of k-means lose, {excess} of the variance\n"
+    "more, and err over {errs} times as much?"
+)
 
 # What `decide` asks, from the first question on. The codebook is asked after in three places.
 TREE = {

@@ -129,7 +129,8 @@ def _answered(answer: Answer, conditions: int) -> str:
         return "Not known."
     if conditions == 1:
         return f"{answer.value.capitalize()}."
-    return "Yes: both hold." if answer is Answer.YES else "No: both would have to hold."
+    all_of_them = "both" if conditions == 2 else "all"
+    return f"Yes: {all_of_them} hold." if answer is Answer.YES else f"No: {all_of_them} would have to hold."
 
 
 def compared(one: Condition) -> str:
