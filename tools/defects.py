@@ -294,7 +294,7 @@ DEFECTS = [
     ("diagnosis/model", "with torch.no_grad(), torch.random.fork_rng(list(devices)):", "with torch.no_grad():",
      "random state not put back"),
     ("diagnosis/model", "module.training = training", "module.train()", "training mode for all afterwards"),
-    ("diagnosis/watch", "(step - self.start) % self.every", "step % self.every",
+    ("diagnosis/watch", "(one - self.start) // self.every", "one // self.every",
      "looks counted from step 0, not from start"),
     ("diagnosis/watch", "rest = (BUDGET - 1) * (time.perf_counter() - now) + self._owed",
      "rest = (BUDGET - 1) * (time.perf_counter() - now)", "looks that come soon are never paid for"),
