@@ -209,7 +209,7 @@ ORDER = (
     "diagnosis.listening.tracing diagnosis.listening.yours diagnosis.listening.compared diagnosis.listening.found "
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "
     "diagnosis.listening.records "
-    "diagnosis.feeding diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis.adapter "
+    "diagnosis.feeding diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis.callbacks diagnosis.adapter "
     "diagnosis.defect_checks diagnosis.conformance diagnosis.arrays diagnosis __main__ "
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
     "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "
