@@ -207,10 +207,49 @@ def test_lightning_ends_only_by_a_warning_that_is_made_an_error(lightning, tmp_p
     assert 0 < trainer.global_step < STEPS
 
 
-def test_lightning_callbacks_are_its_own_and_can_be_copied(lightning):
-    pytest.importorskip("lightning")
+def test_lightning_looks_in_the_first_of_two_processes(tmp_path):
+    pytest.importorskip("lightning.pytorch")
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import lightning.pytorch as lightning, test_callbacks as ours\n"
+        "def log(scalars, step):\n"
+        f"    with open({str(tmp_path / 'looks')!r}, 'a') as file:\n"
+        "        print(trainer.global_rank, step, file=file)\n"
+        "watch = ours.CollapseWatch(ours.PROBE, every=4, log=log)\n"
+        f"folder = {str(tmp_path)!r}; logger = lightning.loggers.CSVLogger(folder, name='csv', version=0)\n"
+        "options = {'devices': 2, 'strategy': 'ddp_fork', 'loggers': [logger]}\n"
+        "trainer = ours.trainer_of(lightning, folder, [ours.lightning_callback(watch)], **options)\n"
+        "trainer.fit(ours.module_of(lightning, ours.autoencoder(False)), ours.batches())"
+    )
+    run_python(code)
+    with open(tmp_path / "csv/version_0/metrics.csv", encoding="utf-8", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["loss"]] == [*range(STEPS // 2)]
+    looks = [line.split() for line in (tmp_path / "looks").read_text(encoding="utf-8").splitlines()]
+    assert [(rank, int(step)) for rank, step in looks] == [("0", step) for step in (0, 4, 8, 12)]
+
+
+def test_a_model_that_is_split_over_processes_is_not_watched(tmp_path):
+    """FSDP, both of its versions; a model in DistributedDataParallel is whole in each process."""
+    code = (
+        "from torch import device, distributed, nn\n"
+        f"at = {'file://' + str(tmp_path / 'store')!r}\n"
+        "distributed.init_process_group('gloo', init_method=at, rank=0, world_size=1)\n"
+        "from torch.distributed.device_mesh import init_device_mesh\n"
+        "from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard\n"
+        "from vqnotes.diagnosis.callbacks import _is_split\n"
+        "wrapped = [nn.parallel.DistributedDataParallel(nn.Linear(4, 4))]\n"
+        "wrapped += [FullyShardedDataParallel(nn.Linear(4, 4), device_id=device('cpu'))]\n"
+        "wrapped += [fully_shard(nn.Linear(4, 4), mesh=init_device_mesh('cpu', (1,)))]\n"
+        "print([_is_split(one) for one in [nn.Linear(4, 4), *wrapped]])\n"
+        "distributed.destroy_process_group()"
+    )
+    assert run_python(code).stdout.strip() == "[False, False, True, True]"
+
+
+def test_lightning_callbacks_are_its_own_and_can_be_copied():
+    base = pytest.importorskip("lightning.pytorch").Callback
     made = lightning_callback(CollapseWatch(PROBE, every=3))
-    assert isinstance(made, pytest.importorskip("lightning.pytorch").Callback)
+    assert isinstance(made, base)
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert type(other).__mro__[1:] == type(made).__mro__[1:] and other.watch.every == 3
 
@@ -307,8 +346,9 @@ def test_transformers_trains_on_whatever_fails(tmp_path):
 
 
 def test_transformers_callbacks_are_its_own_and_can_be_copied():
-    made = transformers_callback(watch_by_keywords(every=3)) if pytest.importorskip("transformers") else None
-    assert isinstance(made, pytest.importorskip("transformers").TrainerCallback)
+    base = pytest.importorskip("transformers").TrainerCallback
+    made = transformers_callback(watch_by_keywords(every=3))
+    assert isinstance(made, base)
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert type(other).__mro__[1:] == type(made).__mro__[1:] and other.watch.every == 3
 

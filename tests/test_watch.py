@@ -561,10 +561,8 @@ def test_names_for_loggers_have_no_brackets_or_colons(monkeypatch):
     monkeypatch.setattr(watch, "diagnose_model", lambda *_, **__: diagnoses)
     looking = CollapseWatch(None, every=1)
     looking(0, [VectorQuantizer(8, 4)])
-    assert looking.scalars() == {
-        "vqnotes/run_0_vq_head_0/collapse": 1.0,
-        "vqnotes/run_0__orig_mod.vq/collapse": 0.0,
-    }
+    expected = {"run_0_vq_head_0": 1.0, "run_0__orig_mod.vq": 0.0}
+    assert looking.scalars() == {f"vqnotes/{name}/collapse": value for name, value in expected.items()}
 
 
 def test_what_was_not_diagnosed_is_not_logged(monkeypatch):

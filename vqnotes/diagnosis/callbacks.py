@@ -73,6 +73,8 @@ class _Asking:
             return
         before = self.watch.latest
         try:
+            if not before and _is_split(model):
+                raise ValueError("its parameters are split over processes, and one alone cannot run it")
             self.watch(step, model)
         except CollapseWarning:
             raise
@@ -83,6 +85,12 @@ class _Asking:
         if self.watch.latest is not before:
             for log in logs:
                 self.watch.send(log, step)
+
+
+def _is_split(model: nn.Module) -> bool:
+    """Whether no process has it whole, by the marks on its parameters."""
+    marks = ("device_mesh", "_fsdp_flattened", "ds_id")  # tensor parallel and FSDP, FSDP's first version, DeepSpeed
+    return any(hasattr(one, mark) for one in model.parameters() for mark in marks)
 
 
 class _InLightning(_Asking):
