@@ -195,8 +195,8 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
     "_files _printing _interrupts _progress _threads _workload _checks _extras _rounding _two_lowest nearest "
-    "_kmeans_start kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling metrics "
-    "_downloads data _images "
+    "_kmeans_start kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling _counts "
+    "metrics _downloads data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
     "diagnosis.inputs diagnosis.observed diagnosis.stages diagnosis.stability diagnosis.collisions "
@@ -209,7 +209,7 @@ ORDER = (
     "diagnosis.listening.tracing diagnosis.listening.yours diagnosis.listening.compared diagnosis.listening.found "
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "
     "diagnosis.listening.records "
-    "diagnosis.feeding diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis.adapter "
+    "diagnosis.feeding diagnosis.model diagnosis.perturbation diagnosis.watch diagnosis.callbacks diagnosis.adapter "
     "diagnosis.defect_checks diagnosis.conformance diagnosis.arrays diagnosis __main__ "
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
     "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import math
 import warnings
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import vector_quantize_pytorch as theirs
 from helpers import normal
 
-from vqnotes import data, models
+from vqnotes import data, metrics, models
 from vqnotes.diagnosis import CollapseWarning, CollapseWatch, Diagnosis, diagnose_model, watch
 from vqnotes.diagnosis.listening.use import Use
 from vqnotes.quantizers import VectorQuantizer
@@ -95,6 +94,22 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
         clock[0] += 0.01
         looking(step, VectorQuantizer(8, 4))
     assert len(looks) >= 10 and 0.04 < 0.5 * len(looks) / clock[0] <= 0.055
+
+
+@pytest.mark.parametrize(
+    "called, looked",
+    [
+        (range(0, 100, 10), [10, 30, 60, 80]),  # a loop that asks at every tenth step
+        ([0, 0, 5, 5, 30, 30, 31], [5, 30]),  # one that asks more than once at a step, as with accumulated gradients
+        ([5, 15, 0, 5, 15, 0, 29, 30], [5, 5, 30]),  # one that begins again
+    ],
+)
+def test_no_turn_of_a_watch_is_missed_or_taken_twice(monkeypatch, called, looked):
+    looks, watch = [], CollapseWatch(normal(300, 4), every=25, start=5)
+    monkeypatch.setattr(watch, "look", lambda step, model: looks.append(step))
+    for step in called:
+        watch(step, None)
+    assert looks == looked
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"start": -1}, {"confirm": 0}])
@@ -493,7 +508,8 @@ def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
 def test_the_frame_has_a_row_for_each_look_and_quantiser():
     torch.manual_seed(0)
     model, looking = Own(ResidualVQ((8, 8), 8)), CollapseWatch(MODES[:512], every=2)
-    assert list(looking.looks().columns) == ["step", "name", "verdict", "gap", "usage"] and not len(looking.looks())
+    columns = ["step", "name", "verdict", "gap", "usage", "perplexity"]
+    assert list(looking.looks().columns) == columns and not len(looking.looks()) and looking.scalars() == {}
     trained(model, looking, 4)
     frame = looking.looks()
     assert frame["step"].unique().tolist() == sorted({0, 1, 2, 3, 4} & set(frame["step"]))
@@ -504,10 +520,64 @@ def test_the_frame_has_a_row_for_each_look_and_quantiser():
         assert last.loc[name, "verdict"] == one.verdict
         assert last.loc[name, "gap"] == one.evidence["optimality gap"].value
         used = one.evidence["codes in use"].value / 8
-        assert math.isnan(last.loc[name, "usage"]) if name == "vq" else last.loc[name, "usage"] == used
+        if name == "vq":
+            assert last.loc[name, ["usage", "perplexity"]].isna().all()
+        else:
+            effective = metrics.perplexity(torch.arange(8).repeat_interleave(one.drawing.counts), 8)
+            assert last.loc[name, "usage"] == used and last.loc[name, "perplexity"] == pytest.approx(effective)
     for name in names:
         own = frame[frame["name"] == name]
         changes = own[own["verdict"] != own["verdict"].shift()]
         assert [(step, verdict) for step, one, verdict in looking.turns if one == name] == list(
             zip(changes["step"], changes["verdict"])
         )
+
+
+# ---------------------------------------------------------------- what a logger gets
+
+
+def test_any_loop_can_log():
+    torch.manual_seed(0)
+    logged = []
+    model = Own(ResidualVQ((8, 8), 8))
+    looking = CollapseWatch(MODES[:512], every=2, log=lambda scalars, step: logged.append((step, scalars)))
+    trained(model, looking, 4)
+    frame = looking.looks().set_index(["step", "name"])
+    assert [step for step, _ in logged] == list(frame.index.get_level_values(0).unique())
+    for step, scalars in logged:
+        for name in ("vq", "vq.stages.0", "vq.stages.1"):
+            row = frame.loc[(step, name)]
+            assert scalars.pop(f"vqnotes/{name}/optimality_gap") == row["gap"]
+            assert scalars.pop(f"vqnotes/{name}/collapse") == ("collapse" in row["verdict"])
+            if name != "vq":
+                assert scalars.pop(f"vqnotes/{name}/usage") == row["usage"]
+                assert scalars.pop(f"vqnotes/{name}/perplexity") == row["perplexity"]
+        assert scalars == {}
+
+
+def test_names_for_loggers_have_no_brackets_or_colons(monkeypatch):
+    found = {"vq[head 0]": TOKEN, "_orig_mod.vq": HEALTHY}
+    diagnoses = {name: Diagnosis(one, "Why.", {}, []) for name, one in found.items()}
+    monkeypatch.setattr(watch, "diagnose_model", lambda *_, **__: diagnoses)
+    looking = CollapseWatch(None, every=1)
+    looking(0, [VectorQuantizer(8, 4)])
+    expected = {"run_0_vq_head_0": 1.0, "run_0__orig_mod.vq": 0.0}
+    assert looking.scalars() == {f"vqnotes/{name}/collapse": value for name, value in expected.items()}
+
+
+def test_what_was_not_diagnosed_is_not_logged(monkeypatch):
+    logged = []
+    played(monkeypatch, [HEALTHY, KeyError("gone"), TOKEN], log=lambda *one: logged.append(one))
+    assert logged == [({"vqnotes/vq/collapse": 0.0}, 0), ({}, 1), ({"vqnotes/vq/collapse": 1.0}, 2)]
+
+
+def test_a_log_that_fails_is_warned_of_once_and_ends_nothing(monkeypatch):
+    def log(scalars, step):
+        raise OSError(f"no room at step {step}")
+
+    looking, messages = played(monkeypatch, [HEALTHY, TOKEN, TOKEN], log=log)
+    assert messages == [
+        "step 0: nothing was logged, OSError: no room at step 0",
+        "step 1, vq: token collapse, confirmed at step 2. Why.",
+    ]
+    assert looking.looks()["step"].tolist() == [0, 1, 2]

@@ -21,6 +21,7 @@ from vqnotes._checks import (
     check_labelled,
     check_latents,
 )
+from vqnotes._counts import Counts
 from vqnotes._rounding import PART, wide_type
 from vqnotes._threads import threads_for
 from vqnotes._water_filling import WaterFilling, water_filling
@@ -42,11 +43,12 @@ LATENTS_PER_CODE = 16  # that `optimality_gap` needs
 # ---------------------------------------------------------------- how the codes are used
 
 
-class UsageMeter:
+class UsageMeter(Counts):
     """Counts how often each of `size` codes is used, over as many batches as you like.
 
     Use it over a whole data set: the usage or perplexity of one batch is bounded by the size of the batch.
-    The sum of two meters has counted what either of them has.
+    The sum of two meters has counted what either of them has, and `all_reduce()` gives one that has counted what all
+    processes of a distributed run have. A checkpoint keeps `state_dict()`; `load_state_dict` goes on from it.
     counts: (size,) int64, how often each code came.
     Raises ValueError for a size < 1, indices that are no whole numbers in 0 .. size - 1, a sum of meters of different
     sizes, and if usage or perplexity are asked for before anything was counted.
@@ -60,13 +62,6 @@ class UsageMeter:
     def reset(self) -> None:
         """Forgets all that was counted."""
         self.counts.zero_()
-
-    def __add__(self, other: "UsageMeter") -> "UsageMeter":
-        if len(self.counts) != len(other.counts):
-            raise ValueError(f"the meters count {len(self.counts)} and {len(other.counts)} codes: need as many")
-        both = UsageMeter(len(self.counts))
-        both.counts = self.counts + other.counts
-        return both
 
     def update(self, index: Array) -> "UsageMeter":
         """Adds the indices of one batch, of any shape. Returns the meter."""

@@ -5,7 +5,8 @@ which latent), `measures` puts numbers beside references, `rules` makes a verdic
 against it, `report` says all of it with the evidence, `drawing` and `tree` show it. `conditions` holds figures beside
 thresholds, `showing` lays them out. `keeping` saves and loads a diagnosis, `pages` makes a page of it, `comparing`
 sets two side by side. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
-listens to a whole model (`listening` has a file for each library), and `watch` does so during training. `stability`
+listens to a whole model (`listening` has a file for each library), and `watch` does so during training, in the loops
+of other libraries too (`callbacks`). `stability`
 and `perturbation` move latents and inputs and see which indices stay, `collisions` counts equal tuples of indices.
 `conformance` tries a quantiser that somebody wrote (by its `adapter`) for the bugs of notebook 08 (`defect_checks`).
 A file imports only from those before it.

@@ -1,6 +1,7 @@
 """A watch on a training: the verdict on a model now and then, and a warning once it has turned bad and stays so."""
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from vqnotes.diagnosis.listening.units import modules_of, named_by
 from vqnotes.diagnosis.listening.use import Use
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.report import Diagnosis
+from vqnotes.metrics import entropy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,6 +47,8 @@ class CollapseWatch:
     start: the first look; with a warm-up, its length, since there are no codes before.
     confirm: how many looks in a row must find a collapse before there is a warning. After the first of them the next
     comes soon, after a quarter of the usual wait. What only the last look finds is noted, but nothing confirms it.
+    log: called as log(scalars, step) after each look, with what `scalars()` gives, so that any logger can hear of it.
+    `vqnotes.diagnosis.callbacks` has callbacks for Lightning and transformers, which log where their trainers do.
     turns: [(step, name of the quantiser, verdict)], one entry for each change at once, the first verdict included.
     latest: the newest diagnoses by name. `looks()`: all looks, as `draw_watch` draws them.
 
@@ -75,20 +79,24 @@ class CollapseWatch:
         every: int | None = None,
         start: int = 0,
         confirm: int = 2,
+        log: Callable[[dict[str, float], int], Any] | None = None,
     ):
         if (every is not None and every < 1) or start < 0 or confirm < 1:
             found = f"every={every}, start={start}, confirm={confirm}"
             raise ValueError(f"need every >= 1, start >= 0 and confirm >= 1, got {found}")
         self.probe = list(probe) if isinstance(probe, Iterator) else probe
-        self.labels, self.every, self.start, self.confirm = labels, every, start, confirm
+        self.labels, self.every, self.start, self.confirm, self.log = labels, every, start, confirm, log
         given = {"quantizers": quantizers, "call": call, "inputs": inputs}
         self._options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
         self.turns: list[tuple[int, str, str]] = []
         self.latest: dict[str, Diagnosis] = {}
+        self._called = start - 1  # the step of the last call, if it is not before the start
         self._rested = -math.inf  # when the time for the next look has come
         self._owed = 0.0  # seconds that looks which came soon still owe
         self._soon = math.inf  # the step of the next look, if it is out of turn
-        self._rows: list[tuple[int, str, str, float, float]] = []
+        self._rows: list[tuple[int, str, str, float, float, float]] = []
+        self._first = 0  # row of the last look
+        self._log_failed = False
         self._states: dict[str, _State] = {}
         self._failed: set[str] = set()  # the models of which there was no diagnosis at the last look
         self._use: Use | None = None  # since the first look
@@ -105,9 +113,13 @@ class CollapseWatch:
         self._rested = time.perf_counter() + rest - self._owed
 
     def _has_come(self, step: int, now: float) -> bool:
+        """Whether it is time for a look. A loop may skip steps, ask twice at one, or begin again at a lower one."""
+        before = self._called if self._called <= step else self.start - 1
+        self._called = step
         if self.every is None:
             return now >= self._rested
-        return (step - self.start) % self.every == 0 or step >= self._soon
+        last, this = ((one - self.start) // self.every for one in (before, step))
+        return last < this or step >= self._soon
 
     def look(self, step: int, model: nn.Module | list[nn.Module]) -> None:
         """Diagnoses the model or models now, notes what was found, and warns of what is confirmed.
@@ -120,7 +132,8 @@ class CollapseWatch:
             runs = {"": model}
         latest: dict[str, Diagnosis] = {}
         names: dict[str, list[str]] = {}  # of the quantisers that were found
-        said = []
+        said: list[str] = []
+        self._first = len(self._rows)
         for run, one in runs.items():
             try:
                 found = self._judged(run, one)
@@ -138,6 +151,8 @@ class CollapseWatch:
                     said += self._note(step, name, *judged)
         self._use = self._use or Use(runs, names)
         self.latest = latest
+        if self.log is not None:
+            self.send(self.log, step)
         for message in said:
             warnings.warn(message, CollapseWarning, stacklevel=3)
 
@@ -159,11 +174,7 @@ class CollapseWatch:
 
     def _note(self, step: int, name: str, verdict: str, found: Diagnosis) -> list[str]:
         """Notes a verdict; returns the warning that it confirms, if any."""
-        gap = usage = math.nan
-        if verdict != NOT_STARTED:
-            gap = found.evidence["optimality gap"].value if "optimality gap" in found.evidence else math.nan
-            usage = (found.drawing.counts > 0).double().mean().item() if found.drawing else math.nan
-        state = self._turn(step, name, verdict, gap, usage)
+        state = self._turn(step, name, verdict, NOT_JUDGED if verdict == NOT_STARTED else _figures(found))
         if not state.confirmed(self.confirm):
             return []
         state.warned.add(verdict)
@@ -173,30 +184,70 @@ class CollapseWatch:
     def _note_failure(self, step: int, run: str, names: Iterable[str], reason: str) -> list[str]:
         """Notes that there is no diagnosis of these quantisers; returns the warning of it, unless there was one."""
         for name in names:
-            self._turn(step, name, NO_DIAGNOSIS, math.nan, math.nan)
+            self._turn(step, name, NO_DIAGNOSIS, NOT_JUDGED)
         if run in self._failed:
             return []
         self._failed.add(run)
         return [f"step {step}{', ' + run if run else ': '}no diagnosis, {reason}"]
 
-    def _turn(self, step: int, name: str, verdict: str, gap: float, usage: float) -> "_State":
+    def _turn(self, step: int, name: str, verdict: str, figures: "_Figures") -> "_State":
         """Notes a row of `looks()`, and in `turns` what is new in it."""
         state = self._states.setdefault(name, _State())
         if verdict != state.verdict:
             self.turns.append((step, name, verdict))
         state.add(step, verdict)
-        self._rows.append((step, name, verdict, gap, usage))
+        self._rows.append((step, name, verdict, *figures))
         return state
 
     def looks(self) -> "DataFrame":
-        """All looks, one row each and quantiser: step, name, verdict as in `turns`, optimality gap, usage.
+        """All looks, one row each and quantiser: step, name, verdict as in `turns`, gap, usage, perplexity.
 
-        gap and usage (the share of the codes that the probe uses) are NaN where the codes were not judged; usage too
-        for codes that are put together, as the levels of a residual quantiser, which have rows of their own.
+        gap (the optimality gap), usage (the share of the codes that the probe uses) and perplexity (how many are in
+        effect, from 1 to K) are NaN where the codes were not judged; the last two also for codes that are put
+        together, as the levels of a residual quantiser, which have rows of their own.
         """
         from pandas import DataFrame
 
-        return DataFrame(self._rows, columns=["step", "name", "verdict", "gap", "usage"])
+        return DataFrame(self._rows, columns=["step", "name", "verdict", "gap", "usage", "perplexity"])
+
+    def scalars(self) -> dict[str, float]:
+        """Figures of the last look, by names for a logger: "vqnotes/vq/optimality_gap" for the quantiser "vq", ...
+
+        optimality_gap, usage, perplexity: as in `looks()`; what is NaN or infinite is left out.
+        collapse: 1 if the verdict is one, else 0, as for "cannot tell" or "not started".
+        Of what could not be diagnosed there are none.
+        Some loggers refuse names with brackets or colons, so "vq[head 0]" is "vq_head_0".
+        """
+        found: dict[str, float] = {}
+        for _, name, verdict, *figures in self._rows[self._first :]:
+            found_here = dict(zip(("optimality_gap", "usage", "perplexity"), figures))
+            if verdict != NO_DIAGNOSIS:
+                found_here["collapse"] = float(_is_bad(verdict))
+            place = re.sub(r"[^\w./-]+", "_", name).rstrip("_")
+            found |= {f"vqnotes/{place}/{one}": value for one, value in found_here.items() if math.isfinite(value)}
+        return found
+
+    def send(self, log: Callable[[dict[str, float], int], Any], step: int) -> None:
+        """Calls log(scalars, step) with those of the last look. A RuntimeWarning says so once if it fails."""
+        try:
+            log(self.scalars(), step)
+        except Exception as error:
+            if not self._log_failed:
+                self._log_failed = True
+                said = f"step {step}: nothing was logged, {type(error).__name__}: {error}"
+                warnings.warn(said, RuntimeWarning, stacklevel=3)
+
+
+_Figures = tuple[float, float, float]  # optimality gap, usage, perplexity
+NOT_JUDGED = (math.nan, math.nan, math.nan)
+
+
+def _figures(found: Diagnosis) -> _Figures:
+    gap = found.evidence["optimality gap"].value if "optimality gap" in found.evidence else math.nan
+    if not found.drawing:
+        return gap, math.nan, math.nan
+    counts = found.drawing.counts
+    return gap, (counts > 0).double().mean().item(), math.exp(entropy(counts))
 
 
 def _is_bad(verdict: str) -> bool:
