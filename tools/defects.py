@@ -20,7 +20,7 @@ DEFECTS = [
      "in float64 clones are cut into small parts"),
     ("_rounding", "len(kept) < len(codebook):", "False:", "each latent of a code with a clone is searched twice"),
     ("_rounding", "return kept[search(latents", "return 0 + search(latents", "an index among the codes that differ"),
-    ("_progress", "self.work > LONG", "multiplications < LONG", "short work has a bar, long work has none"),
+    ("_progress", "self.work > LONG", "self.work < LONG", "short work has a bar, long work has none"),
     ("diagnosis/stages", "len(alone) * (1 + references)", "len(alone)", "a stack has more stages than announced"),
     ("diagnosis/watch", "labels=self.labels, progress=False", "labels=self.labels", "a watch shows bars"),
     ("kmeans", "STEPS, IMPROVEMENT = 50,", "STEPS, IMPROVEMENT = 1,", "k-means with one step"),
