@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vqnotes._extras import course_extra
 from vqnotes._images import encoded, kind_of
+from vqnotes.diagnosis.conditions import conditions
 from vqnotes.diagnosis.measures import Measures
-from vqnotes.diagnosis.report import Diagnosis
+from vqnotes.diagnosis.report import Diagnosis, Evidence
 from vqnotes.diagnosis.rules import path
 from vqnotes.diagnosis.tree import draw_tree, in_words
 
@@ -143,9 +144,9 @@ def explore_tree() -> None:
 def tree_explorer() -> ipywidgets.VBox:
     """Sliders for the figures of a diagnosis, and below them the tree of its questions with the path that these take.
 
-    A picture is drawn when its path is taken for the first time, in well under a second.
+    A picture is drawn when its figures are met for the first time, in about a second.
     """
-    style, layout = {"description_width": "300px"}, {"width": "620px"}
+    style, layout = {"description_width": "340px"}, {"width": "660px"}
     sliders = [
         (ipywidgets.IntSlider if isinstance(first, int) else ipywidgets.FloatSlider)(
             value=first, min=low, max=high, step=1 if isinstance(first, int) else 0.01, description=name,
@@ -158,10 +159,11 @@ def tree_explorer() -> ipywidgets.VBox:
     picture.add_class("vqnotes-figure")
 
     def turn(_: object) -> None:
-        taken = path(measures_of(*(one.value for one in (*sliders, *boxes))))
-        key = tuple(taken)
+        key = tuple(one.value for one in (*sliders, *boxes))
         if key not in pages:
-            pages[key] = _page(_tree(taken), in_words(taken))
+            measures = measures_of(*key)
+            figures = ", ".join(f"{one.description} {one.value:g}" for one in sliders)
+            pages[key] = _page(_tree(measures), f"{in_words(path(measures))} ({figures})")
         picture.value = pages[key]
 
     for control in (*sliders, *boxes):
@@ -172,9 +174,11 @@ def tree_explorer() -> ipywidgets.VBox:
     return box
 
 
-def _tree(taken: list) -> Figure:
-    figure, ax = plt.subplots(figsize=(12, 7.5), layout="constrained")
-    draw_tree(ax, Diagnosis("", "", {}, [], path=taken))
+def _tree(measures: Measures) -> Figure:
+    figure, ax = plt.subplots(figsize=(12, 9), layout="constrained")
+    compared = conditions(measures).items()
+    evidence = {name: Evidence(one.figure, one.threshold, "", "", condition=one) for name, one in compared}
+    draw_tree(ax, Diagnosis("", "", evidence, [], path=path(measures)))
     return figure
 
 
