@@ -146,7 +146,7 @@ def tree_explorer() -> ipywidgets.VBox:
 
     A picture is drawn when its figures are met for the first time, in about a second.
     """
-    style, layout = {"description_width": "340px"}, {"width": "660px"}
+    style, layout = {"description_width": "400px"}, {"width": "720px"}
     sliders = [
         (ipywidgets.IntSlider if isinstance(first, int) else ipywidgets.FloatSlider)(
             value=first, min=low, max=high, step=1 if isinstance(first, int) else 0.01, description=name,
@@ -179,6 +179,7 @@ def _tree(measures: Measures) -> Figure:
     compared = conditions(measures).items()
     evidence = {name: Evidence(one.figure, one.threshold, "", "", condition=one) for name, one in compared}
     draw_tree(ax, Diagnosis("", "", evidence, [], path=path(measures)))
+    ax.set_title(f"{measures.codes:,} codes", loc="left")
     return figure
 
 
