@@ -283,11 +283,7 @@ def taken_apart(
     """
     plan, found = BEDS[bed].plan, [dict[str, float | None].fromkeys(PARTS) for _ in seeds]
     batch, steps = plan["batch_size"], max(1, int(share * DECODER_STEPS))
-    arms = []
-    for place, (model, seed, x, fresh) in enumerate(zip(kept, seeds, xs, held_out)):
-        both = _latents(model, x), _latents(model, fresh)
-        given = _with_codes_anew(model.quantizer.eval(), *both, seed)
-        arms.append((place, PARTS[0], model.decoder, given))
+    arms = _arms(PARTS[0], kept, seeds, xs, held_out)[::2]  # with new codes
     _errors_into(found, arms, xs, held_out, steps + max(1, int(share * plan["steps"])), batch)
     for name in PARTS[1:] if has_room(bed, case) else ():
         changed = made(seeds, xs, bed, case, codebook_size, share=share, change=name)
