@@ -1,6 +1,7 @@
 """The study of the advice: its table is whole, what is advised has helped, and a table is gone on with."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -130,23 +131,6 @@ def test_new_codes_stand_beside_a_decoder_that_trained_on_as_long(monkeypatch):
 
 
 def test_a_table_that_is_there_is_gone_on_with_and_a_limit_ends_it(monkeypatch, tmp_path, capsys):
-    class Pool:
-        """Runs in this process, at once."""
-
-        def __init__(self, *args, **options):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, run, *given):
-            future = study.Future()
-            future.set_result(run(*given))
-            return future
-
     done = []
 
     def examine(seeds, case):
@@ -155,7 +139,7 @@ def test_a_table_that_is_there_is_gone_on_with_and_a_limit_ends_it(monkeypatch, 
         row |= {"after verdict": "healthy", "after": 0.2}
         return [{"case": case, "way": way, "seed": seed} | row for way in CASES[case].ways for seed in seeds]
 
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
     monkeypatch.setattr(study, "examine", examine)
     path = tmp_path / "found.csv"
     monkeypatch.setattr("sys.argv", ["advice", "--out", str(path), "--only", "stack", "--workers", "1"])

@@ -1,5 +1,6 @@
 """The study of large codebooks: what a run starts from, when it is measured; cut off, it goes on where it stopped."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -113,10 +114,10 @@ def test_out_of_time_it_stops_and_goes_on_later(study, monkeypatch):
     assert status == 0 and set(table["K"]) == {8, 16}
 
 
-def test_a_run_that_fails_does_not_stop_the_others(study):
-    with pytest.warns(UserWarning, match=r"K=64, seed=0\) failed: .* too few"):
-        status, table = study("--sizes", "64", "8", "--images", "20", "--seeds", "1")
+def test_a_run_that_fails_does_not_stop_the_others(study, capsys):
+    status, table = study("--sizes", "64", "8", "--images", "20", "--seeds", "1")
     assert status == 1 and set(table["K"]) == {8}
+    assert re.search(r"K=64, seed=0\).* failed: .* too few", capsys.readouterr().out)
 
 
 def test_a_table_of_another_plan_is_not_mixed_with_this_one(study):

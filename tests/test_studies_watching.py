@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vqnotes.diagnosis import CollapseWatch
-from vqnotes.studies import sickened, watching
+from vqnotes.studies import parts, sickened, watching
 from vqnotes.studies.watching import alarms
 
 
@@ -158,14 +158,13 @@ def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
 def test_it_stops_by_itself_and_says_what_is_missing(monkeypatch, tmp_path):
     trained, out, clock = [], tmp_path / "found.csv", iter(range(1000))
     scripted(monkeypatch, trained)
-    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with ThreadPoolExecutor(4) as pool:
-        table = watching.completed(out, pool, 4, limit_s=10)
-        assert sorted(trained) == sorted(WANTED[:9]) and len(table) == len(pd.read_csv(out)) == 9
-        assert len(watching.completed(out, pool, 4)) == len(WANTED)
-    assert sorted(trained) == sorted(WANTED)
-    out.unlink()
+    monkeypatch.setattr(parts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
-    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--limit-s", "3"])
-    with pytest.raises(SystemExit, match=f"^2 of {len(WANTED)} trainings are in .*: run it again"):
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--workers", "4", "--limit-s", "10"])
+    with pytest.raises(SystemExit, match=f"^(.*) of {len(WANTED)} trainings are in .*: run it again") as stopped:
         watching.main()
+    done = int(str(stopped.value).split()[0])
+    assert 4 <= done <= 10 and sorted(trained) == sorted(WANTED[:done]) and len(pd.read_csv(out)) == done
+    monkeypatch.setattr("sys.argv", ["watching", "--out", str(out)])
+    watching.main()
+    assert sorted(trained) == sorted(WANTED) and len(pd.read_csv(out)) == len(WANTED)

@@ -12,9 +12,8 @@ longer" alone has more steps than its control, since that is what it says.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ import torch
 from torch import nn
 
 from vqnotes import data, models, training
-from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.diagnosis import advice, diagnose_model
 from vqnotes.diagnosis.advice import Advice
@@ -38,6 +36,7 @@ from vqnotes.remedies.replacement import CodeExpiry, RandomRestart
 from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies import sickened
+from vqnotes.studies.parts import completed
 
 __all__ = ["CASES", "SEEDS", "WAYS", "Case", "Recipe", "Way", "examine", "made", "models_advised", "outcomes"]
 
@@ -365,6 +364,11 @@ def _interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return tuple(np.quantile(medians, [0.025, 0.975]))
 
 
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's rows in the order of the cases."""
+    return table.sort_values("case", key=lambda names: names.map([*CASES].index), kind="stable", ignore_index=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.advice", description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
@@ -372,32 +376,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
     options = parser.parse_args()
-    table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["case"])
-    todo = [case for case in CASES if options.only in case and case not in set(table["case"])]
-    end, failed = time.monotonic() + options.limit_s, []
-    running: set[Future] = set()
-    started: dict[Future, str] = {}
+    known = set(pd.read_csv(options.out)["case"]) if options.out.exists() else set()
+    todo = [(SEEDS, case) for case in CASES if options.only in case and case not in known]
     with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while running or (todo and time.monotonic() < end):
-            while todo and len(running) < options.workers and time.monotonic() < end:
-                case = todo.pop(0)
-                running.add(future := pool.submit(examine, SEEDS, case))
-                started[future] = case
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                if future.exception() is not None:
-                    failed.append(started[future])
-                    say(f"{started[future]}: {future.exception()!r}")
-                    continue
-                new = pd.DataFrame(future.result())
-                table = pd.concat([table, new]) if len(table) else new
-                table = table.sort_values("case", key=lambda names: names.map([*CASES].index), kind="stable")
-                with replaced(options.out) as beside:
-                    table.to_csv(beside, index=False, float_format="%.5g")
+        table, left = completed(options.out, todo, examine, pool, options.workers, options.limit_s, in_order)
     if len(table):
         say(outcomes(table).round(3).to_string(index=False))
-    if todo or failed:
-        raise SystemExit(f"to be done: {len(todo)} cases; failed: {failed}")
+    if left:
+        raise SystemExit(f"to be done: {len(left)} cases")
 
 
 if __name__ == "__main__":

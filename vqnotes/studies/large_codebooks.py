@@ -12,10 +12,8 @@ search for the nearest code never does.
 
 import argparse
 import os
-import time
-import warnings
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -27,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from vqnotes import data, models, training
-from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.studies import codebook_size
 from vqnotes.studies.codebook_size import Images
+from vqnotes.studies.parts import completed
 
 __all__ = [
     "ARMS",
@@ -174,6 +172,10 @@ def remaining(runs: Iterable[Run], table: pd.DataFrame, plan: Plan) -> list[Run]
     return [run for run in runs if (run.arm, run.K, run.seed) not in known]
 
 
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["arm", "K", "seed", "step"], ignore_index=True)
+
+
 def stored_table() -> pd.DataFrame:
     """The table that comes with the module: one row a look, see `trained`. Time ran out: 2 or 3 seeds a size."""
     return pd.read_csv(TABLE)
@@ -183,32 +185,6 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     """The means over seeds at the last step, one row for each K and arm, and how many seeds they are of."""
     last = table[table["step"] == table["steps"]].groupby(["K", "arm"])
     return last[["usage", "perplexity", "error", "gap"]].mean().assign(seeds=last.size())
-
-
-def _fill(table: pd.DataFrame, runs: Sequence[Run], plan: Plan, options: argparse.Namespace, pool: Executor) -> int:
-    """Trains the runs, some at a time, and writes the table after each. Returns how many it did not train."""
-    began, waiting, left = time.monotonic(), list(runs), len(runs)
-    running: dict[Future, Run] = {}
-    while waiting or running:
-        while waiting and len(running) < options.workers and time.monotonic() - began < options.limit_s:
-            run = waiting.pop(0)
-            running[pool.submit(_trained, run, plan, options.device)] = run
-        if not running:
-            break
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            run = running.pop(future)
-            try:
-                rows = pd.DataFrame(future.result())
-            except (ValueError, RuntimeError) as error:  # it diverged, or the GPU's memory is full: the rest goes on
-                warnings.warn(f"{run} failed: {error}", stacklevel=2)
-                continue
-            table, left = (pd.concat([table, rows]) if len(table) else rows), left - 1
-            with replaced(options.out) as beside:
-                table.sort_values(["arm", "K", "seed", "step"]).to_csv(beside, index=False, float_format="%.5g")
-            end = rows.iloc[-1]
-            said = f"{run.arm}, {run.K} codes, seed {run.seed}: {end['usage']:.0%} live, error {end['error']:.3f}"
-            say(f"{time.monotonic() - began:6.1f} s  {said}, gap {end['gap']:.2f}, {left} left")
-    return left
 
 
 def _pool(workers: int) -> Executor:
@@ -237,12 +213,13 @@ def main(arguments: list[str] | None = None) -> int:
     table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
+    todo = [(run, plan, options.device) for run in remaining(runs, table, plan)]
     with _pool(options.workers) as pool:
-        left = _fill(table, remaining(runs, table, plan), plan, options, pool)
-    if options.out.exists():
-        say(ends(pd.read_csv(options.out)).round(3).to_string())
-    say(f"{options.out}: {left} of {len(runs)} runs are still to do")
-    return int(left > 0)
+        table, left = completed(options.out, todo, _trained, pool, options.workers, options.limit_s, _in_order)
+    if len(table):
+        say(ends(table).round(3).to_string())
+    say(f"{options.out}: {len(left)} of {len(runs)} runs are still to do")
+    return int(len(left) > 0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""A study in parts, a file each: run again, it goes on where it was, and a part that fails stops no other."""
+"""A study in parts, a file each or in one table: run again, it goes on, and a part that fails stops no other."""
 
 import argparse
+import math
 import multiprocessing
 import os
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from vqnotes._files import replaced
 from vqnotes._printing import say
 
-__all__ = ["command", "examine_all", "gathered", "name_of"]
+__all__ = ["command", "completed", "examine_all", "gathered", "name_of"]
 
 Examine = Callable[..., Sequence[dict[str, Any]]]
 
@@ -81,6 +83,44 @@ def gathered(folder: Path, settings: list[dict[str, Any]]) -> pd.DataFrame:
     if not parts:
         raise ValueError(f"no setting is done in {folder}")
     return pd.concat(parts, ignore_index=True)
+
+
+def completed(
+    out: Path,
+    todo: Sequence[tuple],
+    examine: Examine,
+    pool: Executor,
+    at_once: int,
+    limit_s: float = math.inf,
+    ordered: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+) -> tuple[pd.DataFrame, list[tuple]]:
+    """The table in a file with the rows that it lacked, and what could not be done.
+
+    todo: what it lacks, each as the arguments of `examine`, which returns rows. So many are done at once, and none is
+    begun after so many seconds. The file is written anew after each, with the rows as `ordered` puts them. What fails
+    is said, and left to another call.
+    """
+    table = pd.read_csv(out) if out.exists() else pd.DataFrame()
+    waiting, left, began = list(todo), list(todo), time.monotonic()
+    running: dict[Future, tuple] = {}
+    while True:
+        while waiting and len(running) < at_once and time.monotonic() - began < limit_s:
+            one = waiting.pop(0)
+            running[pool.submit(examine, *one)] = one
+        if not running:
+            return table, left
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            one = running.pop(future)
+            try:
+                rows = pd.DataFrame(future.result())
+            except (ValueError, RuntimeError) as error:  # it diverged, or a GPU's memory is full
+                say(f"{one} failed: {error!r}", flush=True)
+                continue
+            left.remove(one)
+            table = ordered(pd.concat([table, rows], ignore_index=True) if len(table) else rows)
+            with replaced(out) as beside:
+                table.to_csv(beside, index=False, float_format="%.5g")
+            say(f"{time.monotonic() - began:6.1f} s  {one}, {len(left)} left", flush=True)
 
 
 def command(prog: str, description: str, examine: Examine, settings: list[dict[str, Any]]) -> None:

@@ -12,10 +12,9 @@ up for it: they stand by themselves, as "recovered".
 
 import argparse
 import math
-import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from vqnotes import models, training
-from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.diagnosis.observed import INPUTS_PER_CODE
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 from vqnotes.quantizers import Quantized, VectorQuantizer
 from vqnotes.studies import sickened
+from vqnotes.studies.parts import completed
 
 __all__ = [
     "CASES",
@@ -175,37 +174,25 @@ def alarms(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- the table is made
 
 
-def one_training(label: str, case: str, seed: int) -> dict:
+def trainings() -> list[Training]:
+    """All that the table should have, in its order."""
+    firsts = [(one["label"], one["case"], FIRST_SEED + CASES[one["label"]][1]) for one in settings()]
+    return [(label, case, seed) for label, case, end in firsts for seed in range(FIRST_SEED, end)]
+
+
+def of_table(table: pd.DataFrame) -> list[Training]:
+    """What a table has."""
+    return list(table[["label", "case", "seed"]].itertuples(index=False, name=None))
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's rows in the order of `trainings`; what is none of them goes."""
+    return table.set_axis(of_table(table)).reindex([one for one in trainings() if one in {*of_table(table)}])
+
+
+def one_training(label: str, case: str, seed: int) -> list[dict]:
     """A row of the table."""
-    return {"label": label, "case": case, "seed": seed} | under_watch([seed], label, case)[0]
-
-
-def completed(out: Path, executor: Executor, at_once: int, limit_s: float = math.inf) -> pd.DataFrame:
-    """Trains what the table in a file lacks, some at once, and begins none after so many seconds.
-
-    The file is written anew after each training. Returns its table.
-    """
-    wanted: list[Training] = [
-        (one["label"], one["case"], seed)
-        for one in settings()
-        for seed in range(FIRST_SEED, FIRST_SEED + CASES[one["label"]][1])
-    ]
-    known = pd.read_csv(out).to_dict("records") if out.exists() else []
-    rows = {(row["label"], row["case"], row["seed"]): row for row in known}
-    todo = [one for one in wanted if one not in rows]
-    running: dict[Future, Training] = {}
-    end = time.monotonic() + limit_s
-    while True:
-        while todo and len(running) < at_once and time.monotonic() < end:
-            one = todo.pop(0)
-            running[executor.submit(one_training, *one)] = one
-        if not running:
-            return pd.DataFrame(list(rows.values()))
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            rows[running.pop(future)] = future.result()
-        rows = {one: rows[one] for one in wanted if one in rows}
-        with replaced(out) as beside:
-            pd.DataFrame(list(rows.values())).to_csv(beside, index=False, float_format="%.5g")
+    return [{"label": label, "case": case, "seed": seed} | under_watch([seed], label, case)[0]]
 
 
 def main() -> None:
@@ -216,11 +203,14 @@ def main() -> None:
         "--limit-s", type=float, default=math.inf, help="no training begins after so many seconds (default: no limit)"
     )
     options = parser.parse_args()
+    wanted = trainings()
+    known = set(of_table(pd.read_csv(options.out))) if options.out.exists() else set()
+    todo = [one for one in wanted if one not in known]
     with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        table = completed(options.out, pool, options.workers, options.limit_s)
-    whole = sum(CASES[one["label"]][1] for one in settings())
-    if len(table) < whole:
-        raise SystemExit(f"{len(table)} of {whole} trainings are in {options.out}: run it again for the others")
+        table, left = completed(options.out, todo, one_training, pool, options.workers, options.limit_s, in_order)
+    if left:
+        there = len(wanted) - len(left)
+        raise SystemExit(f"{there} of {len(wanted)} trainings are in {options.out}: run it again for the others")
     say(alarms(with_confirmation(table)).round(3).to_string(index=False))
 
 
