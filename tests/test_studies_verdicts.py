@@ -141,6 +141,17 @@ def test_verdicts_are_counted():
         judging.shares(table, "latents")
 
 
+def test_how_often_the_seeds_of_a_setting_have_the_same():
+    table = pd.DataFrame({"bed": "modes", "case": [*"aaabc"], "codebook_size": [8, 8, 8, 8, 8]})
+    right = pd.Series([{"healthy"}, {"healthy", "rate limit"}, {"token collapse"}, {"healthy"}, {"healthy"}])
+    found = judging.recurrence(table, right)
+    assert found[:3].tolist() == [0.25, 0.5, 0] and found[3:].isna().all()
+    same = judging.recurrence(table.assign(case="a"), pd.Series([{"healthy"}] * 5))
+    assert (same == 1).all()
+    with pytest.raises(ValueError, match="codebook_size"):
+        judging.recurrence(table[["bed", "case"]], right)
+
+
 def test_which_models_show_enough():
     table = pd.DataFrame({"latents": [1024, 1024, 256, 1024], "codebook_size": 64, "inputs": [np.nan, 4, 64, 16]})
     table = table.assign(inputs_low=[0.1, 0.1, 0.1, 0.1], inputs_high=[0.1, 0.1, 0.1, 0.2])

@@ -16,7 +16,7 @@ from vqnotes._checks import check_columns
 from vqnotes.diagnosis import rules
 from vqnotes.diagnosis.measures import Measures
 
-__all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "shares", "shows_enough"]
+__all__ = ["HELPS", "Judge", "confusion", "helped", "judged", "labels", "recurrence", "shares", "shows_enough"]
 
 WITHHELD = "cannot tell"
 # An intervention makes a difference if it takes an error down by the second factor, none if not even by the first.
@@ -95,6 +95,24 @@ def labels(table: pd.DataFrame) -> pd.Series:
     rows = helped(table).itertuples(index=False)
     sets = [frozenset().union(*(_right(*case) for case in product(*(kinds[one] for one in row)))) for row in rows]
     return pd.Series(sets, table.index, dtype=object)
+
+
+def recurrence(table: pd.DataFrame, right: pd.Series) -> pd.Series:
+    """How often what one seed of a setting has is also right of another, 0 to 1, for each model; NaN for a lone one.
+
+    Who knew how a model was made, and what interventions showed for its other seeds, and said one of the verdicts
+    that are right for those, would be right so often. A verdict from latents alone can hardly be right more often.
+    right: from `labels`. Raises ValueError for a table without the settings.
+    """
+    setting = ["bed", "case", "codebook_size"]
+    check_columns(table, *setting)
+    found = pd.Series(np.nan, table.index)
+    for rows in table.groupby(setting).groups.values():
+        for row in rows:
+            others = [right[other] for other in rows if other != row]
+            if others:
+                found[row] = np.mean([len(one & right[row]) / len(one) for one in others])
+    return found
 
 
 def _latents_a_code(table: pd.DataFrame) -> pd.Series:
