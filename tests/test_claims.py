@@ -20,7 +20,14 @@ from vqnotes.course.claims import base_seed, claim, claims_table, key_of, main, 
 
 def test_a_claim_that_holds_prints_one_line(capsys):
     claim("Two is less than three", torch.tensor(True), two=2)
-    assert capsys.readouterr().out == "✓ Two is less than three\n"
+    assert capsys.readouterr().out == "✓ Two is less than three  ⟨two = 2⟩\n"
+    claim("It rests on what is long", True, all=object())
+    assert capsys.readouterr().out == "✓ It rests on what is long\n"
+
+
+def test_the_statement_comes_back_from_what_was_printed():
+    for line in ("✓ A is 1", "✓ A is 1  ⟨a = 1⟩", "✓ A is 1  ⟨a = 1⟩  [cut off]", "✗ A is 1  [a = 2]"):
+        assert claims.statement_of(line) == "A is 1"
 
 
 def test_a_claim_that_fails_raises_with_its_figures(capsys):
@@ -43,10 +50,12 @@ def test_a_claim_after_a_run_that_was_cut_off_says_so(capsys, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_a_claim_is_printed_into_any_file(encoding):
-    code = "from vqnotes.course.claims import claim\nclaim('β is 3', True)\nclaim('It is 4', False)"
+    code = "from vqnotes.course.claims import claim\nclaim('β is 3', True, β=3)\nclaim('It is 4', False)"
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
-    assert done.stdout.decode(encoding).strip() == ("✓ β is 3" if encoding == "utf-8" else "ok beta is 3")
+    assert done.stdout.decode(encoding).strip() == (
+        "✓ β is 3  ⟨β = 3⟩" if encoding == "utf-8" else "ok beta is 3  <beta = 3>"
+    )
     assert b"AssertionError" in done.stderr and b"It is 4" in done.stderr and b"Unicode" not in done.stderr
 
 

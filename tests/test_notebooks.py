@@ -81,9 +81,11 @@ def test_nbval_really_compares_at_least_nine_cells_in_ten(path):
 def test_nbval_loads_every_rule_of_sanitize_cfg():
     text = (ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8")
     rules = get_sanitize_patterns(text)
-    assert len(rules) == text.count("regex:") == 1
+    assert len(rules) == text.count("regex:") == 2
     bar = "training:  12%|█▏        | 12/100 [00:01<00:09,  9.8it/s]"
     assert re.sub(*rules[0], bar) == "" and re.sub(*rules[0], "12% of 3") == "12% of 3"
+    lines = "✓ One  ⟨a = 1⟩\n✓ Two\n✓ Three  ⟨a = 2 · b = 3⟩"
+    assert re.sub(*rules[1], lines) == "✓ One  ⟨⟩\n✓ Two\n✓ Three  ⟨⟩"
 
 
 @each_notebook

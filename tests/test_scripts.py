@@ -12,6 +12,8 @@ import pytest
 from nbconvert.exporters import ScriptExporter
 from notebook_tools import NOTEBOOKS, ROOT, clean
 
+from vqnotes.course.claims import statement_of
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -63,4 +65,4 @@ def test_python_runs_it_where_the_module_is_installed(tmp_path):
 
 
 def claims(text):
-    return [line for line in text.splitlines() if line.startswith("✓ ")]
+    return [statement_of(line) for line in text.splitlines() if line.startswith("✓ ")]

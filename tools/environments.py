@@ -22,6 +22,7 @@ from notebook_tools import HOURS, NOTEBOOKS, ROOT
 from packaging.requirements import Requirement
 
 from vqnotes._printing import say
+from vqnotes.course.claims import statement_of
 
 BUILD = ROOT / "build" / "environments"
 RUN = """\
@@ -100,7 +101,8 @@ def complete(path: Path, packages: Path, variables: dict[str, str]) -> list[str]
     notebook, before, after = run_alone(path, packages, variables if extra else variables | NO_NETWORK)
     problems = [f"{kind}: {text}" for kind, text in printed(notebook) if kind != "stdout"]
     claims, stored = (
-        re.findall("✓ .*", "\n".join(text for _, text in printed(one))) for one in (notebook, read(path))
+        [statement_of(line) for line in re.findall("✓ .*", "\n".join(text for _, text in printed(one)))]
+        for one in (notebook, read(path))
     )
     if claims != stored:
         problems.append(f"claims that were not made, or are not stored: {set(claims) ^ set(stored)}")

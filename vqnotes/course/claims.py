@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from vqnotes import _interrupts
 from vqnotes._files import replaced
 from vqnotes._printing import say
+from vqnotes.course.figures import in_words
 
 __all__ = [
     "Run",
@@ -31,6 +32,7 @@ __all__ = [
     "run_all",
     "run_notebook",
     "seeds",
+    "statement_of",
     "stored",
 ]
 
@@ -38,18 +40,25 @@ TICK, CROSS = "✓", "✗"
 
 
 def claim(statement: str, holds: Any, **figures: object) -> None:
-    """Prints the statement with a tick if it holds; otherwise raises AssertionError with the figures behind it.
+    """Prints the statement with a tick, and its figures, if it holds; otherwise raises AssertionError with them.
 
     holds: a truth value; arrays and tensors of one element count, larger ones must be reduced first. NaN is none.
-    figures: whatever the statement rests on, shown only on failure, so that the printed text is the same anywhere.
-    After a run that was cut off, both say so: the statement may rest on a part of it. Where sys.stdout cannot encode
-    the tick, "ok" stands for it.
+    figures: what the statement rests on. What can be said briefly is printed between ⟨ and ⟩, see `figures`; there
+    machines may differ, and tests of notebooks leave it out. On failure all is shown as it is. After a run that was
+    cut off, both say so: the statement may rest on a part of it. Where sys.stdout cannot encode the tick, "ok" stands
+    for it.
     """
     cut = _interrupts.cut_off()
     if not bool(holds) or holds != holds:
         shown = ", ".join([f"{name} = {value}" for name, value in figures.items()] + ([cut] if cut else []))
         raise AssertionError(f"{CROSS} {statement}" + (f"  [{shown}]" if shown else ""))
-    say(f"{TICK} {statement}" + (f"  [{cut}]" if cut else ""))
+    said = in_words(figures)
+    say(f"{TICK} {statement}" + (f"  ⟨{said}⟩" if said else "") + (f"  [{cut}]" if cut else ""))
+
+
+def statement_of(line: str) -> str:
+    """The statement in a line that `claim` printed or raised, without its mark and its figures."""
+    return re.split(r"  [\[⟨]", line)[0].removeprefix(TICK).removeprefix(CROSS).strip()
 
 
 def base_seed() -> int:
@@ -126,10 +135,10 @@ def run_notebook(path: Path, seed: int, running: list | None = None) -> Run:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         for line in output.get("text", "").splitlines():
             if line.startswith(TICK):
-                claims.setdefault(line.removeprefix(TICK).split("  [")[0].strip(), "")
+                claims.setdefault(statement_of(line), "")
         if output.output_type == "error":
             wrong = output.evalue if output.evalue.startswith(CROSS) else f"{output.ename}: {output.evalue}"
-            claims[wrong.removeprefix(CROSS).split("  [")[0].strip()] = wrong
+            claims[statement_of(wrong)] = wrong
         if MIME in output.get("data", {}):
             heard.append(output.data[MIME])
     return Run(claims, heard, ended)
