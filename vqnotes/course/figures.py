@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def in_words(figures: Mapping[str, object]) -> str:
     return " · ".join(f"{name} = {text}" for name, text in said.items() if text)
 
 
-def short(value: object) -> str:
+def short(value: Any) -> str:
     """A number to three digits, a text, a verdict, or some of these; "" for anything else.
 
     Of a mapping, a Series, an array or a collection with up to eight elements each is shown, with its name if it has
