@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 from notebook_tools import project as declared
 from notebook_tools import repository
 
@@ -11,6 +13,8 @@ project = "vqnotes"
 release = declared("version")
 
 extensions = ["myst_nb", "sphinxcontrib.bibtex"]
+myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"
 exclude_patterns = [".doctrees"]
 templates_path = []
 
@@ -40,3 +44,17 @@ html_theme_options = {
     "footer_content_items": [],
 }
 html_context = {"default_mode": "auto"}
+
+
+def setup(app):
+    """Formulas become MathML, which browsers set themselves: no script is fetched, and screen readers read them."""
+
+    def inline(translator, node):
+        translator.body.append(convert(node.astext()))
+        raise SkipNode
+
+    def block(translator, node):
+        translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+        raise SkipNode
+
+    app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(block, None))

@@ -12,11 +12,13 @@ import torch
 from nbval.plugin import get_sanitize_patterns
 from notebook_tools import (
     ADDRESSED,
+    FOLDED,
     NOTEBOOKS,
     PICTURES,
     ROOT,
     ROUNDED,
     SHOWN,
+    TITLE,
     badge,
     clean,
     picture,
@@ -32,7 +34,8 @@ from PIL import Image
 
 from vqnotes import quantizers
 
-ALLOWED_TAGS = {"nbval-ignore-output", "slide"}
+ALLOWED_TAGS = {"nbval-ignore-output", "slide", FOLDED}
+MOST_LINES = 15  # of an open cell
 MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp|work|opt|usr)/|[A-Z]:\\\\")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -86,6 +89,18 @@ def test_nbval_loads_every_rule_of_sanitize_cfg():
     assert re.sub(*rules[0], bar) == "" and re.sub(*rules[0], "12% of 3") == "12% of 3"
     lines = "✓ One  ⟨a = 1⟩\n✓ Two\n✓ Three  ⟨a = 2 · b = 3⟩"
     assert re.sub(*rules[1], lines) == "✓ One  ⟨⟩\n✓ Two\n✓ Three  ⟨⟩"
+
+
+@each_notebook
+def test_open_cells_are_short_and_plain_and_folded_ones_say_what_they_do(path):
+    for cell in code_cells(path):
+        first, *rest = cell.source.splitlines()
+        folded = FOLDED in cell.metadata.get("tags", [])
+        assert folded == first.startswith(TITLE), cell.source
+        if folded or "vqnotes.course.exercises" in cell.source:
+            continue
+        assert len(rest) < MOST_LINES, cell.source
+        assert ":=" not in cell.source and "options.pop" not in cell.source, cell.source
 
 
 @each_notebook

@@ -38,8 +38,10 @@ METADATA = {
         "pygments_lexer": "ipython3",
     },
 }
+FOLDED = "hide-input"  # tag of a cell whose code is folded: in JupyterLab, in Colab and on the website
+TITLE = "# @title "  # and how its first line starts: Colab shows the rest in its place
 SETUP = """\
-# On Colab this installs the course's module; anywhere else it only imports it.
+# @title Set-up: on Colab this installs the course's module, elsewhere it only imports it
 try:
     import vqnotes
 except ImportError:
@@ -148,7 +150,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     """Removes what depends on the machine or on a live kernel: widget state, timings, ids of progress bars."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        tags = cell.metadata.get("tags", [])
+        folded = {"jupyter": {"source_hidden": True}, "cellView": "form"} if FOLDED in tags else {}
+        cell.metadata = nbformat.from_dict(({"tags": tags} if tags else {}) | folded)
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):  # without a live kernel nothing shows, or an explorer's line of text
                 text = output.data["text/plain"]
