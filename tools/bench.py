@@ -96,7 +96,7 @@ def megabytes_on_gpu(count: int, size: int, update: str) -> str:
 
 def memory(repeats: int, device: str) -> Rows:
     for update in ("gradient", "ema"):
-        case, what = f"65,536 x 64, 8,192 codes, {update}", "peak, MB (N x K: 2,147)"
+        case, what = f"65,536 x 64, 8,192 codes, {update}", "peak, MiB (N x K: 2,048)"
         if device == "cuda":
             yield case, what, megabytes_on_gpu(65_536, 8192, update), "bounded"
         else:
@@ -203,7 +203,7 @@ def large(repeats: int, device: str) -> Rows:
         yield "10^6 x 64, 16,384 codes", f"{name} / one pass of nearest_code", found, "<= 3"
     if device == "cpu":
         found = megabytes("diagnose", 10**6, 16_384, "ema")
-        yield "the same", "peak of diagnose, MB (latents: 256, N x K: 65,536)", found, "bounded"
+        yield "the same", "peak of diagnose, MiB (latents: 244, N x K: 62,500)", found, "bounded"
 
 
 def clones(repeats: int, _: str) -> Rows:
