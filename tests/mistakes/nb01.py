@@ -113,4 +113,53 @@ def gradients(z, e, slope, target, beta):
     return 2 * slope * (target - slope * e) + 2 * beta * (e - z), 2 * (z - e)
 """,
     },
+    "1.5": {
+        "farthest away": """
+def quantize(latents, codebook, beta):
+    index = (-torch.cdist(latents, codebook)).argmin(dim=1)
+    chosen = codebook[index]
+    pull, hold = ((chosen - latents.detach()) ** 2).mean(), ((latents - chosen.detach()) ** 2).mean()
+    return latents + (chosen - latents).detach(), index, pull + beta * hold
+""",
+        "straight-through is missing": """
+def quantize(latents, codebook, beta):
+    index = torch.cdist(latents, codebook).argmin(dim=1)
+    chosen = codebook[index]
+    pull, hold = ((chosen - latents.detach()) ** 2).mean(), ((latents - chosen.detach()) ** 2).mean()
+    return chosen, index, pull + beta * hold
+""",
+        "the codes get the gradient": """
+def quantize(latents, codebook, beta):
+    index = torch.cdist(latents, codebook).argmin(dim=1)
+    chosen = codebook[index]
+    pull, hold = ((chosen - latents.detach()) ** 2).mean(), ((latents - chosen.detach()) ** 2).mean()
+    return latents - latents.detach() + chosen, index, pull + beta * hold
+""",
+        "beta is at the wrong term": """
+def quantize(latents, codebook, beta):
+    index = torch.cdist(latents, codebook).argmin(dim=1)
+    chosen = codebook[index]
+    pull, hold = ((chosen - latents.detach()) ** 2).mean(), ((latents - chosen.detach()) ** 2).mean()
+    return latents + (chosen - latents).detach(), index, beta * pull + hold
+""",
+        "without detach": """
+def quantize(latents, codebook, beta):
+    index = torch.cdist(latents, codebook).argmin(dim=1)
+    chosen = codebook[index]
+    far = ((chosen - latents) ** 2).mean()
+    return latents + (chosen - latents).detach(), index, far + beta * far
+""",
+        "commitment loss is missing": """
+def quantize(latents, codebook, beta):
+    index = torch.cdist(latents, codebook).argmin(dim=1)
+    chosen = codebook[index]
+    return latents + (chosen - latents).detach(), index, ((chosen - latents.detach()) ** 2).mean()
+""",
+        "codebook loss is missing": """
+def quantize(latents, codebook, beta):
+    index = torch.cdist(latents, codebook).argmin(dim=1)
+    chosen = codebook[index]
+    return latents + (chosen - latents).detach(), index, beta * ((chosen.detach() - latents) ** 2).mean()
+""",
+    },
 }

@@ -100,4 +100,48 @@ def modes_covered(latents, codebook, y):
         "the codes in the middle as one": "perplexity = math.exp(math.log(3))",
         "still chosen": "perplexity = 2",
     },
+    "2.5": {
+        "on the wrong side": """
+def follow(latents, index, codebook, share, decay):
+    one_hot = torch.nn.functional.one_hot(index, len(codebook)).float()
+    sums = (1 - decay) * share[:, None] * codebook + decay * one_hot.T @ latents / len(latents)
+    share = (1 - decay) * share + decay * one_hot.mean(dim=0)
+    return sums / share[:, None], share
+""",
+        "the same part of the way": """
+def follow(latents, index, codebook, share, decay):
+    one_hot = torch.nn.functional.one_hot(index, len(codebook)).float()
+    moved = codebook.clone()
+    for k in index.unique():
+        moved[k] = decay * codebook[k] + (1 - decay) * latents[index == k].mean(dim=0)
+    return moved, decay * share + (1 - decay) * one_hot.mean(dim=0)
+""",
+        "moves to the origin": """
+def follow(latents, index, codebook, share, decay):
+    one_hot = torch.nn.functional.one_hot(index, len(codebook)).float()
+    means = one_hot.T @ latents / one_hot.sum(dim=0).clamp_min(1)[:, None]
+    return decay * codebook + (1 - decay) * means, decay * share + (1 - decay) * one_hot.mean(dim=0)
+""",
+        "divide the counts by N": """
+def follow(latents, index, codebook, share, decay):
+    one_hot = torch.nn.functional.one_hot(index, len(codebook)).float()
+    sums = decay * share[:, None] * codebook + (1 - decay) * one_hot.T @ latents
+    share = decay * share + (1 - decay) * one_hot.sum(dim=0)
+    return sums / share[:, None], share
+""",
+        "jumps to the mean": """
+def follow(latents, index, codebook, share, decay):
+    one_hot = torch.nn.functional.one_hot(index, len(codebook)).float()
+    moved = codebook.clone()
+    for k in index.unique():
+        moved[k] = latents[index == k].mean(dim=0)
+    return moved, decay * share + (1 - decay) * one_hot.mean(dim=0)
+""",
+        "the old one": """
+def follow(latents, index, codebook, share, decay):
+    one_hot = torch.nn.functional.one_hot(index, len(codebook)).float()
+    sums = decay * share[:, None] * codebook + (1 - decay) * one_hot.T @ latents / len(latents)
+    return sums / (decay * share + (1 - decay) * one_hot.mean(dim=0))[:, None], share
+""",
+    },
 }

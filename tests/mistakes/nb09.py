@@ -68,4 +68,31 @@ def verdict(own, best, encoder, inputs, filled, most):
         "not enough for the inputs": 'first = "e"',
         "a letter is asked for": 'first = "a wider encoder"',
     },
+    "9.5": {
+        "however rarely": """
+def in_effect(index, codebook_size):
+    return len(set(index.tolist()))
+""",
+        "that is the entropy": """
+def in_effect(index, codebook_size):
+    share = torch.bincount(index, minlength=codebook_size) / len(index)
+    return -torch.xlogy(share, share).sum()
+""",
+        "the same base": """
+def in_effect(index, codebook_size):
+    share = torch.bincount(index) / len(index)
+    share = share[share > 0]
+    return (-(share * share.log2()).sum()).exp()
+""",
+        "share of the codebook": """
+def in_effect(index, codebook_size):
+    share = torch.bincount(index) / len(index)
+    return (-torch.xlogy(share, share).sum()).exp() / codebook_size
+""",
+        "leave them out": """
+def in_effect(index, codebook_size):
+    share = torch.bincount(index, minlength=codebook_size) / len(index)
+    return (-(share * share.log()).sum()).exp()
+""",
+    },
 }

@@ -1,13 +1,14 @@
-"""Exercises of notebook 01: the error of a codebook, the codes that an error takes, what moves z and e."""
+"""Exercises of notebook 01: the error of a codebook, codes for an error, what moves z and e, a quantiser."""
 
 import torch
 import torch.nn.functional as F
 
-from vqnotes.course.exercises import check, whole
+from vqnotes.course.exercises import check, given, whole
 from vqnotes.metrics import quantization_error
+from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import straight_through
 
-__all__ = ["check_codes_needed", "check_gradients", "check_relative_error"]
+__all__ = ["check_codes_needed", "check_gradients", "check_quantize", "check_relative_error"]
 
 
 def check_relative_error(answer: object) -> None:
@@ -182,4 +183,79 @@ def check_gradients(answer: object) -> None:
                 "that is the direction of descent: the gradient has the other sign",
             ),
         ],
+    )
+
+
+def check_quantize(answer: object) -> None:
+    """1.5: quantize(latents, codebook, beta), the forward pass with straight-through, and the loss of VQ-VAE."""
+
+    def cases(generator: torch.Generator) -> list[tuple]:
+        drawn = []
+        for beta in (0.1, 0.25, 2.0):
+            size, dim = whole(generator, 5, 9), whole(generator, 2, 5)
+            latents = torch.randn(40, dim, generator=generator)
+            weights = torch.randn(40, dim, generator=generator)
+            drawn.append((latents, torch.randn(size, dim, generator=generator), beta, weights))
+        return drawn
+
+    def measure(function, latents, codebook, beta, weights):
+        """Values, and what reaches latents and codes from behind the quantiser, and from the loss."""
+        z, codes = latents.clone().requires_grad_(), codebook.clone().requires_grad_()
+        found = given(function(z, codes, beta))
+        if not isinstance(found, tuple) or len(found) != 3:
+            raise ValueError("three values are asked for: latents_q, index, loss")
+        latents_q, index, loss = found
+        both = [(latents_q * weights).sum(), loss]
+        reached = [torch.autograd.grad(one, (z, codes), allow_unused=True, retain_graph=True) for one in both]
+        flows = [torch.zeros(()) if one is None else one for pair in reached for one in pair]
+        return latents_q, index, loss, *flows
+
+    def variant(index=nearest_code, behind=straight_through, loss=None):
+        """A quantiser that may differ in one of its parts: which code, what follows it, the loss of z and e."""
+
+        def usual(z, e, beta):
+            return F.mse_loss(e, z.detach()) + beta * F.mse_loss(z, e.detach())
+
+        def quantize(latents, codebook, beta):
+            k = index(latents, codebook)
+            return behind(codebook[k], latents), k, (loss or usual)(latents, codebook[k], beta)
+
+        return quantize
+
+    check(
+        "1.5",
+        answer,
+        variant(),
+        cases,
+        [
+            (
+                variant(index=lambda latents, codebook: torch.cdist(latents, codebook).argmax(dim=1)),
+                "it takes the code that is farthest away: the smallest distance wins",
+            ),
+            (
+                variant(behind=lambda chosen, latents: chosen),
+                "the latents get no gradient from what follows: straight-through is missing",
+            ),
+            (
+                variant(behind=lambda chosen, latents: chosen + latents - latents.detach()),
+                "the codes get the gradient of what follows, too: detach them on the straight-through way",
+            ),
+            (
+                variant(loss=lambda z, e, beta: beta * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())),
+                "beta is at the wrong term: it weighs the pull on the latents (commitment), not that on the codes",
+            ),
+            (
+                variant(loss=lambda z, e, beta: (1 + beta) * F.mse_loss(e, z)),
+                "without detach each of the two terms moves both latents and codes",
+            ),
+            (
+                variant(loss=lambda z, e, beta: F.mse_loss(e, z.detach())),
+                "the commitment loss is missing: nothing holds the latents to their codes",
+            ),
+            (
+                variant(loss=lambda z, e, beta: beta * F.mse_loss(z, e.detach())),
+                "the codebook loss is missing: nothing moves the codes",
+            ),
+        ],
+        measure=measure,
     )

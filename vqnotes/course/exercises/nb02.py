@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: the distance between codes, the modes they cover, what a move of the latents does."""
+"""Exercises of notebook 02: distances of codes, the modes they cover, latents that move, codes that follow."""
 
 import math
 
@@ -8,7 +8,7 @@ from vqnotes.course.exercises import check, given, whole
 from vqnotes.metrics import entropy, mode_entropy, pairwise_distance, perplexity
 from vqnotes.nearest import nearest_code
 
-__all__ = ["check_cosine_distance", "check_left_behind", "check_modes_covered"]
+__all__ = ["check_cosine_distance", "check_follow", "check_left_behind", "check_modes_covered"]
 
 
 def check_cosine_distance(answer: object) -> None:
@@ -173,4 +173,72 @@ def check_left_behind(answer: object) -> None:
             (2, "the codes in the middle are still chosen, by a third of the latents"),
         ],
         tolerance=0.003,
+    )
+
+
+def check_follow(answer: object) -> None:
+    """2.5: follow(latents, index, codebook, share, decay), a step of the moving averages: codebook and share."""
+
+    def cases(generator: torch.Generator) -> list[tuple]:
+        drawn = []
+        for decay in (0.5, 0.8, 0.99):
+            size, dim = whole(generator, 5, 9), whole(generator, 2, 5)
+            share = torch.rand(size, generator=generator) + 0.1
+            index = torch.randint(0, size - 1, (30,), generator=generator)  # nobody chooses the last one
+            latents, codebook = (torch.randn(count, dim, generator=generator) for count in (30, size))
+            drawn.append((latents, index, codebook, share / share.sum(), decay))
+        return drawn
+
+    def averaged(latents, index, codebook):
+        """The share of the latents that chose each code, and their mean, the code itself where there are none."""
+        share = torch.bincount(index, minlength=len(codebook)) / len(latents)
+        sums = torch.zeros_like(codebook).index_add(0, index, latents) / len(latents)
+        return share, torch.where(share[:, None] > 0, sums / share[:, None], codebook)
+
+    def follow(latents, index, codebook, share, decay):
+        new, mean = averaged(latents, index, codebook)
+        total = decay * share + (1 - decay) * new
+        weight = (1 - decay) * new / total
+        return codebook + weight[:, None] * (mean - codebook), total
+
+    def plain(latents, index, codebook, share, decay):
+        _, mean = averaged(latents, index, codebook)
+        return decay * codebook + (1 - decay) * mean, follow(latents, index, codebook, share, decay)[1]
+
+    def fading(latents, index, codebook, share, decay):
+        new, mean = averaged(latents, index, codebook)
+        sums = decay * codebook + (1 - decay) * torch.where(new[:, None] > 0, mean, 0.0)
+        return sums, decay * share + (1 - decay) * new
+
+    def counted(latents, index, codebook, share, decay):
+        new, mean = averaged(latents, index, codebook)
+        total = decay * share + (1 - decay) * new * len(latents)
+        return codebook + ((1 - decay) * new * len(latents) / total)[:, None] * (mean - codebook), total
+
+    def at_once(latents, index, codebook, share, decay):
+        return averaged(latents, index, codebook)[1], follow(latents, index, codebook, share, decay)[1]
+
+    def old_share(latents, index, codebook, share, decay):
+        return follow(latents, index, codebook, share, decay)[0], share
+
+    check(
+        "2.5",
+        answer,
+        follow,
+        cases,
+        [
+            (
+                lambda latents, index, codebook, share, decay: follow(latents, index, codebook, share, 1 - decay),
+                "the decay is on the wrong side: it weighs what was there before, and 1 - decay what is new",
+            ),
+            (
+                plain,
+                "each code goes the same part of the way: one that few latents chose must go less far, so average "
+                "shares and sums apart, and divide",
+            ),
+            (fading, "a code that nobody chose moves to the origin: its sum and its share fade alike, so it stays"),
+            (counted, "share is a part of the latents, between 0 and 1: divide the counts by N"),
+            (at_once, "the code jumps to the mean of this step: what was there before has the weight decay * share"),
+            (old_share, "the share that is returned is the old one: it is averaged as well"),
+        ],
     )

@@ -1,6 +1,7 @@
-"""Exercises of notebook 09: from measures to a verdict, a gap between two bounds, and what to do first."""
+"""Exercises of notebook 09: from measures to a verdict, a gap between bounds, what to do first, codes in effect."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from vqnotes.course.exercises import check
+from vqnotes.course.exercises import check, whole
 from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.rules import decide
-from vqnotes.metrics import quantization_error
+from vqnotes.metrics import entropy, perplexity, quantization_error
 from vqnotes.nearest import nearest_code
 
-__all__ = ["check_first_step", "check_gap_bounds", "check_verdict"]
+__all__ = ["check_first_step", "check_gap_bounds", "check_in_effect", "check_verdict"]
 
 
 def _by_the_module(own: float, best: float, encoder: float, inputs: float, filled: float, most: float) -> str:
@@ -185,5 +186,44 @@ def check_first_step(answer: object) -> None:
             ("d", "the best 512 codes leave next to nothing of these latents, so that more codes cannot help"),
             ("e", "so few codes are enough for these latents, but the latents are not enough for the inputs"),
             (answer, 'a letter is asked for, such as "a"'),
+        ],
+    )
+
+
+def check_in_effect(answer: object) -> None:
+    """9.5: in_effect(index, codebook_size), the perplexity of the codes in use."""
+
+    def cases(generator: torch.Generator) -> list[tuple]:
+        drawn = []
+        for _ in range(3):
+            size = whole(generator, 6, 20)
+            weights = torch.rand(size, generator=generator) ** 2
+            index = torch.multinomial(weights, 400, replacement=True, generator=generator)
+            drawn.append((index, 2 * size))  # half of the codes are dead
+        return drawn
+
+    def share(index, size):
+        return torch.bincount(index, minlength=size) / len(index)
+
+    check(
+        "9.5",
+        answer,
+        perplexity,
+        cases,
+        [
+            (lambda index, size: index.unique().numel(), "that is how many codes are in use, however rarely"),
+            (lambda index, size: entropy(share(index, size)), "that is the entropy: perplexity is its exponential"),
+            (
+                lambda index, size: math.exp(entropy(share(index, size)) / math.log(2)),
+                "the entropy is in bits, and the exponential in nats: take the same base for both",
+            ),
+            (
+                lambda index, size: perplexity(index, size) / size,
+                "that is a share of the codebook: the number of codes in effect is asked for",
+            ),
+            (
+                lambda index, size: math.nan,
+                "dead codes have the share 0, and 0 times the logarithm of 0 is no number: leave them out",
+            ),
         ],
     )
