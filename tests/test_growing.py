@@ -11,6 +11,7 @@ from helpers import normal
 from notebook_tools import NOTEBOOKS
 
 from vqnotes import quantizers
+from vqnotes.course import exercises as checks
 from vqnotes.course.growing import OURS, PARTS, MyQuantizer, keep, mine
 from vqnotes.diagnosis.conformance import Adapter, check
 
@@ -56,7 +57,7 @@ def test_every_part_is_an_exercise():
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_courses_copy_solves_its_exercise(name, capsys):
-    module = importlib.import_module(f"vqnotes.course.exercises.nb{PARTS[name]}")
+    module = importlib.import_module(f"{checks.__name__}.nb{PARTS[name]}")
     for _ in range(5):
         getattr(module, f"check_{name}")(OURS[name])
         assert capsys.readouterr().out.endswith(": correct\n")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vqnotes._files import replaced
 from vqnotes._printing import say
+from vqnotes.course import exercises
 from vqnotes.metrics import perplexity
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import Quantized, rows, shares, straight_through
@@ -68,9 +69,9 @@ OURS: dict[str, Callable[..., Any]] = {
 
 def _trouble(name: str, function: object) -> str:
     """Why a function is not what its exercise asks for; "" if it is."""
-    exercises = importlib.import_module(f"vqnotes.course.exercises.nb{PARTS[name]}")
+    checks = importlib.import_module(f"{exercises.__name__}.nb{PARTS[name]}")
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        getattr(exercises, f"check_{name}")(function)
+        getattr(checks, f"check_{name}")(function)
     verdict = said.getvalue().strip().partition(": ")[2]
     return "" if verdict == "correct" else verdict
 
