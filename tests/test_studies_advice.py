@@ -27,7 +27,7 @@ def said(table):
 
 def test_cases_are_there_with_all_their_ways_and_seeds(table):
     there = table["case"].unique().tolist()
-    assert there == [case for case in CASES if case in there] and len(there) >= 0.75 * len(CASES)
+    assert there == [case for case in CASES if case in there] and len(there) == len(CASES)
     assert {CASES[case].kind for case in there} == {case.kind for case in CASES.values()}
     for (case, way), part in table.groupby(["case", "way"]):
         assert way in CASES[case].ways and part["seed"].tolist() == list(SEEDS)
@@ -39,7 +39,6 @@ ENOUGH = 6  # models
 TOO_FEW = {  # verdicts that fewer models of the kind got
     (Kind.GRID, "embedding collapse"),
     (Kind.GRID, "rate limit"),
-    (Kind.STACK, "token collapse"),
     (Kind.STACK, "token and embedding collapse"),
     *((kind, "dimensional collapse") for kind in ADVISED),
 }

@@ -101,9 +101,9 @@ ADVISED: dict[Kind, dict[str, list[Advice]]] = {
         "rate limit": CODES,
     },
     Kind.GRID: {
-        "token collapse": [CODEBOOK, STEPS, SHAPE],
+        "token collapse": [CODEBOOK, SHAPE, STEPS],
         "embedding collapse": [WIDER, MORE_DIRECTIONS],
-        "token and embedding collapse": [CODEBOOK, WIDER],
+        "token and embedding collapse": [WIDER, CODEBOOK],
         "dimensional collapse": [WARM_UP_GRID],
         "rate limit": [FINER_LEVELS, MORE_LATENTS_EACH],
     },
