@@ -251,6 +251,20 @@ def test_faults_are_what_they_are_called(codes, dim):
     assert quantization_error(thin, codes_of_it) < 0.5 * quantization_error(kept, best)
 
 
+def test_dead_codes_that_cost_next_to_nothing_are_spare():
+    table = pd.DataFrame(
+        [
+            {"codes": codes, "dim": 2, "fault": fault, "error": error, "latents": 64, "verdict": "healthy"}
+            for codes, dead in ((16, 0.1), (64, 0.011))
+            for fault, error in (("none", 0.004), ("codes die", dead), ("latents coincide", 0.5))
+        ]
+    ).assign(confidence=1.0)
+    assert sample_sizes.costs_little(table).tolist() == [False] * 4 + [True, False]
+    found = sample_sizes.shares(table).set_index("codes")["wrong"]
+    assert found[16] == pytest.approx(2 / 3) and found[64] == pytest.approx(1 / 3)
+    assert not sample_sizes.costs_little(table[table["fault"] != "none"]).any()
+
+
 def test_a_cell_is_judged_and_counted():
     torch.set_num_threads(1)
     rows = [row for fault in sample_sizes.FAULTS for row in sample_sizes.judged(1024, 16, 16, fault, seeds=[0])]

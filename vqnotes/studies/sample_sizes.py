@@ -19,12 +19,14 @@ from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.rules import THRESHOLDS, confidence, decide
 from vqnotes.kmeans import kmeans
+from vqnotes.studies import judging
 from vqnotes.studies.parts import command
 
 __all__ = [
     "FAULTS",
     "RIGHT",
     "cells",
+    "costs_little",
     "judged",
     "latents_and_codes",
     "shares",
@@ -115,6 +117,19 @@ def judged(latents: int, codes: int, dim: int, fault: str, seeds: Iterable[int] 
     return rows
 
 
+def costs_little(table: pd.DataFrame) -> pd.Series:
+    """Whether codes of a row died and it costs next to nothing: then they were spare, and "healthy" is right.
+
+    In few dimensions an eighth of many codes does nearly as well as all. What death costs is the error with it less
+    that without, a share of the variance, on average over all rows of as many codes and dimensions; little is less
+    than what counts as no difference among the labels of `judging`. Raises KeyError for a table without the figures.
+    """
+    errors = table.groupby(["codes", "dim", "fault"])["error"].mean().unstack().reindex(columns=FAULTS)
+    little = (errors["codes die"] - errors["none"]) < judging.TRIFLE
+    rows = pd.MultiIndex.from_frame(table[["codes", "dim"]])
+    return (table["fault"] == "codes die") & little.reindex(rows).to_numpy()
+
+
 def shares(table: pd.DataFrame, sure: float = 0.0) -> pd.DataFrame:
     """Of each N, K and D: shares of wrong and of withheld verdicts, and how many there were, over all faults.
 
@@ -123,7 +138,8 @@ def shares(table: pd.DataFrame, sure: float = 0.0) -> pd.DataFrame:
     """
     if table.empty:
         raise ValueError("the table has no rows")
-    right = np.array([verdict in RIGHT[fault] for verdict, fault in zip(table["verdict"], table["fault"])])
+    known = [RIGHT["none"] if little else RIGHT[fault] for fault, little in zip(table["fault"], costs_little(table))]
+    right = np.array([verdict in some for verdict, some in zip(table["verdict"], known)])
     withheld = (table["verdict"] == "cannot tell") | (table["confidence"] < sure)
     by = table.assign(wrong=~right & ~withheld, withheld=withheld).groupby(["latents", "codes", "dim"])
     return by.agg(wrong=("wrong", "mean"), withheld=("withheld", "mean"), verdicts=("wrong", "size")).reset_index()
