@@ -110,7 +110,7 @@ def _reached(x, y, goal: float) -> float:
 
 
 def check_steps_needed(answer: object) -> None:
-    """10.3: steps_needed(steps, perplexity, goal): where a line through looks, on logarithmic axes, gets to a goal."""
+    """10.3: steps_needed(steps, perplexity, goal): where a line through looks, on logarithmic axes, meets a goal."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
         drawn = []
