@@ -1,5 +1,6 @@
 """Settings of the website. `tools/book.py` lays out the source and calls Sphinx with these."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -46,15 +47,22 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}
 
 
+def mathml(formula, display):
+    r"""As MathML. A bar that closes is a fence only in \left and \right, and hangs too low otherwise."""
+    for side, bars in (("left", r"\\l[vV]ert\b"), ("right", r"\\r[vV]ert\b")):
+        formula = re.sub(rf"(?<!\\{side})({bars})", rf"\\{side}\1", formula)
+    return convert(formula, display=display)
+
+
 def setup(app):
     """Formulas become MathML, which browsers set themselves: no script is fetched, and screen readers read them."""
 
     def inline(translator, node):
-        translator.body.append(convert(node.astext()))
+        translator.body.append(mathml(node.astext(), "inline"))
         raise SkipNode
 
     def block(translator, node):
-        translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+        translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
         raise SkipNode
 
     app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(block, None))

@@ -155,7 +155,7 @@ def test_the_table_holds_every_run_and_look(whole):
     assert not runs.duplicated(["arm", "K", "seed", "step"]).any() and (runs["device"] == "CPU").all()
     looks = runs.groupby(["arm", "K", "seed"])["step"].agg(list)
     assert len(looks) == PARTS
-    assert all(looks["untrained start"].map(lambda steps: steps == [2, 4, 8, 16]))
+    assert all(looks["untrained k-means"].map(lambda steps: steps == [2, 4, 8, 16]))
     assert all(looks["warm-up"].map(lambda steps: steps == [16]))
     assert (runs["gap"].notna() == (runs["step"] == 16)).all() and runs.drop(columns="gap").notna().all(axis=None)
     for (arm, size), (counts, pictures) in results.shown.items():

@@ -16,6 +16,19 @@ def _crossing(x="sizes.log2()", y=LOGS, t=EXACT, result="2 ** (x[n - 1] + t * (x
 
 LINE = "x[n - 1] + t * (x[n] - x[n - 1])"
 
+STEPS = """
+def steps_needed(steps, perplexity, goal):
+    x, y = {x}, {y}
+    slope = torch.cov(torch.stack([x, y]))[0, 1] / x.var()
+    return {end}
+"""
+
+
+def _steps(x="steps.log()", y="perplexity.log()", end="torch.exp({place})", goal="math.log(goal)"):
+    place = f"x.mean() + ({goal} - y.mean()) / slope"
+    return STEPS.format(x=x, y=y, end=end.format(place=place))
+
+
 MISTAKES = {
     "10.1": {
         "GiB": "gigabytes = 2**19 * 2**14 * 4 / 1024**3",
@@ -36,52 +49,23 @@ MISTAKES = {
         "take exp of it": _crossing(x="sizes.log()", result=LINE),
     },
     "10.3": {
-        "at the end only": """
-def resume(parts, saved, train):
-    new = {}
-    for part in parts:
-        if part not in saved:
-            new[part] = train(part)
-    saved.update(new)
-    return [saved[part] for part in parts]
+        "straight on plain axes": _steps(x="steps", y="perplexity", end="{place}", goal="goal"),
+        "only the axis of the steps": _steps(y="perplexity", goal="goal"),
+        "only the axis of perplexity": _steps(x="steps", end="{place}"),
+        "joins the first look and the last": """
+def steps_needed(steps, perplexity, goal):
+    power = torch.log(perplexity[-1] / perplexity[0]) / torch.log(steps[-1] / steps[0])
+    return steps[0] * (goal / perplexity[0]) ** (1 / power)
 """,
-        "trained again": """
-def resume(parts, saved, train):
-    for part in parts:
-        saved[part] = train(part)
-    return [saved[part] for part in parts]
+        "starts from the last look": _steps(end="steps[-1] * (goal / perplexity[-1]) ** (1 / slope)"),
+        "to grow as the steps do": """
+def steps_needed(steps, perplexity, goal):
+    return steps[-1] * goal / perplexity[-1]
 """,
-        "taken for none": """
-def resume(parts, saved, train):
-    for part in parts:
-        if not saved.get(part):
-            saved[part] = train(part)
-    return [saved[part] for part in parts]
-""",
-        "entered before": """
-def resume(parts, saved, train):
-    for part in parts:
-        if part in saved:
-            continue
-        saved[part] = float("nan")
-        saved[part] = train(part)
-    return [saved[part] for part in parts]
-""",
-        "only the new results": """
-def resume(parts, saved, train):
-    results = []
-    for part in parts:
-        if part not in saved:
-            saved[part] = train(part)
-            results.append(saved[part])
-    return results
-""",
-        "order in which they were saved": """
-def resume(parts, saved, train):
-    for part in parts:
-        if part not in saved:
-            saved[part] = train(part)
-    return list(saved.values())
-""",
+        "fits steps against perplexity": _steps(
+            x="perplexity.log()", y="steps.log()", end="torch.exp(y.mean() + slope * (math.log(goal) - x.mean()))"
+        ),
+        "to the base 2": _steps(x="steps.log2()", y="perplexity.log2()", end="{place}", goal="math.log2(goal)"),
+        "take exp of it": _steps(end="{place}"),
     },
 }

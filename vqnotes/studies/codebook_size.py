@@ -42,7 +42,7 @@ __all__ = [
     "train_part",
 ]
 
-ARMS = {"untrained start": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
+ARMS = {"untrained k-means": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
 LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps: when a run is measured
 SHOWN = 12  # test images whose rebuilds are kept
 VERSION = {"protocol": 2}  # goes up whenever a change changes results, so that older ones are not mixed in
@@ -186,7 +186,7 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
     """Trains one model a seed with `size` codes, on the device of the images (N, C, H, W).
 
     Returns what is saved of it: "rows", one a look and seed, and "shown", of the first seed: see `Results`.
-    k-means places the codes before the first step that uses them, in the arm "untrained start" at step 0.
+    k-means places the codes before the first step that uses them, in the arm "untrained k-means" at step 0.
     """
     warmup, looks = int(ARMS[arm] * scale.steps), [int(share * scale.steps) for share in LOOKS]
     start = time.perf_counter()

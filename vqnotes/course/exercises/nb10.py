@@ -1,13 +1,14 @@
-"""Exercises of notebook 10: how large a table of distances is, where two curves cross, how a sweep goes on."""
+"""Exercises of notebook 10: how large a table of distances is, where two curves cross, how far a line leads."""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes.course.exercises import check, given
+from vqnotes.course.exercises import check
 
-__all__ = ["check_crossing", "check_gigabytes", "check_resume"]
+__all__ = ["check_crossing", "check_gigabytes", "check_steps_needed"]
 
 
 def check_gigabytes(answer: object) -> None:
@@ -97,89 +98,73 @@ def check_crossing(answer: object) -> None:
     )
 
 
-class _Disconnected(Exception):
-    """The machine is gone."""
+def _line(x, y) -> tuple[float, float]:
+    """Slope and height at 0 of the line of least squares."""
+    slope, height = np.polyfit(np.asarray(x, dtype=float), np.asarray(y, dtype=float), 1)
+    return float(slope), float(height)
 
 
-def _story(answer, parts: list[str], worth: dict[str, float], before: list[str], breaks: int) -> tuple:
-    """What is trained and kept when the connection breaks, and what a second call then trains and returns."""
-    saved, trained = {part: worth[part] for part in before}, []
-
-    def train(part: str) -> float:
-        trained.append(part)
-        if len(trained) == breaks:
-            raise _Disconnected
-        return worth[part]
-
-    try:
-        given(answer(list(parts), saved, train))
-    except _Disconnected:
-        pass
-    first, kept = " ".join(trained), " ".join(sorted(saved))
-    given(returned := answer(list(parts), saved, train))
-    return f"first {first}; kept {kept}; then {' '.join(trained)}", list(returned), sorted(saved.items())
+def _reached(x, y, goal: float) -> float:
+    slope, height = _line(x, y)
+    return (goal - height) / slope
 
 
-def check_resume(answer: object) -> None:
-    """10.3: resume(parts, saved, train): trains what is not saved, saves at once, returns all in order."""
+def check_steps_needed(answer: object) -> None:
+    """10.3: steps_needed(steps, perplexity, goal): where a line through looks, on logarithmic axes, meets a goal."""
 
     def cases(generator: torch.Generator) -> list[tuple]:
         drawn = []
-        for breaks in (2, 3):
-            names = [f"K={2**n}" for n in torch.randperm(9, generator=generator)[:6].tolist()]
-            worth = dict(zip(names, (torch.rand(6, generator=generator) + 1).tolist())) | {names[4]: 0.0}
-            drawn.append((names, worth, [names[4], names[1]], breaks))
+        for start, goal in ((32, 900.0), (64, 3000.0)):
+            steps = start * 2.0 ** torch.arange(5)
+            slope = 0.7 + 0.4 * torch.rand((), generator=generator)
+            noise = (0.15 * torch.randn(5, generator=generator)).exp()
+            drawn.append((steps, 30 * (steps / start) ** slope * noise, goal))
         return drawn
 
-    def resumed(parts, saved, train, missing=lambda part, saved: part not in saved, result=None):
-        for part in filter(lambda part: missing(part, saved), parts):
-            saved.update({part: train(part)})
-        return list(map(saved.get, parts)) if result is None else result(saved)
-
-    def at_the_end(parts, saved, train):
-        saved.update({part: train(part) for part in parts if part not in saved})
-        return list(map(saved.get, parts))
-
-    def marked_first(parts, saved, train):
-        for part in parts:
-            if part not in saved:
-                saved[part] = math.nan
-                saved[part] = train(part)
-        return list(map(saved.get, parts))
-
-    def only_new(parts, saved, train):
-        new = [part for part in parts if part not in saved]
-        return resumed(parts, saved, train, result=lambda saved: list(map(saved.get, new)))
-
+    log = math.log
+    ends = [0, -1]
     check(
         "10.3",
         answer,
-        resumed,
+        lambda s, p, goal: math.exp(_reached(s.log(), p.log(), log(goal))),
         cases,
         [
             (
-                at_the_end,
-                "results are saved at the end only: when the connection breaks, all of them are lost",
+                lambda s, p, goal: _reached(s, p, goal),
+                "that line is straight on plain axes: take the logarithms of steps and of perplexity first",
             ),
             (
-                lambda parts, saved, train: resumed(parts, saved, train, missing=lambda part, saved: True),
-                "what is saved already is trained again",
+                lambda s, p, goal: math.exp(_reached(s.log(), p, goal)),
+                "only the axis of the steps is logarithmic there: take the logarithm of perplexity too",
             ),
             (
-                lambda parts, saved, train: resumed(
-                    parts, saved, train, missing=lambda part, saved: not saved.get(part)
-                ),
-                "a result that is 0 is taken for none and trained again: ask whether the part is in `saved`",
+                lambda s, p, goal: _reached(s, p.log(), log(goal)),
+                "only the axis of perplexity is logarithmic there: take the logarithm of the steps too",
             ),
             (
-                marked_first,
-                "a part is entered before it is trained: the one that the break hit counts as done for ever",
+                lambda s, p, goal: math.exp(_reached(s[ends].log(), p[ends].log(), log(goal))),
+                "that line joins the first look and the last: fit it to all of them",
             ),
-            (only_new, "only the new results are returned: those saved by an earlier call are missing"),
             (
-                lambda parts, saved, train: resumed(parts, saved, train, result=lambda saved: list(saved.values())),
-                "the results come in the order in which they were saved, not in that of `parts`",
+                lambda s, p, goal: s[-1] * (goal / p[-1]) ** (1 / _line(s.log(), p.log())[0]),
+                "that line starts from the last look: the fitted one need not go through it",
+            ),
+            (
+                lambda s, p, goal: s[-1] * goal / p[-1],
+                "that takes perplexity to grow as the steps do: fit the slope",
+            ),
+            (
+                lambda s, p, goal: math.exp(np.polyval(_line(p.log(), s.log()), log(goal))),
+                "that line fits steps against perplexity: the steps were chosen, perplexity was measured",
+            ),
+            (
+                lambda s, p, goal: _reached(s.log2(), p.log2(), math.log2(goal)),
+                "that is the logarithm of the steps to the base 2: raise 2 to it",
+            ),
+            (
+                lambda s, p, goal: _reached(s.log(), p.log(), log(goal)),
+                "that is the logarithm of the steps: take exp of it",
             ),
         ],
-        measure=_story,
+        tolerance=1e-3,
     )
