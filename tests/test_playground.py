@@ -142,7 +142,7 @@ def test_a_picture_says_in_words_what_it_shows():
     assert len(figure.axes) == len(moments) == alt.count("modes covered") == 4
     for one in moments:
         assert f"{one.name}: {one.live} of 10 codes live, perplexity {one.perplexity:.1f}" in alt
-    playground.plots.plt.close(figure)
+    playground.plt.close(figure)
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ export function mount(el, plane) {
   const reach = 1.08 * data.latents.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
   const options = {rule: data.rule, drift: data.drift, follow: data.follow, remedy: null};
   const said = find('.vqp-said'), svg = find('svg'), ended = new AbortController();
-  let state, seen, curves, chosen = -1, frame = 0, before = 0, spoken = 0, waiting = 0;
+  let state, seen, curves, chosen = -1, held = null, frame = 0, before = 0, spoken = 0, waiting = 0;
 
   const codes = Array.from({length: size}, (_, k) => {
     const one = document.createElementNS('http://www.w3.org/2000/svg', 'g');
@@ -417,7 +417,11 @@ export function mount(el, plane) {
   // ------------------------------ what happens
 
   function advance(steps) {
-    for (let i = 0; i < steps; i++) { step(state, data, options); measure(); }
+    for (let i = 0; i < steps; i++) {
+      step(state, data, options);
+      if (held) state.codes.set(held.place, 2 * held.code); // a code in hand stays there
+      measure();
+    }
     draw();
   }
 
@@ -510,7 +514,9 @@ export function mount(el, plane) {
       const box = svg.getBoundingClientRect();
       move(k, reach * (2 * (event.clientX - box.left) / box.width - 1),
         reach * (1 - 2 * (event.clientY - box.top) / box.height));
+      held = {code: k, place: state.codes.slice(2 * k, 2 * k + 2)};
     });
+    listen(one, 'lostpointercapture', () => { held = null; });
     listen(one, 'keydown', event => {
       const [dx, dy] = ARROWS[event.key] ?? [0, 0];
       const next = {PageUp: k - 1, PageDown: k + 1, Home: 0, End: size - 1}[event.key];

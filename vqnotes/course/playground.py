@@ -8,23 +8,31 @@ anywidget does (JupyterLab, Colab, VS Code, with ipywidgets 7.7 or 8), and on th
 import base64
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqnotes import data, metrics, plots, remedies
+from vqnotes._extras import course_extra
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
 
-try:
+with course_extra("vqnotes.course.playground"):
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+MISSING = ""
+if TYPE_CHECKING:
     from anywidget import AnyWidget
     from traitlets import Dict
-
-    MISSING = ""
-except ImportError as error:  # the pictures are there without it, and the rest of a notebook
-    AnyWidget, MISSING = object, str(error.name)
+else:
+    try:
+        from anywidget import AnyWidget
+        from traitlets import Dict
+    except ImportError as error:  # the pictures are there without it, and the rest of a notebook
+        AnyWidget, MISSING = object, str(error.name)
 
 __all__ = ["Moment", "Playground", "Training", "drawn", "plane", "show_playground", "story"]
 
@@ -100,7 +108,7 @@ def _decoded(text: str) -> Tensor:
 # ---------------------------------------------------------------- the widget
 
 
-class Playground(AnyWidget):  # type: ignore[misc, valid-type]
+class Playground(AnyWidget):
     """The playground as a widget. All of it happens in the browser: the kernel hears nothing of it.
 
     preset, codebook_size, seed: as in `plane`. shown: names of the remedies that have a button, of those in REMEDIES;
@@ -157,7 +165,7 @@ class Training:
         moving = rule != "gradient"
         self.given, self.follow, self.spread, self.steps = given, follow, given["spread"], 0
         self.latents = _decoded(given["latents"]).view(-1, 2)
-        options = {"update": "ema", "decay": 0.0 if rule == "Lloyd" else 1 - follow} if moving else {}
+        options: dict[str, Any] = {"update": "ema", "decay": 0.0 if rule == "Lloyd" else 1 - follow} if moving else {}
         kind = VectorQuantizer if remedy is None else REMEDIES[remedy]
         self.quantizer = kind(given["codebook_size"], 2, **options).double()
         self.place(_decoded(given["codes"]).view(-1, 2), _decoded(given["share"]))
@@ -235,8 +243,8 @@ def story(preset: str, *, seed: int = 0, steps: int = 300) -> list[Moment]:
         return [*moments, plain.moment(f"one code dragged to each mode, step {plain.steps}")]
     if preset == "drift":
         slow = Training(given, rule, 0.5)
-        slow.run(10 * steps, drift / 10)
-        moments.append(slow.moment(f"a tenth of the drift, follow 50 %, step {10 * steps}"))
+        slow.run(5 * steps, drift / 10)
+        moments.append(slow.moment(f"a tenth of the drift, follow 50 %, step {5 * steps}"))
     else:
         lru = Training(given, rule, follow, "LRU")
         lru.run(steps, drift)
@@ -260,9 +268,9 @@ def _by_hand(training: Training) -> None:
     training.place(codes, torch.zeros(len(codes)))
 
 
-def drawn(moments: list[Moment]) -> tuple[plots.Figure, str]:
+def drawn(moments: list[Moment]) -> tuple[Figure, str]:
     """The moments of a `story` side by side on one scale, and a text for readers who cannot see them."""
-    figure, axes = plots.plt.subplots(1, len(moments), figsize=(3.3 * len(moments), 3.9), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, len(moments), figsize=(3.3 * len(moments), 3.9), sharex=True, sharey=True)
     said = []
     for ax, one in zip(axes, moments):
         plots.codes_and_latents(ax, one.latents, one.codes)
