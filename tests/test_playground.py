@@ -50,7 +50,7 @@ return seen;
 
 def same(seen, training, tolerance=1e-5):
     """Whether the two have the same codes and figures."""
-    moment = training.moment("")
+    moment = training.as_moment("")
     assert seen["codes"] == pytest.approx(moment.codes.flatten().tolist(), abs=tolerance)
     for name in ("perplexity", "gap", "modes", "live"):
         assert seen[name] == pytest.approx(getattr(moment, name), rel=tolerance), name
@@ -66,12 +66,12 @@ def test_steps_and_figures_are_those_of_the_module(rule, remedy):
     counts = [1, 24, 225, 250]  # after 414 steps a code that nobody chose is used too rarely for restart
     training = Training(given, rule, 0.2, remedy)
     for count, seen in zip(counts, javascript(STEPS, {"plane": given, "options": options, "counts": counts})):
-        training.run(count, 0.03)
+        training.advance(count, 0.03)
         same(seen, training)
     if remedy is not None:
         plain = Training(given, rule, 0.2)
-        plain.run(500, 0.03)
-        assert training.moment("").live > 1.5 * plain.moment("").live, "it acted"
+        plain.advance(500, 0.03)
+        assert training.as_moment("").live > 1.5 * plain.moment("").live, "it acted"
 
 
 @pytest.mark.parametrize("preset", playground.PRESETS)
@@ -80,7 +80,7 @@ def test_every_preset_starts_and_goes_on_as_in_the_module(preset):
     options = {name: given[name] for name in ("rule", "drift", "follow")}
     training = Training(given, given["rule"], given["follow"])
     for count, seen in zip([0, 60], javascript(STEPS, {"plane": given, "options": options, "counts": [0, 60]})):
-        training.run(count, given["drift"])
+        training.advance(count, given["drift"])
         same(seen, training)
 
 
@@ -98,7 +98,7 @@ def test_a_warm_up_places_the_codes_when_the_latents_have_spread():
     training.place(
         (1 - (1 - given["spread"]) * 0.97**before) * centroids, playground._decoded(given["centroid_share"])
     )
-    training.run(31, 0.03)
+    training.advance(31, 0.03)
     same(late, training)
     assert late["perplexity"] > 50 and late["gap"] < 1.2
 
@@ -138,7 +138,7 @@ def test_the_stories_tell_of_a_collapse_and_of_its_cure(seed):
 
 def test_a_picture_says_in_words_what_it_shows():
     moments = story("lloyd", seed=0, steps=5)
-    figure, alt = playground.drawn(moments)
+    figure, alt = playground.draw_story(moments)
     assert len(figure.axes) == len(moments) == alt.count("modes covered") == 4
     for one in moments:
         assert f"{one.name}: {one.live} of 10 codes live, perplexity {one.perplexity:.1f}" in alt

@@ -75,7 +75,7 @@ def test_a_browser_takes_the_steps_of_the_module(opened):
     program = f"given => new Function('core', 'given', {json.dumps(STEPS)})(core, given)"
     training = Training(given, "EMA", 0.01, "LRU")
     for count, seen in zip([40, 120], opened(given).evaluate(program, asked)):
-        training.run(count, 0.03)
+        training.advance(count, 0.03)
         same(seen, training)
 
 
@@ -86,8 +86,8 @@ def test_what_it_shows_after_some_steps_is_what_the_module_has(opened, preset):
     for count in (0, 3):
         for _ in range(count):
             press(page, "Step")
-        training.run(count, given["drift"])
-        moment = training.moment("")
+        training.advance(count, given["drift"])
+        moment = training.as_moment("")
         for name in ("perplexity", "gap", "modes"):
             shown = figure(page, name)
             assert shown == pytest.approx(getattr(moment, name), abs=0.051 if shown < 100 else 0.51), name

@@ -34,7 +34,7 @@ else:
     except ImportError as error:  # the pictures are there without it, and the rest of a notebook
         AnyWidget, MISSING = object, str(error.name)
 
-__all__ = ["Moment", "Playground", "Training", "drawn", "plane", "show_playground", "story"]
+__all__ = ["Moment", "Playground", "Training", "draw_story", "plane", "show_playground", "story"]
 
 SCRIPT = Path(__file__).with_suffix(".js")
 MODES, PER_MODE = 10, 200
@@ -180,7 +180,7 @@ class Training:
         """The latents (N, 2) and the codes (K, 2) as they are."""
         return self.spread * self.latents, self.quantizer.codebook.detach().clone()
 
-    def run(self, steps: int, drift: float) -> None:
+    def advance(self, steps: int, drift: float) -> None:
         """Takes so many steps. drift: the share of the way to their full width that latents go in one."""
         for _ in range(steps):
             self.spread += drift * (1 - self.spread)
@@ -199,7 +199,7 @@ class Training:
         centroids = self.spread * _decoded(self.given["centroids"]).view(-1, 2)
         self.place(centroids, _decoded(self.given["centroid_share"]))
 
-    def moment(self, name: str) -> "Moment":
+    def as_moment(self, name: str) -> "Moment":
         """What it has come to."""
         latents, codes = self.now()
         index, labels = nearest_code(latents, codes), torch.tensor(self.given["labels"])
@@ -229,30 +229,30 @@ def story(preset: str, *, seed: int = 0, steps: int = 300) -> list[Moment]:
     given = plane(preset, seed=seed)
     rule, drift, follow = given["rule"], given["drift"], given["follow"]
     plain = Training(given, rule, follow)
-    moments = [plain.moment("start")]
-    plain.run(steps, drift)
-    moments.append(plain.moment(f"{rule}, step {steps}"))
+    moments = [plain.as_moment("start")]
+    plain.advance(steps, drift)
+    moments.append(plain.as_moment(f"{rule}, step {steps}"))
     if preset == "lloyd":
         latents, codes = plain.now()
         codes[: len(codes) // 2] = 1.05 * latents.amax(dim=0)
         plain.place(codes, torch.zeros(len(codes)))
-        plain.run(steps, drift)
-        moments.append(plain.moment(f"half of the codes dragged into a corner, step {plain.steps}"))
+        plain.advance(steps, drift)
+        moments.append(plain.as_moment(f"half of the codes dragged into a corner, step {plain.steps}"))
         _by_hand(plain)
-        plain.run(steps, drift)
-        return [*moments, plain.moment(f"one code dragged to each mode, step {plain.steps}")]
+        plain.advance(steps, drift)
+        return [*moments, plain.as_moment(f"one code dragged to each mode, step {plain.steps}")]
     if preset == "drift":
         slow = Training(given, rule, 0.5)
-        slow.run(5 * steps, drift / 10)
-        moments.append(slow.moment(f"a tenth of the drift, follow 50 %, step {5 * steps}"))
+        slow.advance(5 * steps, drift / 10)
+        moments.append(slow.as_moment(f"a tenth of the drift, follow 50 %, step {5 * steps}"))
     else:
         lru = Training(given, rule, follow, "LRU")
-        lru.run(steps, drift)
-        moments.append(lru.moment(f"LRU, step {steps}"))
+        lru.advance(steps, drift)
+        moments.append(lru.as_moment(f"LRU, step {steps}"))
     warm = Training(given, rule, follow)
     warm.warm_up(drift)
-    warm.run(steps - warm.steps, drift)
-    return [*moments, warm.moment(f"warm-up, step {steps}")]
+    warm.advance(steps - warm.steps, drift)
+    return [*moments, warm.as_moment(f"warm-up, step {steps}")]
 
 
 def _by_hand(training: Training) -> None:
@@ -268,7 +268,7 @@ def _by_hand(training: Training) -> None:
     training.place(codes, torch.zeros(len(codes)))
 
 
-def drawn(moments: list[Moment]) -> tuple[Figure, str]:
+def draw_story(moments: list[Moment]) -> tuple[Figure, str]:
     """The moments of a `story` side by side on one scale, and a text for readers who cannot see them."""
     figure, axes = plt.subplots(1, len(moments), figsize=(3.3 * len(moments), 3.9), sharex=True, sharey=True)
     said = []
