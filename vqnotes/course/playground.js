@@ -215,7 +215,7 @@ export function figures(state, data) {
 
 // ---------------------------------------------------------------- the view
 
-const LATENT = '#0173b2', HIS = '#012f4a', LIVE = '#de8f05', SIDE = 400, KEPT = 600; // steps of a curve
+const LATENT = '#0173b2', OWN = '#012f4a', LIVE = '#de8f05', SIDE = 400, KEPT = 600; // steps of a curve
 const SLOW = 5000; // milliseconds between two sentences while it runs, so that a screen reader can keep up
 const RULES = {Lloyd: 'Lloyd', EMA: 'moving averages (EMA)', gradient: 'gradient'};
 const NAMES = {restart: 'random restart', expiry: 'expiry', LRU: 'least recently used (LRU)', CVQ: 'CVQ'};
@@ -233,8 +233,8 @@ const CURVES = {
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]};
 const STYLE = `
 .vqnotes-playground { background: #fff; color: #222; color-scheme: light; border: 1px solid #bbb; border-radius: 6px;
-  padding: 12px; max-width: 860px; font: 14px/1.4 system-ui, sans-serif; box-sizing: border-box; }
-.vqnotes-playground * { box-sizing: border-box; }
+  position: relative; padding: 12px; max-width: 860px; font: 14px/1.4 system-ui, sans-serif; }
+.vqnotes-playground, .vqnotes-playground * { box-sizing: border-box; }
 .vqp-row { display: flex; flex-wrap: wrap; gap: 8px 16px; align-items: center; margin-top: 10px; }
 .vqp-main { display: flex; flex-wrap: wrap; gap: 12px 20px; }
 .vqp-plane { position: relative; flex: 1 1 260px; max-width: 480px; aspect-ratio: 1; border: 1px solid #bbb; }
@@ -296,7 +296,7 @@ function page(data) {
       aria-label="A plane with ${data.labels.length} latents of ${data.modes} modes, and ${size} codes"></svg></div>
     <div class="vqp-side">${shown.join('')}<div data-figure="state"></div>
     <div><span style="color: ${LATENT}">■</span> latents &ensp;<span style="color: ${LIVE}">●</span> live codes
-    &ensp;✕ dead codes</div></div></div>
+    &ensp;✕ dead codes</div><div>┄ the best value, over the last ${KEPT} steps</div></div></div>
     ${row(`<button data-do="run">Run</button><button data-do="once">Step</button>
     <button data-do="anew">Start anew</button>`)}
     <fieldset><legend>Codes move by</legend>${rules.join('')}</fieldset>${row(sliders.join(''))}
@@ -368,7 +368,7 @@ export function mount(el, plane) {
   function drawLatents() {
     const {pen, width, ratio} = fitted(find('.vqp-plane canvas')), dot = 2 * ratio;
     for (const own of [false, true]) { // those of the code in hand last, and darker
-      pen.fillStyle = own ? HIS : LATENT;
+      pen.fillStyle = own ? OWN : LATENT;
       pen.globalAlpha = own ? 0.9 : 0.45;
       for (let n = 0; n < data.labels.length; n++) {
         if ((!!seen && seen.index[n] === chosen) !== own) continue;
