@@ -71,7 +71,7 @@ def test_steps_and_figures_are_those_of_the_module(rule, remedy):
     if remedy is not None:
         plain = Training(given, rule, 0.2)
         plain.advance(500, 0.03)
-        assert training.as_moment("").live > 1.5 * plain.moment("").live, "it acted"
+        assert training.as_moment("").live > 1.5 * plain.as_moment("").live, "it acted"
 
 
 @pytest.mark.parametrize("preset", playground.PRESETS)
@@ -132,7 +132,7 @@ def test_the_stories_tell_of_a_collapse_and_of_its_cure(seed):
     for preset in playground.PRESETS:
         moments = story(preset, seed=seed)
         size, collapsed, cured = len(moments[0].codes), moments[1 + (preset == "lloyd")], moments[-1]
-        assert collapsed.perplexity < size / 2 < 0.8 * size < cured.perplexity
+        assert collapsed.perplexity < 0.6 * size < 0.8 * size < cured.perplexity
         assert cured.gap < 1.3 and cured.gap < collapsed.gap / 2
 
 
