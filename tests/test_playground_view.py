@@ -18,6 +18,7 @@ PAGE = """<!doctype html><meta name="viewport" content="width=device-width"><bod
 %s
 window.core = {begin, figures, step, unpacked};
 window.leave = mount(document.getElementById('here'), %s);
+window.ready = true; // `wait_for_function` would call a function
 </script>"""
 
 
@@ -42,7 +43,7 @@ def opened(browser):
         page.on("console", lambda message: wrong.append(message.text))
         page.on("request", lambda request: wrong.append(request.url))
         page.set_content(PAGE % (playground.SCRIPT.read_text(encoding="utf-8"), json.dumps(given)))
-        page.wait_for_function("window.leave")
+        page.wait_for_function("window.ready")
         pages.append(page)
         return page
 
