@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -10,8 +11,11 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from notebook_tools import METADATA, NOTEBOOKS, ROOT, WIDGET, badge, pictures, repository
+from browser import chromium, sync_playwright
+from notebook_tools import HOURS, METADATA, NOTEBOOKS, ROOT, WIDGET, badge, clean, pictures, repository
 from test_notebooks import each_notebook, read
+
+from vqnotes.course import playground
 
 for needed in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinxcontrib.bibtex"):
     pytest.importorskip(needed, reason="the website needs the extra `book`")
@@ -44,7 +48,17 @@ def example():
     outputs = [nbformat.v4.new_output("display_data", data, metadata=metadata) for data, metadata in shown]
     cells = [nbformat.v4.new_markdown_cell(EXERCISE)]
     cells += [nbformat.v4.new_code_cell(source, outputs=outputs) for source in ("explore(model)", "fit(model)")]
+    cells.append(nbformat.v4.new_code_cell("show_playground('drift', seed=7)", outputs=[played()]))
     return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
+
+
+def played():
+    """The output of a playground, as a notebook keeps it."""
+    data, _ = playground.Playground("drift", seed=7)._repr_mimebundle_()
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])]
+    clean(notebook)
+    return notebook.cells[0].outputs[0]
 
 
 class Page(HTMLParser):
@@ -158,6 +172,33 @@ def test_controls_become_a_sentence_and_progress_bars_nothing(book):
     page = book.pages["notebooks/99_example.html"].text
     assert page.count("to move the controls") == 1
     assert page.index("explore") < page.index("to move the controls") < page.index("fit")
+
+
+def test_a_playground_stands_in_the_page_with_what_it_starts_from(book):
+    page = book.pages["notebooks/99_example.html"].text
+    assert page.count(playground.SCRIPT.read_text(encoding="utf-8")) == 1
+    assert json.dumps(playground.plane("drift", seed=7)) in page and "needs JavaScript" in page
+    stored = [
+        str(cell.outputs) for path in NOTEBOOKS for cell in read(path).cells if "show_playground(" in cell.source
+    ]
+    assert len(stored) == sum(page.text.count("mount(document.") for page in book.pages.values()) - 1
+
+
+@pytest.mark.skipif(sync_playwright is None or chromium() is None, reason="Chromium or playwright is missing")
+def test_a_playground_runs_from_a_file_without_a_network(book):
+    wrong = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"], timeout=0
+        )
+        page = browser.new_page(offline=True)
+        page.set_default_timeout(1000 * HOURS)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto((book.folder / "notebooks" / "99_example.html").as_uri())
+        page.get_by_role("button", name="Step", exact=True).press("Enter")
+        assert page.locator("[data-figure=state]").inner_text().startswith("step 1 ·")
+        browser.close()
+    assert not [one for one in wrong if "MathJax" not in one]
 
 
 def test_hints_and_solutions_are_folded_with_their_code_inside(book):

@@ -7,6 +7,7 @@ docs/index.md is its front page. Notebooks are changed on the way: see `lay_out`
 """
 
 import base64
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,11 +16,28 @@ import nbformat
 from notebook_tools import NOTEBOOKS, PICTURES, WIDGET, repository
 from sphinx.cmd.build import main as sphinx
 
+from vqnotes.course.playground import SCRIPT, plane
+
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "index.md"})
 CONTENT = {".md", ".ipynb", ".png", ".jpg"}
 MOVE = "*Open this notebook in JupyterLab or Colab to move the controls.*"
+
+PLAYGROUND = re.compile(r"\[Explorer: the playground, (\w+), seed (\d+)\.")  # as its __repr__ says
+LIVE = """\
+<div id="{name}"><p>The playground computes in this page, and needs JavaScript.</p></div>
+<script type="module">
+{script}
+mount(document.getElementById("{name}"), {plane});
+</script>
+"""
+
+
+def live(preset: str, seed: int) -> str:
+    """A playground as a part of a page: its script stands in the page, so that it runs from a file, too."""
+    given, script = json.dumps(plane(preset, seed=seed)), SCRIPT.read_text(encoding="utf-8")
+    return LIVE.format(name=f"playground-{preset}-{seed}", script=script, plane=given)
 
 
 def shown(output: nbformat.NotebookNode, cell: nbformat.NotebookNode, picture: Path) -> nbformat.NotebookNode | None:
@@ -30,6 +48,9 @@ def shown(output: nbformat.NotebookNode, cell: nbformat.NotebookNode, picture: P
         alt = re.sub(r"([\\\[\]*_`<>&!])", r"\\\1", output.metadata.get(kind, {}).get("alt", ""))
         output.data, output.metadata = {"text/markdown": f"![{alt}]({picture.name})"}, {}
     if WIDGET in output.get("data", {}):
+        if found := PLAYGROUND.match(output.data["text/plain"]):
+            output.data, output.metadata = {"text/html": live(found[1], int(found[2]))}, {}
+            return output
         if "explore(" not in cell.source:
             return None  # a progress bar
         output.data, output.metadata = {"text/markdown": MOVE}, {}

@@ -7,6 +7,13 @@ window.reader = {
   panel() { return this.first ??= jupyterapp.shell.currentWidget; },
   frame() { return new Promise(requestAnimationFrame); },
 
+  // How many milliseconds lie between so many frames.
+  async frames(count) {
+    const times = [];
+    for (let i = 0; i <= count; i++) times.push(await this.frame());
+    return times.slice(1).map((time, i) => time - times[i]);
+  },
+
   // Resolves when the picture has changed so often, or when nothing can be on its way any more: 20 times one after
   // another the kernel has answered a question, and all that the widgets said to it. So no clock decides.
   async settled(changes = Infinity) {

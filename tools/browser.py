@@ -50,6 +50,12 @@ CONTROLS = {  # how often to move it, by which keys, and when by the second
 }
 
 
+def chromium() -> str | None:
+    """The browser's program, or None where there is none."""
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 def command() -> list[str]:
     """What `make lab` runs: a program of the environment, and its arguments."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -100,7 +106,7 @@ class Visit:
 
     def __init__(self, page: Page, name: str, screenshots: Path | None):
         self.page, self.name, self.screenshots = page, name, screenshots
-        self.problems, self.times, self.controls, self.links = [], [], 0, 0
+        self.problems, self.times, self.frames, self.controls, self.links = [], [], [], 0, 0
 
     def keep(self, element, name: str) -> None:
         if self.screenshots:
@@ -171,6 +177,25 @@ class Visit:
         if self.page.evaluate("reader.changes.length"):
             self.problems.append(f"{where}: Play does not stop")
 
+    def play_with(self, playground: Locator, where: str) -> None:
+        """Lets a playground run, moves a code by the arrow keys, and notes how long its frames took."""
+        self.controls += playground.locator("button, input").count()
+        self.keep(playground, f"{where}_before")
+        playground.get_by_role("button", name="Run").press("Enter")
+        self.frames += self.page.evaluate("reader.frames(180)")
+        playground.get_by_role("button", name="Pause").press("Enter")
+        state = playground.locator("[data-figure=state]").inner_text()
+        if not re.match(r"step [1-9]", state):
+            self.problems.append(f"{where} does not run: {state}")
+        code = playground.locator(".vqp-code").first
+        before = code.get_attribute("transform")
+        code.press("Shift+ArrowDown")  # which JupyterLab takes for itself, if it can
+        code.press("PageDown")
+        focused = "document.activeElement.getAttribute('aria-label')"
+        if code.get_attribute("transform") == before or not self.page.evaluate(focused).startswith("Code 2 "):
+            self.problems.append(f"{where}: keys do not move a code, or do not choose the next")
+        self.keep(playground, f"{where}_after")
+
     def follow(self, opened: set[tuple], where: str = "") -> None:
         """Notes the links of the shown texts that lead nowhere, and opens each file that no link has opened yet."""
         for link in self.page.evaluate("reader.links()"):
@@ -216,12 +241,16 @@ def visit(
             explorers = page.locator(".vqnotes-explorer").all()
             for number, explorer in enumerate(explorers, 1):
                 seen.explore(explorer, f"explorer_{number}")
+            for number, playground in enumerate(page.locator(".vqnotes-playground").all(), 1):
+                seen.play_with(playground, f"playground_{number}")
             seen.look()  # other captions stand there now
         seen.follow(opened)
     except Error as error:
         seen.problems.append(f"given up: {error}")
         seen.keep(page, "given_up")
     speed = f", {statistics.median(seen.times):.0f} ms for a change (median)" if seen.times else ""
+    if seen.frames:
+        speed += f", {statistics.median(seen.frames):.1f} ms a frame of the playground (median)"
     notebook = page.locator(".jp-Notebook").first  # links may have opened others
     cells, figures = (notebook.locator(what).count() for what in (".jp-Cell", ".jp-OutputArea img"))
     print(
@@ -256,10 +285,9 @@ def main() -> int:
     parser.add_argument("--links", action="store_true", help="follow the links, and run nothing")
     parser.add_argument("--screenshots", metavar="FOLDER", type=Path, help="keep pictures of explorers and of cuts")
     options = parser.parse_args()
-    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
-    chromium = next(filter(None, map(shutil.which, names)), None)
+    program = chromium()
     missing = "playwright is not installed" if sync_playwright is None else "there is no Chromium"
-    if sync_playwright is None or chromium is None:
+    if sync_playwright is None or program is None:
         print(f"SKIPPED: the notebooks were not tried in a browser because {missing}")
         return int(options.required)
     if options.screenshots:
@@ -278,7 +306,7 @@ def main() -> int:
         with lab(folder) as (first, address), sync_playwright() as playwright:
             flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
             environment = os.environ | {"TMPDIR": name}
-            browser = playwright.chromium.launch(executable_path=chromium, args=flags, env=environment, timeout=0)
+            browser = playwright.chromium.launch(executable_path=program, args=flags, env=environment, timeout=0)
             problems += welcome(browser, first, options.screenshots)
             opened: set[tuple] = set()  # by a link
             for path in options.notebooks:
