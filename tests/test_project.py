@@ -217,7 +217,8 @@ ORDER = (
     "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "
     "studies.recreated studies.reports "
     "studies.codebook_size studies.large_codebooks studies.generation studies "
-    "course.margins course.figures course.claims course.explorers course.playground course.exercises course.growing course"
+    "course.margins course.figures course.claims course.explorers course.playground course.exercises "
+    "course.growing course"
 ).split()
 
 
