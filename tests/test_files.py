@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import nbformat
 import notebook_tools
 import pytest
+import stamping
 from helpers import press
 from notebook_tools import HOURS, NOTEBOOKS, ROOT, repository
 from served import PLAIN, X, cut, elsewhere, printed
@@ -138,7 +139,7 @@ COMMANDS = {
     "league": (lambda copy: league.main(), ["sheet.csv"]),
     "validation": (gathered_again, ["sheet.csv"]),
     "run": (lambda copy: notebook_tools.run(copy / "notebooks" / NOTEBOOKS[1].name), []),
-    "stamp": (lambda copy: notebook_tools.stamp("some/other", copy), []),
+    "stamp": (lambda copy: stamping.stamp("some/other", copy), []),
     "stamp_readme": (lambda copy: notebook_tools.stamp_readme(), []),
     "student": (lambda copy: sys.modules["handouts"].student(copy), [f"notebooks/{NOTEBOOKS[0].name}"]),
     "slides": (lambda copy: sys.modules["handouts"].slides(copy), ["lecture.html"]),
@@ -167,9 +168,9 @@ def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
         return replaced(path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(notebook_tools, "replaced", interrupted)
-        notebook_tools.stamp("some/other", copy)
-    notebook_tools.stamp("some/other", copy)
+        patch.setattr(stamping, "replaced", interrupted)
+        stamping.stamp("some/other", copy)
+    stamping.stamp("some/other", copy)
     assert not any(f"{old}".encode() in content for content in contents(copy).values())
 
 
