@@ -44,10 +44,17 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, also those out of sight
 }
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CONTROLS = {  # how often to move it, by which keys, and when by the second
     ".noUi-handle": (3, "ArrowRight", "ArrowLeft", "e => e.ariaValueNow === e.ariaValueMax"),
     ".widget-toggle-button:not(.mod-active)": (1, "Enter", "Enter", "() => false"),
 }
+
+
+def executable() -> str | None:
+    """The path of Chromium: that of $CHROMIUM, or one that is installed."""
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def command() -> list[str]:
@@ -256,8 +263,7 @@ def main() -> int:
     parser.add_argument("--links", action="store_true", help="follow the links, and run nothing")
     parser.add_argument("--screenshots", metavar="FOLDER", type=Path, help="keep pictures of explorers and of cuts")
     options = parser.parse_args()
-    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
-    chromium = next(filter(None, map(shutil.which, names)), None)
+    chromium = executable()
     missing = "playwright is not installed" if sync_playwright is None else "there is no Chromium"
     if sync_playwright is None or chromium is None:
         print(f"SKIPPED: the notebooks were not tried in a browser because {missing}")
@@ -276,9 +282,8 @@ def main() -> int:
                     cell.execution_count = None  # so that a number says: it has run
             nbformat.write(notebook, project / "notebooks" / path.name)
         with lab(folder) as (first, address), sync_playwright() as playwright:
-            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
             environment = os.environ | {"TMPDIR": name}
-            browser = playwright.chromium.launch(executable_path=chromium, args=flags, env=environment, timeout=0)
+            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS, env=environment, timeout=0)
             problems += welcome(browser, first, options.screenshots)
             opened: set[tuple] = set()  # by a link
             for path in options.notebooks:
