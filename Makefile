@@ -74,10 +74,11 @@ grade-image:
 
 # Read-only, without a network and without rights: see SECURITY.md.
 grade-locked:
+	@test -d "$(FOLDER)" || { echo "FOLDER=... must be a folder of hand-ins, got '$(FOLDER)'"; exit 1; }
 	mkdir -p build/grades
 	$(CONTAINER) run --rm --network none --read-only --tmpfs /tmp:size=2g --cap-drop ALL --security-opt no-new-privileges \
 	  --memory 4g --cpus 2 --pids-limit 512 --user "$$(id -u):$$(id -g)" \
-	  --volume "$(abspath $(FOLDER)):/handed_in:ro" --volume "$(CURDIR)/build/grades:/grades" vqnotes-grading
+	  --volume "$$(cd "$(FOLDER)" && pwd):/handed_in:ro" --volume "$(CURDIR)/build/grades:/grades" vqnotes-grading
 
 claims: $(ready)
 	.venv/bin/python -m vqnotes.course.claims --seeds 30 $(ARGS)
