@@ -54,7 +54,7 @@ def test_our_own_addresses_are_asked_for_once_we_are_published(monkeypatch):
     found = outside_links.listed()
     assert "https://arxiv.org/abs/2411.16550" in found and "README.md" in found["https://arxiv.org/abs/2411.16550"]
     monkeypatch.setattr(outside_links, "repository", lambda: "OWNER/vqnotes")
-    assert not [one for one in outside_links.listed() if "OWNER/vqnotes" in one]
+    assert not [one for one in outside_links.listed() if "OWNER/vqnotes" in one or "owner.github.io" in one]
 
 
 def test_what_is_gone_is_told_from_what_is_unclear(tmp_path, monkeypatch, capsys):

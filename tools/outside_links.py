@@ -16,6 +16,7 @@ from urllib.parse import urldefrag, urlsplit
 import nbformat
 import requests
 from notebook_tools import NOTEBOOKS, ROOT, repository
+from stamping import site
 
 from vqnotes._printing import say
 
@@ -52,8 +53,10 @@ def listed() -> dict[str, set[str]]:
             text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         for one in addresses(text):
             found[one].add(path.relative_to(ROOT).as_posix())
-    own = repository()
-    return {one: files for one, files in found.items() if not own.startswith("OWNER/") or own not in one}
+    if repository().startswith("OWNER/"):
+        own = (repository(), site(repository()))
+        return {one: files for one, files in found.items() if not any(name in one for name in own)}
+    return found
 
 
 def answer(address: str) -> str:

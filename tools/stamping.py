@@ -76,12 +76,12 @@ def stamp(repo: str, root: Path = ROOT) -> list[Path]:
     if not re.fullmatch(NAME, repo):
         raise SystemExit(f"REPO must be owner/name, got {repo!r}")
     old = re.compile(rf"((?:github(?:\.com)?|/gh|codespaces\.new)/){re.escape(repository())}(?![\w.-]*\w)")
-    old_site = re.compile(rf"(https://){re.escape(site(repository()))}(?![\w.-]*\w)")
+    old_site = re.compile(rf"(?<![\w.-]){re.escape(site(repository()))}(?![\w.-]*\w)")
     tag = re.compile(rf"((?:github\.com/{re.escape(repo)}@|/gh/{re.escape(repo)}/)v)\d[\d.]*\d")
     changed = []
     for path in [path for pattern in ADDRESSED for path in sorted(root.glob(pattern))]:
         text = path.read_bytes().decode("utf-8")
-        new = old_site.sub(rf"\g<1>{site(repo)}", old.sub(rf"\g<1>{repo}", text))
+        new = old_site.sub(site(repo), old.sub(rf"\g<1>{repo}", text))
         new = tag.sub(rf"\g<1>{project('version')}", new)
         if path == root / "README.md":
             new = NOTICE.sub("", new)
