@@ -6,7 +6,7 @@ import re
 import colab_versions
 import outside_links
 import pytest
-from notebook_tools import ROOT
+from notebook_tools import ROOT, project, repository
 from served import listening
 
 THEIRS = """\
@@ -53,8 +53,12 @@ def test_addresses_are_found_in_text_of_any_kind():
 def test_our_own_addresses_are_asked_for_once_we_are_published(monkeypatch):
     found = outside_links.listed()
     assert "https://arxiv.org/abs/2411.16550" in found and "README.md" in found["https://arxiv.org/abs/2411.16550"]
-    monkeypatch.setattr(outside_links, "repository", lambda: "OWNER/vqnotes")
-    assert not [one for one in outside_links.listed() if "OWNER/vqnotes" in one or "owner.github.io" in one]
+    name = repository().split("/")[1]
+    monkeypatch.setattr(outside_links, "repository", lambda: f"OWNER/{name}")
+    left_out = outside_links.listed().keys()
+    assert not [one for one in left_out if f"OWNER/{name}" in one or f"owner.github.io/{name}" in one]
+    monkeypatch.setattr(outside_links, "repository", lambda: "some/other")
+    assert f"{project('Repository')}/releases/tag/v0.1.0" in outside_links.listed()
 
 
 def test_what_is_gone_is_told_from_what_is_unclear(tmp_path, monkeypatch, capsys):
