@@ -77,7 +77,9 @@ def test_commands_work_in_a_folder_with_blanks_and_umlauts(awkward):
     said = ask(awkward, "stamp", "some/other")
     assert (said.returncode, said.stderr) == (0, "") and said.stdout.startswith("some/other: ")
     assert repository() not in (awkward / "README.md").read_text(encoding="utf-8")
-    said = ask(awkward, "test", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "tests/test_printing.py")
+    ready = (awkward / ".venv" / "ready").stat().st_mtime
+    assert ready >= (awkward / "pyproject.toml").stat().st_mtime, "it would be set up anew"
+    said = ask(awkward, "test", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "tests/test_workflows.py")
     assert said.returncode == 0 and " passed" in said.stdout, said.stdout + said.stderr
 
 

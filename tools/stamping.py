@@ -89,6 +89,9 @@ def stamp(repo: str, root: Path = ROOT) -> list[Path]:
             with replaced(path) as beside:
                 beside.write_bytes(new.encode("utf-8"))
             changed.append(path)
+    ready = root / ".venv" / "ready"
+    if changed and ready.exists():
+        ready.touch()  # nothing that is installed depends on the address: no need to set all up anew
     return changed
 
 
