@@ -205,7 +205,7 @@ def test_a_browser_without_a_network_shows_the_pages_and_asks_for_nothing(book):
         elsewhere = re.compile(f"^(?!{re.escape(site.address)}|data:|blob:)")
         window.route(elsewhere, lambda route: (outside.append(route.request.url), route.abort()))
         window.on("pageerror", lambda error: wrong.append(str(error)))
-        for address in ("index.html", "notebooks/99_example.html", "docs/faq.html", "api/metrics.html"):
+        for address in ("index.html", "notebooks/99_example.html", "docs/glossary.html", "api/metrics.html"):
             window.goto(site.address + address, wait_until="load", timeout=PATIENCE)
             assert window.locator("article h1").is_visible(), address
             assert window.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)"), address
