@@ -105,9 +105,10 @@ def test_a_kernel_interrupted_while_it_waits_for_a_download(server):
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of what the commands change, and the module of the hand-outs."""
-    (tmp_path / "notebooks").mkdir()
-    for name in (*notebook_tools.ADDRESSED, *(f"notebooks/{path.name}" for path in NOTEBOOKS)):
-        shutil.copy(ROOT / name, tmp_path / name)
+    for path in (path for pattern in stamping.ADDRESSED for path in ROOT.glob(pattern)):
+        place = tmp_path / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
     monkeypatch.setattr(notebook_tools, "ROOT", tmp_path)
     monkeypatch.setattr(notebook_tools, "NOTEBOOKS", sorted((tmp_path / "notebooks").glob("*.ipynb"))[:1])
     monkeypatch.setattr(notebook_tools.NotebookClient, "execute", lambda self: None)
