@@ -160,6 +160,14 @@ def test_a_command_with_a_full_disk_leaves_all_as_it_was(copy, name):
     assert contents(copy) == before
 
 
+def test_grades_may_go_elsewhere_than_among_the_hand_ins(copy):
+    """In the container that `make grade-locked` starts, hand-ins can only be read."""
+    (copy / "elsewhere").mkdir()
+    sys.modules["handouts"].grade(copy / "notebooks", copy / "elsewhere")
+    assert "wrong" in (copy / "elsewhere" / "grades.csv").read_text(encoding="utf-8")
+    assert not (copy / "notebooks" / "grades.csv").exists()
+
+
 def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
     old, replaced = repository(), _files.replaced
 
