@@ -4,7 +4,8 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 from notebook_tools import project as declared
@@ -13,9 +14,10 @@ from notebook_tools import repository
 project = "vqnotes"
 release = declared("version")
 
-extensions = ["myst_nb", "sphinxcontrib.bibtex"]
+extensions = ["myst_nb", "sphinxcontrib.bibtex", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["dollarmath"]
 html_math_renderer = "mathml"
+autodoc_member_order = "bysource"
 exclude_patterns = [".doctrees"]
 templates_path = []
 
@@ -54,6 +56,31 @@ def mathml(formula, display):
     return convert(formula, display=display)
 
 
+def as_rst(text: str) -> str:
+    """A paragraph of a docstring as reStructuredText that shows it as it is: code in backticks, lines kept."""
+    parts = re.split(r"(`+[^`]+`+)", text)
+    safe = [
+        f"``{part.strip('`')}``" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts)
+    ]
+    lines = "".join(safe).splitlines()
+    if all(line.startswith(" ") for line in text.splitlines()) or ">>>" in text:
+        return "::\n\n" + "\n".join(f"    {line}" for line in text.splitlines())
+    if any(line.startswith((" ", "- ", "1. ")) for line in lines):
+        return "\n".join(f"| {line}" for line in lines)
+    return "\n".join(lines)
+
+
+def rewrite(app, what, name, obj, options, lines):
+    """Docstrings are written to be read in `help`."""
+    paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
+    lines[:] = "\n\n".join(as_rst(one) for one in paragraphs if one.strip()).splitlines() + [""]
+
+
+def left_out(app, what, name, obj, skip, options):
+    """The fields of named tuples have docstrings that say nothing."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app):
     """Formulas become MathML, which browsers set themselves: no script is fetched, and screen readers read them."""
 
@@ -65,4 +92,6 @@ def setup(app):
         translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
         raise SkipNode
 
+    app.connect("autodoc-process-docstring", rewrite)
+    app.connect("autodoc-skip-member", left_out)
     app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(block, None))

@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from browser import chromium, sync_playwright
+from browser import FLAGS, chromium, sync_playwright
 from notebook_tools import HOURS, METADATA, NOTEBOOKS, ROOT, WIDGET, badge, clean, pictures, repository
+from served import listening
 from test_notebooks import each_notebook, read
 
 from vqnotes.course import playground
@@ -22,6 +23,7 @@ for needed in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinxcontrib.bibtex")
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # between Sphinx and its extensions
 
+PATIENCE = 1000 * HOURS  # ms: as long as all tests wait
 ALT = 'A [b] *c* _d_ `e` <f> & "g" \\ h.'
 DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 EXERCISE = """\
@@ -52,6 +54,25 @@ def example():
     return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
 
 
+in_a_browser = pytest.mark.skipif(
+    sync_playwright is None or chromium() is None, reason="Chromium or playwright is missing"
+)
+FETCHED = {
+    "img",
+    "script",
+    "iframe",
+    "embed",
+    "object",
+    "video",
+    "audio",
+    "source",
+    "track",
+    "input",
+}  # by the browser
+FOLLOWED = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload", "manifest"}
+IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s]+)""")
+
+
 def played():
     """The output of a playground, as a notebook keeps it."""
     data, _ = playground.Playground("drift", seed=7)._repr_mimebundle_()
@@ -62,18 +83,22 @@ def played():
 
 
 class Page(HTMLParser):
-    """What the tests ask of a page: its links, its ids, its images, its scripts."""
+    """What the tests ask of a page: its links, its ids, its images, its scripts, and what is fetched for it."""
 
     def __init__(self, path):
         super().__init__()
         self.path, self.text = path, path.read_text(encoding="utf-8")
         self.links, self.ids, self.images, self.scripts = [], set(), [], []
+        self.fetched = IN_STYLE.findall(self.text)
         self.feed(self.text)
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         self.links += [found[name] for name in ("href", "src", "action") if found.get(name)]
         self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag in FETCHED or (tag == "link" and FOLLOWED & set(found.get("rel", "").split())):
+            held = [found.get(name) or "" for name in ("src", "href", "data", "poster", "srcset")]
+            self.fetched += [one for one in held if re.match(r"(https?:)?//", one)]
         if tag == "img":
             self.images.append(found)
         if tag == "script":
@@ -100,13 +125,13 @@ def page_of(book, path):
 
 
 def test_every_notebook_and_page_is_in_the_navigation_of_every_page(book):
-    wanted = [f"notebooks/{path.stem}.html" for path in NOTEBOOKS] + [
-        f"docs/{path.stem}.html" for path in book.tool.PAGES
-    ]
+    wanted = [f"notebooks/{path.stem}.html" for path in NOTEBOOKS]
+    wanted += [f"docs/{path.stem}.html" for path in book.tool.PAGES]
+    wanted += [f"api/{name}.html" for name in sorted(book.tool.API)]
     assert {"docs/cheatsheet.html", "docs/glossary.html", "docs/references.html"} < set(wanted)
     found = re.findall(r'toctree-l1"><a [^>]*href="([^"#]+)"', book.pages["index.html"].text)
     order = [address for address in dict.fromkeys(found) if "99_example" not in address]
-    assert order == wanted, "the notebooks in order, then the pages"
+    assert order == wanted, "the notebooks in order, then the pages, then the modules"
     for page in book.pages.values():
         names = {unquote(link).rsplit("/", 1)[-1] for link in page.links}
         assert {address.rsplit("/", 1)[-1] for address in wanted} - {page.path.name} <= names, page.path
@@ -143,6 +168,7 @@ def test_every_picture_is_described(book):
 def test_a_notebook_shows_its_pictures_with_their_own_descriptions(book, path):
     page = page_of(book, path)
     here = [image for image in page.images if image["src"].startswith("../_images/")]
+    here = [image for image in here if not image["src"].endswith("open_in_colab.svg")]
     shown = [((page.path.parent / image["src"]).read_bytes(), image["alt"]) for image in here]
     assert shown == list(pictures(read(path)))
 
@@ -162,10 +188,57 @@ def test_the_notebook_to_download_is_the_notebook(book, path):
     assert (book.folder / "_sources" / "notebooks" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_no_script_comes_from_elsewhere_and_none_is_for_widgets(book):
+def test_what_a_browser_fetches_is_seen_in_any_form(tmp_path):
+    (tmp_path / "page.html").write_text(
+        """<link rel="shortcut icon" href="https://a.org/i"><img src="//c.org/p">
+        <link rel="canonical" href="https://b.org/">
+        <style>@import "https://d.org/s"; p { background: url( 'http://e.org/f') }</style><a href="https://f.org">g</a>
+        <video poster="https://h.org/v"></video><script src="_static/own.js"></script><iframe src="https://i.org"></iframe>""",
+        encoding="utf-8",
+    )
+    hosts = [urlsplit(one).netloc[0] for one in Page(tmp_path / "page.html").fetched]
+    assert sorted(hosts) == ["a", "c", "d", "e", "h", "i"]
+
+
+def test_no_page_asks_another_server_for_anything(book):
     for page in book.pages.values():
-        elsewhere = [src for src in page.scripts if src.startswith("https:") and "/mathjax" not in src.lower()]
-        assert not elsewhere and not re.search("vnd.jupyter.widget|embed-amd|require.min.js", page.text), page.path
+        assert page.fetched == [], page.path
+        assert not re.search("vnd.jupyter.widget|embed-amd|require.min.js", page.text), page.path
+    for path in (book.folder / "_static").rglob("*.css"):
+        assert not IN_STYLE.findall(path.read_text(encoding="utf-8")), path
+
+
+@in_a_browser
+def test_a_browser_without_a_network_shows_the_pages_and_asks_for_nothing(book):
+    """Scripts are run here, which the test above only reads past."""
+    outside, wrong = [], []
+    with listening(book.folder, secure=False) as site, sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        window = started.new_page()
+        window.set_default_timeout(PATIENCE)
+        elsewhere = re.compile(f"^(?!{re.escape(site.address)}|data:|blob:)")
+        window.route(elsewhere, lambda route: (outside.append(route.request.url), route.abort()))
+        window.on("pageerror", lambda error: wrong.append(str(error)))
+        for address in ("index.html", "notebooks/99_example.html", "docs/glossary.html", "api/metrics.html"):
+            window.goto(site.address + address, wait_until="load", timeout=PATIENCE)
+            assert window.locator("article h1").is_visible(), address
+            assert window.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)"), address
+        window.goto(f"{site.address}search.html?q=perplexity", timeout=PATIENCE)
+        window.wait_for_selector("#search-results li a")
+        window.locator("button.theme-switch-button:visible").click()
+        window.locator("button.theme-change-button[data-mode=dark]").click()
+        assert window.evaluate("document.documentElement.dataset.theme") == "dark"
+        started.close()
+    assert outside == [] and wrong == []
+
+
+def test_every_function_and_class_that_a_module_offers_stands_on_its_page(book):
+    for name in book.tool.API:
+        module = importlib.import_module(f"vqnotes.{name}")
+        offered = {one: getattr(module, one) for one in module.__all__}
+        offered = [one for one, it in offered.items() if callable(it) and it.__module__.startswith("vqnotes")]
+        left = {one for one in offered if f"vqnotes.{name}.{one}" not in book.pages[f"api/{name}.html"].ids}
+        assert offered and not left, (name, left)
 
 
 def test_controls_become_a_sentence_and_progress_bars_nothing(book):
@@ -184,13 +257,11 @@ def test_a_playground_stands_in_the_page_with_what_it_starts_from(book):
     assert len(stored) == sum(page.text.count("mount(document.") for page in book.pages.values()) - 1
 
 
-@pytest.mark.skipif(sync_playwright is None or chromium() is None, reason="Chromium or playwright is missing")
+@in_a_browser
 def test_a_playground_runs_from_a_file_without_a_network(book):
     wrong = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"], timeout=0
-        )
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS, timeout=0)
         page = browser.new_page(offline=True)
         page.set_default_timeout(1000 * HOURS)
         page.on("pageerror", lambda error: wrong.append(str(error)))

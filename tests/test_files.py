@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import nbformat
 import notebook_tools
 import pytest
+import stamping
 from helpers import press
 from notebook_tools import HOURS, NOTEBOOKS, ROOT, repository
 from served import PLAIN, X, cut, elsewhere, printed
@@ -104,9 +105,10 @@ def test_a_kernel_interrupted_while_it_waits_for_a_download(server):
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of what the commands change, and the module of the hand-outs."""
-    (tmp_path / "notebooks").mkdir()
-    for name in (*notebook_tools.ADDRESSED, *(f"notebooks/{path.name}" for path in NOTEBOOKS)):
-        shutil.copy(ROOT / name, tmp_path / name)
+    for path in (path for pattern in stamping.ADDRESSED for path in ROOT.glob(pattern)):
+        place = tmp_path / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
     monkeypatch.setattr(notebook_tools, "ROOT", tmp_path)
     monkeypatch.setattr(notebook_tools, "NOTEBOOKS", sorted((tmp_path / "notebooks").glob("*.ipynb"))[:1])
     monkeypatch.setattr(notebook_tools.NotebookClient, "execute", lambda self: None)
@@ -138,7 +140,7 @@ COMMANDS = {
     "league": (lambda copy: league.main(), ["sheet.csv"]),
     "validation": (gathered_again, ["sheet.csv"]),
     "run": (lambda copy: notebook_tools.run(copy / "notebooks" / NOTEBOOKS[1].name), []),
-    "stamp": (lambda copy: notebook_tools.stamp("some/other", copy), []),
+    "stamp": (lambda copy: stamping.stamp("some/other", copy), []),
     "stamp_readme": (lambda copy: notebook_tools.stamp_readme(), []),
     "student": (lambda copy: sys.modules["handouts"].student(copy), [f"notebooks/{NOTEBOOKS[0].name}"]),
     "slides": (lambda copy: sys.modules["handouts"].slides(copy), ["lecture.html"]),
@@ -158,6 +160,14 @@ def test_a_command_with_a_full_disk_leaves_all_as_it_was(copy, name):
     assert contents(copy) == before
 
 
+def test_grades_may_go_elsewhere_than_among_the_hand_ins(copy):
+    """In the container that `make grade-locked` starts, hand-ins can only be read."""
+    (copy / "elsewhere").mkdir()
+    sys.modules["handouts"].grade(copy / "notebooks", copy / "elsewhere")
+    assert "wrong" in (copy / "elsewhere" / "grades.csv").read_text(encoding="utf-8")
+    assert not (copy / "notebooks" / "grades.csv").exists()
+
+
 def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
     old, replaced = repository(), _files.replaced
 
@@ -167,9 +177,9 @@ def test_a_stamp_that_was_interrupted_can_be_done_again(copy, monkeypatch):
         return replaced(path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(notebook_tools, "replaced", interrupted)
-        notebook_tools.stamp("some/other", copy)
-    notebook_tools.stamp("some/other", copy)
+        patch.setattr(stamping, "replaced", interrupted)
+        stamping.stamp("some/other", copy)
+    stamping.stamp("some/other", copy)
     assert not any(f"{old}".encode() in content for content in contents(copy).values())
 
 

@@ -6,7 +6,18 @@ import re
 import pytest
 from notebook_tools import ROOT
 
-PLACES = ("*", ".ci/*", "docs/*", "notebooks/*", "tests/**/*", "tools/*", "vqnotes/**/*")
+PLACES = (
+    "*",
+    ".ci/*",
+    ".github/**/*",
+    "binder/*",
+    "docs/*",
+    "paper/*",
+    "notebooks/*",
+    "tests/**/*",
+    "tools/*",
+    "vqnotes/**/*",
+)
 KINDS = {".bib", ".cff", ".cfg", ".css", ".ipynb", ".js", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 import ast
 import io
 import re
-import shutil
 
 import nbformat
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from nbval.plugin import get_sanitize_patterns
 from notebook_tools import (
-    ADDRESSED,
     FOLDED,
     NOTEBOOKS,
     PICTURES,
@@ -23,9 +21,7 @@ from notebook_tools import (
     clean,
     picture,
     pictures,
-    repository,
     setup_cell,
-    stamp,
     stamp_times,
     stamped,
     without_pip,
@@ -265,16 +261,3 @@ def test_the_cheat_sheet_in_docs_is_the_one_of_09():
     assert "(decision_tree.png)" in sheet
     for link in re.findall(r"\]\(([^)]+)\)", sheet):
         assert (ROOT / "docs" / link).exists(), link
-
-
-def test_stamp_changes_the_address_everywhere(tmp_path):
-    names = [*ADDRESSED, *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
-    (tmp_path / "notebooks").mkdir()
-    for name in names:
-        shutil.copy(ROOT / name, tmp_path / name)
-    stamp("some-one/other.name", tmp_path)
-    for name in names:
-        before, after = ((root / name).read_text(encoding="utf-8") for root in (ROOT, tmp_path))
-        assert before.count(repository()) == after.count("some-one/other.name") >= 1 and repository() not in after
-    with pytest.raises(SystemExit, match="owner/name"):
-        stamp("nonsense", tmp_path)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import json
 import re
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import yaml
 from defects import DEFECTS, NOTEBOOK_DEFECTS
 from helpers import run_python
 from mutants import planted
-from notebook_tools import NOTEBOOKS, ROOT, project
+from notebook_tools import NOTEBOOKS, ROOT, project, repository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -39,6 +40,15 @@ def test_one_version_everywhere():
     changes = re.findall(r"^## \[([\d.]+)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert vqnotes.__version__ == project("version") == changes[0][0]
     assert (citation["version"], citation["date-released"]) == changes[0]
+    assert json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))["version"] == vqnotes.__version__
+    for path in [
+        *NOTEBOOKS,
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]:  # what they install or launch
+        text = path.read_text(encoding="utf-8")
+        tags = re.findall(rf"(?:@|/gh/{re.escape(repository())}/)v(\d[\d.]*\d)", text)
+        assert set(tags) <= {vqnotes.__version__} and len(tags) >= (path in NOTEBOOKS), path.name
 
 
 def test_the_citation_says_what_the_project_says():
@@ -48,8 +58,9 @@ def test_the_citation_says_what_the_project_says():
     assert citation["repository-code"] == project("Repository") and citation["license"] == project("license")
     assert project("description").lower() in citation["title"].lower()
     (paper,) = citation["references"]
-    bibtex = re.search(r"title   = {(.*)}", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert paper["title"] == bibtex[1] and paper["doi"].endswith(paper["url"].removeprefix("https://arxiv.org/abs/"))
+    titles = re.findall(r"title   = {(.*)}", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert titles == [paper["title"], citation["title"]]
+    assert paper["doi"].endswith(paper["url"].removeprefix("https://arxiv.org/abs/"))
 
 
 def test_hooks_and_lint_have_the_pinned_versions():

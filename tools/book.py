@@ -2,8 +2,9 @@
 
 python tools/book.py     builds it anew in build/book, from a source laid out in build/book-source
 
-The source has docs/ and notebooks/ side by side as in the repository, so that links between them hold.
-docs/index.md is its front page. Notebooks are changed on the way: see `lay_out`.
+The source has docs/ and notebooks/ side by side as in the repository, so that links between them hold, and api/ with
+a page for each module of API, whose text is that of the docstrings. docs/index.md is its front page. Notebooks are
+changed on the way: see `lay_out`. No page asks another server for anything: pictures, styles and scripts are its own.
 """
 
 import base64
@@ -21,7 +22,22 @@ from vqnotes.course.playground import SCRIPT, plane
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "index.md"})
-CONTENT = {".md", ".ipynb", ".png", ".jpg"}
+CONTENT = {".md", ".ipynb", ".png", ".jpg", ".svg"}
+BADGE = (
+    "https://colab.research.google.com/assets/colab-badge.svg"  # on the site a picture of ours is shown in its place
+)
+API = (
+    "nearest kmeans quantizers models training metrics data plots remedies diagnosis diagnosis.callbacks "
+    "diagnosis.conformance studies.sweeps course.claims course.explorers"
+).split()
+API_PAGE = """\
+# `vqnotes.{name}`
+
+```{{eval-rst}}
+.. automodule:: vqnotes.{name}
+   :members:
+```
+"""
 MOVE = "*Open this notebook in JupyterLab or Colab to move the controls.*"
 
 PLAYGROUND = re.compile(r"\[Explorer: the playground, (\w+), seed (\d+)\.")  # as its __repr__ says
@@ -58,7 +74,7 @@ def shown(output: nbformat.NotebookNode, cell: nbformat.NotebookNode, picture: P
 
 
 def linked(text: str, folder: Path) -> str:
-    """Markdown whose links to files of the repository that are not part of the website lead to the repository."""
+    """Markdown with a badge of our own, whose links to files outside the website lead to the repository."""
 
     def target(match: re.Match) -> str:
         path = (folder / match[2]).resolve()
@@ -67,16 +83,20 @@ def linked(text: str, folder: Path) -> str:
             return match[0]
         return f"{match[1]}https://github.com/{repository()}/blob/main/{path.relative_to(ROOT).as_posix()}"
 
-    return re.sub(r"(\]\(|^\[[^\]^]+\]: +)(?!\w+:|[#/])([^)#\s]+)", target, text, flags=re.M)
+    text = re.sub(r"(\]\(|^\[[^\]^]+\]: +)(?!\w+:|[#/])([^)#\s]+)", target, text, flags=re.M)
+    return text.replace(BADGE, "/docs/open_in_colab.svg")
 
 
 def lay_out(source: Path) -> None:
-    """Writes the source: pages as they are, notebooks without widgets and with their pictures beside them."""
+    """Writes the source: pages, those of the modules, and notebooks without widgets, their pictures beside them."""
     (source / "docs").mkdir(parents=True)
     (source / "notebooks").mkdir()
+    (source / "api").mkdir()
+    for name in API:
+        (source / "api" / f"{name}.md").write_text(API_PAGE.format(name=name), encoding="utf-8")
     shutil.copy(ROOT / "docs" / "index.md", source)
     for path in (ROOT / "docs").iterdir():
-        if path.suffix in {".jpg", ".png"}:
+        if path.suffix in {".jpg", ".png", ".svg"}:
             shutil.copy(path, source / "docs")
     for path in PAGES:
         (source / "docs" / path.name).write_text(linked(path.read_text(encoding="utf-8"), path.parent), "utf-8")

@@ -44,6 +44,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page, also those out of sight
 }
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CONTROLS = {  # how often to move it, by which keys, and when by the second
     ".noUi-handle": (3, "ArrowRight", "ArrowLeft", "e => e.ariaValueNow === e.ariaValueMax"),
     ".widget-toggle-button:not(.mod-active)": (1, "Enter", "Enter", "() => false"),
@@ -304,9 +305,8 @@ def main() -> int:
                     cell.execution_count = None  # so that a number says: it has run
             nbformat.write(notebook, project / "notebooks" / path.name)
         with lab(folder) as (first, address), sync_playwright() as playwright:
-            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
             environment = os.environ | {"TMPDIR": name}
-            browser = playwright.chromium.launch(executable_path=program, args=flags, env=environment, timeout=0)
+            browser = playwright.chromium.launch(executable_path=program, args=FLAGS, env=environment, timeout=0)
             problems += welcome(browser, first, options.screenshots)
             opened: set[tuple] = set()  # by a link
             for path in options.notebooks:

@@ -3,7 +3,8 @@
 python tools/environments.py colab     each notebook alone in an empty folder, with Colab's versions (tools/colab.txt)
 python tools/environments.py lowest    the unit tests with the lowest versions that pyproject.toml allows
 python tools/environments.py latest    the unit tests with the newest versions that pip finds
-PyTorch is always that of constraints.txt: on Linux, others come with several gigabytes of CUDA libraries.
+python tools/environments.py newest    every notebook with the newest versions that pip finds, PyTorch too
+But for the last, PyTorch is that of constraints.txt: on Linux, others come with several gigabytes of CUDA libraries.
 """
 
 import importlib.metadata
@@ -56,11 +57,11 @@ TORCH = next(pin for pin in pins(ROOT / "constraints.txt") if pin.startswith("to
 
 
 def environment(name: str, constraints: list[str], *requirements: str | Path) -> Path:
-    """The folder of a new virtual environment with these packages."""
+    """The folder of a new virtual environment with these packages, as far as constrained."""
     folder = BUILD / name
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     listed = folder / "constraints.txt"
-    listed.write_text("\n".join([*constraints, TORCH]), encoding="utf-8")
+    listed.write_text("\n".join(constraints), encoding="utf-8")
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", listed]
     subprocess.run([*pip, *requirements], check=True)
     return folder
@@ -76,7 +77,7 @@ def colab() -> list[str]:
     (wheel,) = BUILD.glob("vqnotes-*.whl")
     base = environment(
         "colab",
-        pins(ROOT / "tools" / "colab.txt"),
+        [*pins(ROOT / "tools" / "colab.txt"), TORCH],
         f"{wheel}[course]",
         "ipykernel",
         "nbclient",
@@ -158,12 +159,12 @@ def read(path: Path) -> nbformat.NotebookNode:
 # ---------------------------------------------------------------- lowest and newest versions
 
 
-def unit_tests(name: str, constraints: list[str], *options: str) -> list[str]:
-    """Installs the project, what tests and the website need, and runs all but the notebooks."""
+def tested(name: str, constraints: list[str], *arguments: str) -> list[str]:
+    """Installs the project, what tests and the website need, and runs pytest: what then fails, as a sentence."""
     python = environment(name, constraints, "--editable", f"{ROOT}[course,lab,test,book]") / "bin" / "python"
     subprocess.run([python, "-m", "pip", "freeze", "--exclude-editable"], check=True)
-    tests = subprocess.run([python, "-m", "pytest", "tests", *options], cwd=ROOT)
-    return [f"the unit tests fail with the {name} versions"] if tests.returncode else []
+    tests = subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT)
+    return [f"tests fail with the {name} versions"] if tests.returncode else []
 
 
 def lowest() -> list[str]:
@@ -176,8 +177,9 @@ def lowest() -> list[str]:
 if __name__ == "__main__":
     commands = {
         "colab": colab,
-        "lowest": lambda: unit_tests("lowest", lowest(), "-o", OWN_WARNINGS),
-        "latest": lambda: unit_tests("latest", []),
+        "lowest": lambda: tested("lowest", [*lowest(), TORCH], "tests", "-o", OWN_WARNINGS),
+        "latest": lambda: tested("latest", [TORCH], "tests"),
+        "newest": lambda: tested("newest", [], "notebooks"),
     }
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         raise SystemExit(__doc__)

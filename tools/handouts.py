@@ -2,9 +2,10 @@
 
 python tools/handouts.py student [FOLDER]   notebooks without their solutions, and the solutions beside them
 python tools/handouts.py slides [FOLDER]    slides for the lecture, from the cells tagged "slide"
-python tools/handouts.py grade FOLDER       what each exercise's check says of each student's answers, as a table
+python tools/handouts.py grade FOLDER [OUT] what each exercise's check says of each student's answers, as a table
 
-The first two write into build/ unless told otherwise. Grading runs the readers' code: do it where it can do no harm.
+The first two write into build/ unless told otherwise, the last into FOLDER. Grading runs the readers' code: do it
+where it can do no harm (SECURITY.md).
 """
 
 import ast
@@ -236,10 +237,11 @@ def handed_in(folder: Path) -> Iterator[tuple[str, Path]]:
             yield (parts[0] if len(parts) > 1 else path.stem), path
 
 
-def grade(folder: Path) -> pd.DataFrame:
-    """Prints and stores, as grades.csv, one row a student and exercise: the best verdict on all that they handed in.
+def grade(folder: Path, out: Path | None = None) -> pd.DataFrame:
+    """Prints and stores one row a student and exercise: the best verdict on all that they handed in.
 
-    Everybody has the same rows: all exercises of each notebook of the course that somebody handed in.
+    The table is grades.csv in the folder `out`, or in `folder` itself. Everybody has the same rows: all exercises of
+    each notebook of the course that somebody handed in.
     """
     checks = {}
     for path in NOTEBOOKS:
@@ -270,10 +272,11 @@ def grade(folder: Path) -> pd.DataFrame:
             row = {"student": name, "exercise": number, "verdict": verdict, "points": int(verdict == "correct")}
             rows.append(row | {"notebook": "" if verdict == NOT_FOUND else where})
     table = pd.DataFrame(rows)
-    with replaced(folder / "grades.csv") as beside:
+    target = (out or folder) / "grades.csv"
+    with replaced(target) as beside:
         table.map(as_text).to_csv(beside, index=False)
     say(table.groupby("student", sort=False)["points"].agg(["sum", "count"]).to_string())
-    say(f"each verdict is in {folder / 'grades.csv'}")
+    say(f"each verdict is in {target}")
     return table
 
 
@@ -281,7 +284,7 @@ if __name__ == "__main__":
     command, folders = (sys.argv[1:2] or [""])[0], [Path(one) for one in sys.argv[2:] if one]
     if command in ("student", "slides") and len(folders) <= 1:
         {"student": student, "slides": slides}[command](*folders or [ROOT / "build" / command])
-    elif command == "grade" and len(folders) == 1:
+    elif command == "grade" and len(folders) in (1, 2):
         grade(*folders)
     else:
         raise SystemExit(__doc__)

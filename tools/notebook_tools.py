@@ -1,7 +1,6 @@
 """What is done to notebooks by script, and what the tests know about them.
 
 python tools/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
-python tools/notebook_tools.py stamp OWNER/NAME     writes the public address into badges, set-up cells and texts
 """
 
 import base64
@@ -19,7 +18,6 @@ from vqnotes._files import replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ADDRESSED = ("README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml")  # they name the public address
 PICTURES = {"image/png", "image/jpeg"}
 SHOWN = {  # figures that stand in docs/ too: notebook, file, and how the alternative text starts
     "00_start_here": {"collapse.jpg": "Top: the temple photograph"},
@@ -189,26 +187,11 @@ def run(path: Path) -> None:
     print(f"{path.name}: {seconds:.0f} s")
 
 
-def stamp(repo: str, root: Path = ROOT) -> None:
-    """Writes the public address of the repository into the notebooks and the texts beside them under `root`.
-
-    pyproject.toml comes last: it says what the old address is, if this is interrupted and run again.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise SystemExit(f"REPO must be owner/name, got {repo!r}")
-    old = re.compile(rf"(github(?:\.com)?/){re.escape(repository())}(?![\w.-]*\w)")
-    for path in [*sorted((root / "notebooks").glob("*.ipynb")), *(root / name for name in ADDRESSED)]:
-        with replaced(path) as beside:
-            beside.write_text(old.sub(rf"\g<1>{repo}", path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
     command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if command == "run" and arguments:
         for argument in arguments:
             run(Path(argument))
         stamp_readme()
-    elif command == "stamp" and len(arguments) == 1:
-        stamp(arguments[0])
     else:
         raise SystemExit(__doc__)

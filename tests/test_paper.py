@@ -1,0 +1,86 @@
+"""The paper, in the form that JOSE asks for, and what else says how to cite and to use the course."""
+
+import json
+import re
+
+import yaml
+from notebook_tools import ROOT, project
+
+PAPER = (ROOT / "paper" / "paper.md").read_text(encoding="utf-8")
+_, HEAD, TEXT = PAPER.split("---\n", 2)
+WANTED = [
+    "Summary",
+    "Statement of need",
+    "Learning objectives",
+    "Content and design",
+    "Instructional use",
+    "Story of the project",
+    "Acknowledgements",
+    "References",
+]
+
+
+def bibliography():
+    """The fields of each entry of the list of papers, by its key."""
+    head = yaml.safe_load(HEAD)
+    entries = re.split(r"^@\w+", (ROOT / "paper" / head["bibliography"]).read_text(encoding="utf-8"), flags=re.M)[1:]
+    return {entry[1:].split(",")[0]: dict(re.findall(r"^ *(\w+) *= \{(.*)\}", entry, re.M)) for entry in entries}
+
+
+def test_the_paper_has_the_parts_that_the_journal_asks_for():
+    head = yaml.safe_load(HEAD)
+    assert {"title", "tags", "authors", "affiliations", "date", "bibliography"} <= head.keys()
+    assert {author["affiliation"] for author in head["authors"]} <= {one["index"] for one in head["affiliations"]}
+    assert re.findall(r"^# (.*)$", TEXT, re.M) == WANTED
+    assert 700 < len(TEXT.split()) < 1400
+
+
+def test_every_reference_of_the_paper_is_listed_and_can_be_found():
+    entries = bibliography()
+    cited = set(re.findall(r"@([a-z]+\d{4}[a-z]*)", TEXT))
+    assert len(cited) >= 5 and cited <= entries.keys(), cited - entries.keys()
+    assert all({"doi", "url"} & entries[key].keys() for key in cited)
+
+
+def test_what_has_an_arxiv_id_has_the_doi_that_belongs_to_it():
+    for key, fields in bibliography().items():
+        if "eprint" in fields:
+            assert (
+                fields["doi"].startswith("10.")
+                and "arXiv" not in fields["doi"]
+                or (fields["doi"] == f"10.48550/arXiv.{fields['eprint']}")
+            ), key
+
+
+def test_the_archive_knows_what_the_citation_says():
+    archive = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert archive["title"] == citation["title"] and archive["license"] == citation["license"] == project("license")
+    assert archive["keywords"] == citation["keywords"]
+    assert [one["name"] for one in archive["creators"]] == [one["name"] for one in citation["authors"]]
+    related = {one["identifier"] for one in archive["related_identifiers"]}
+    assert related == {project("Repository"), "arXiv:" + citation["references"][0]["doi"].split("arXiv.")[1]}
+
+
+def test_the_licences_are_there_whole_and_said_where_readers_look():
+    text = (ROOT / "LICENSE-CC-BY-4.0.txt").read_text(encoding="utf-8")
+    assert text.startswith("Attribution 4.0 International\n") and "Section 8 -- Interpretation." in text
+    assert text.rstrip().endswith("Creative Commons may be contacted at creativecommons.org.")
+    for name in ("README.md", "docs/index.md", "CONTRIBUTING.md"):
+        said = (ROOT / name).read_text(encoding="utf-8")
+        assert "CC BY 4.0" in said and "MIT" in said, name
+
+
+def test_each_question_has_three_sentences_and_says_where_it_was_asked_and_is_shown():
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    parts = re.split(r"^## ", page, flags=re.M)[1:]
+    assert len(parts) >= 12
+    for part in parts:
+        heading, answer, asked = (one.strip() for one in re.split(r"\n\n", part)[:3])
+        sentences = re.split(r"(?<=[.?!])\s+(?=[A-Z`])", re.sub(r"\s+", " ", answer))
+        assert len(sentences) == 3, (heading, sentences)
+        assert heading.endswith("?") or heading.endswith(".")
+        assert re.search(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+", asked), heading
+        assert re.search(r"Shown in\s+\[\d\d[,\w]", asked) and re.search(r"\.\./notebooks/\w+\.ipynb#", asked), (
+            heading
+        )
