@@ -134,10 +134,8 @@ def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
     names: of the quantisers, as far as they are known. Without any, what may be a codebook is put back.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, one) for module in model.modules() for name, one in module._buffers.items() if one is not None
-    ]
-    kept = [one for *_, one in buffers]
+    buffers = [(module, name, one) for module in model.modules() for name, one in module._buffers.items()]
+    kept = [one for *_, one in buffers if one is not None]
     kept += [one for name in names for one in model.get_submodule(name).parameters()]
     kept += [] if names else _perhaps_codes(model)
     before = [copy.deepcopy(one.detach()) for one in kept]
