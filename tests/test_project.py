@@ -209,6 +209,7 @@ ORDER = (
     "diagnosis.ids diagnosis.estimates diagnosis.tokens "
     "diagnosis.listening.calls diagnosis.listening.ours diagnosis.listening.tracing diagnosis.listening.yours "
     "diagnosis.listening.vector_quantize_pytorch diagnosis.listening.vector_quantize_pytorch_grids "
+    "diagnosis.listening.gumbel "
     "diagnosis.listening.compared diagnosis.listening.found "
     "diagnosis.listening diagnosis.listening.use diagnosis.listening.units diagnosis.listening.trials "
     "diagnosis.listening.records "
@@ -216,7 +217,7 @@ ORDER = (
     "diagnosis.defect_checks diagnosis.conformance diagnosis.arrays diagnosis __main__ "
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
     "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "
-    "studies.recreated studies.reports "
+    "studies.recreated studies.reports studies.peers "
     "studies.codebook_size studies.large_codebooks studies.generation studies "
     "course.margins course.claims course.explorers course.exercises course"
 ).split()

@@ -55,7 +55,8 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
         name = call.name or type(model).__name__
         name += f"[call {numbers[call.name].index(number)}]" if len(numbers[call.name]) > 1 else ""
         several = len(call.latents) > 1 and not call.shared
-        return [Level(f"{name}[head {head}]" if several else name, number, head, scales.get(number)) for head in heads]
+        named = [(f"{name}[head {head}]" if several else name, head) for head in heads]
+        return [Level(one, number, head, scales.get(number)) for one, head in named]
 
     stacks, scales = _stacks(calls)
     found: list[Unit] = []

@@ -87,9 +87,10 @@ class VectorQuantizeEar(Ear):
         for own, chosen_of, index_of in zip(codes, chosen, index):
             near = torch.isclose(own[index_of].to(chosen.dtype), chosen_of, rtol=1e-3, atol=1e-3 * _largest(own))
             if not near.all():
+                share = (~near.all(-1)).double().mean()
                 raise ValueError(
                     f"quantiser {self.name!r}: looked for rows of its codebook {tuple(own.shape)}, found other codes "
-                    f"for {(~near.all(-1)).double().mean():.0%} of the latents: it computes them anew for each latent "
+                    f"for {share:.0%} of the latents: it computes them anew for each latent "
                     f"(an implicit neural codebook), so that there is no table to judge. {FIRST_LEVEL}"
                 )
         if module.heads > len(codes):  # all heads in one codebook: (1, batch * heads, places, D)

@@ -1,4 +1,4 @@
-"""How the fixed grids of vector-quantize-pytorch are heard: FSQ, LFQ, LatentQuantize, BinaryMapper, and stacks of them.
+"""How the fixed grids of vector-quantize-pytorch are heard: FSQ, LFQ, LatentQuantize, BinaryMapper, and their stacks.
 
 A grid stands between two projections. What leaves the first is rounded; what enters the second are the codes.
 """
@@ -101,7 +101,7 @@ class GridEar(Ear):
         return z @ self.module.orthogonal_rot if getattr(self.module, "orthogonal_rotation", False) else z
 
     def index_of(self, returned: Any, chosen: Tensor, codes: Tensor) -> Tensor:
-        """The indices that it returned if they are those of the codes (parts, batch, n, D) that came out, else those."""
+        """The indices it returned if they are those of the codes (parts, batch, n, D) that came out, else those."""
         if isinstance(returned, Tensor):
             index = returned.reshape(*chosen.shape[1:-1], len(chosen)).movedim(-1, 0).long()
             if index.min() >= 0 and index.max() < len(codes) and torch.allclose(codes[index], chosen, atol=1e-3):

@@ -15,9 +15,8 @@ __all__ = ["KNOWN", "TEN_LINES", "described", "ear_of", "ten_lines"]
 KNOWN = "modules with the methods prepare() and codes()"
 
 
-
 def ten_lines(latents: str, codes: str, index: str = "", names: str = "of the module in the model") -> str:
-    """Those that describe a quantiser: what its functions return, and a comment on each; names: whose name "vq" is."""
+    """Those that describe a quantiser: what its functions return; names: whose name "vq" is."""
     third = f"\n\n    def index_of(module, returned):\n        return {index}" if index else ""
     return f"""Ten lines of your own say how any quantiser works:
 
