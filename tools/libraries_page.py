@@ -47,7 +47,7 @@ def trained(case: Case, x: Tensor) -> nn.Module:
     """The model, after some steps of its encoder with a linear decoder in place of all behind it."""
     torch.manual_seed(0)
     model = case.build().eval()  # without dropout
-    linear = nn.ConvTranspose1d(DIM, 1, HOP, HOP) if x.ndim == 3 else nn.ConvTranspose2d(DIM, 3, SIDE, SIDE)
+    linear = nn.ConvTranspose1d(case.dim, 1, HOP, HOP) if x.ndim == 3 else nn.ConvTranspose2d(DIM, 3, SIDE, SIDE)
     optimizer = torch.optim.Adam([*model.parameters(), *linear.parameters()], 1e-2)
     for _ in range(STEPS):
         some = x[torch.randperm(len(x))[:32]]
@@ -71,7 +71,7 @@ def place(case: Case, model: nn.Module, x: Tensor) -> None:
             compared = F.normalize(rest, dim=-1) if case.by_direction else rest
             index = nearest_code(compared, kmeans(compared, SIZE)[0])
             uses = torch.bincount(index, minlength=SIZE).clamp_min(1)[:, None]
-            table.copy_(torch.zeros(SIZE, DIM).index_add_(0, index, rest) / uses)
+            table.copy_(torch.zeros(SIZE, case.dim).index_add_(0, index, rest) / uses)
             codes = F.normalize(table, dim=-1) if case.by_direction else table
             rest = rest - table[nearest_code(compared, codes)]
     case.put(model, stacks)
@@ -85,7 +85,7 @@ def crowd(table: Tensor) -> None:
 
 def banish(table: Tensor) -> None:
     """Leaves two codes where they are, and puts all others far away."""
-    table[2:] = 0.1 * table[2:] + 100 * table.std() * F.one_hot(torch.tensor(0), DIM)
+    table[2:] = 0.1 * table[2:] + 100 * table.std() * F.one_hot(torch.tensor(0), table.shape[1])
 
 
 ILL = {"crowded": crowd, "banished": banish}

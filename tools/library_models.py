@@ -66,6 +66,7 @@ class Case:
     shown: str = "a tensor"  # what a batch is, in words
     options: dict = field(default_factory=dict)
     by_direction: bool = False
+    dim: int = DIM  # of the latents
     put: Callable[[Any, list[list[Tensor]]], None] = lambda model, tables: None
 
 
@@ -238,10 +239,11 @@ def standing_in(modules: dict[str, str | None], package: str = "") -> Iterator[N
 def wav2vec() -> nn.Module:
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
-    heard = {"conv_dim": (16, DIM), "conv_stride": (4, 2), "conv_kernel": (4, 2), "feat_extract_norm": "layer"}
+    heard = {"conv_dim": (2 * DIM,), "conv_stride": (HOP,), "conv_kernel": (HOP,), "feat_extract_norm": "layer"}
+    heard |= {"num_feat_extract_layers": 1, "conv_bias": True}
     layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     around = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "proj_codevector_dim": DIM}
-    codes = {"num_codevectors_per_group": SIZE, "num_codevector_groups": 2, "codevector_dim": 2 * DIM}
+    codes = {"num_codevectors_per_group": SIZE, "num_codevector_groups": 2, "codevector_dim": DIM}
     return Wav2Vec2ForPreTraining(Wav2Vec2Config(**heard, **layers, **around, **codes))
 
 
@@ -256,10 +258,11 @@ def wav2vec_rows(model: Any) -> list[list[Tensor]]:
 
 
 def wav2vec_put(model: Any, tables: list[list[Tensor]]) -> None:
-    """With these offsets the largest number is that of the nearest row."""
-    rows = torch.cat([table for (table,) in tables])
-    model.quantizer.weight_proj.weight.copy_(rows)
-    model.quantizer.weight_proj.bias.copy_(-rows.square().sum(1) / 2)
+    """Offsets are set once, when rows are placed, so that the largest number is that of the nearest row."""
+    rows, scores = torch.cat([table for (table,) in tables]), model.quantizer.weight_proj
+    scores.weight.copy_(rows)
+    if not scores.bias.any():
+        scores.bias.copy_(-rows.square().sum(1) / 2)
 
 
 def by_name(model: Any, batch: Any) -> Any:
@@ -362,6 +365,7 @@ CASES = [
         lambda x: [features("Wav2Vec2FeatureExtractor", x, padding_value=0.0, do_normalize=False)],
         "`input_values`",
         {"call": by_values},
+        dim=2 * DIM,
         put=wav2vec_put,
     ),
     Case(

@@ -299,7 +299,7 @@ FSP = {
     )
 }
 NOT_ENCODER = "cannot tell", "token collapse", "token collapse"
-LATER_LEVELS = "cannot tell and healthy", "cannot tell and token collapse", "cannot tell and token collapse"
+LATER_LEVELS = "cannot tell and healthy", "token collapse", "token collapse"
 DRAWN = "cannot tell", "cannot tell", "embedding collapse"
 SIGNS = {"signs": True, "hidden": 3}
 FIRST, IMAGE = {"layout": "first"}, {"layout": "image"}
@@ -370,7 +370,7 @@ PEERS = [
     grid("ResidualLFQ", num_quantizers=2, **LFQ_DIM | {"codebook_size": 8, "dim": 3}),
     grid("GroupedResidualLFQ", num_quantizers=2, groups=2, **LFQ_DIM | {"codebook_size": 4, "dim": 8}),
     grid("LatentQuantize", levels=[3, 3, 3], dim=3, quantization_loss_weight=3.0, more=FIRST),
-    grid("LatentQuantize", levels=[3, 3, 3], dim=8, quantization_loss_weight=3.0, more=FIRST),
+    grid("LatentQuantize", levels=[3, 3, 3], dim=8, more=FIRST),
     grid("LatentQuantize", "of images", levels=[3, 3, 3], dim=3, quantization_loss_weight=3.0, more=IMAGE),
     grid("FSP", levels=[3, 3, 3], dim=3, more={"describe": FSP, "refused": "no quantiser found"}),
     grid("BinaryMapper", bits=4, deterministic_on_eval=True, more=SIGNS),
