@@ -1,9 +1,11 @@
-"""Writes the tables of docs/libraries.md, and vqnotes/studies/libraries.csv: python tools/libraries_page.py
+"""Writes the tables of docs/libraries.md, and vqnotes/studies/libraries.csv: python tools/libraries_page.py [NAME ...]
 
 What `diagnose_model` says of small models of other libraries (library_models.py, vector_quantize_models.py), healthy
-and ill ones. `make libraries-test` installs the libraries; rows of those that are not installed stay as they are.
+and ill ones. `make libraries-test` installs the libraries; rows of those that are not installed stay as they are, and with
+names of libraries or classes, those of all others.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -193,11 +195,10 @@ def _peer_cells(rows: list[dict]) -> list[str]:
 
 
 def main() -> None:
-    found = stored()
-    for case in [*CASES, *PEERS]:
-        if installed(key_of(case)[0]):
-            found[key_of(case)] = rows_of(case)
-    found = {key_of(case): found[key_of(case)] for case in [*CASES, *PEERS]}
+    wanted = [case for case in [*CASES, *PEERS] if not sys.argv[1:] or {*key_of(case)} & {*sys.argv[1:]}]
+    made = {key_of(case): rows_of(case) for case in wanted if installed(key_of(case)[0])}
+    found = stored() | made
+    found = {key: found[key] for key in map(key_of, [*CASES, *PEERS]) if key in found}
     with replaced(LIBRARIES) as beside:
         table = pd.DataFrame([row for rows in found.values() for row in rows], columns=COLUMNS)
         table.to_csv(beside, index=False, lineterminator="\n")
