@@ -1,8 +1,8 @@
-"""Writes the tables of docs/libraries.md, and vqnotes/studies/libraries.csv: python tools/libraries_page.py [NAME ...]
+"""Writes the tables of docs/libraries.md and vqnotes/studies/libraries.csv: python tools/libraries_page.py [NAME ...]
 
 What `diagnose_model` says of small models of other libraries (library_models.py, vector_quantize_models.py), healthy
-and ill ones. `make libraries-test` installs the libraries; rows of those that are not installed stay as they are, and with
-names of libraries or classes, those of all others.
+and ill ones. `make libraries-test` installs the libraries. Rows of those that are not installed stay as they are; and
+with names of libraries or classes, those of all others.
 """
 
 import sys

@@ -258,11 +258,11 @@ def wav2vec_rows(model: Any) -> list[list[Tensor]]:
 
 
 def wav2vec_put(model: Any, tables: list[list[Tensor]]) -> None:
-    """Offsets are set once, when rows are placed, so that the largest number is that of the nearest row."""
+    """Offsets by which the largest number is that of the nearest row; they stay unless rows are put out of reach."""
     rows, scores = torch.cat([table for (table,) in tables]), model.quantizer.weight_proj
     scores.weight.copy_(rows)
-    if not scores.bias.any():
-        scores.bias.copy_(-rows.square().sum(1) / 2)
+    offsets, own = -rows.square().sum(1) / 2, scores.bias
+    scores.bias.copy_(torch.where(offsets < 10 * own.min(), offsets, own) if own.any() else offsets)
 
 
 def by_name(model: Any, batch: Any) -> Any:
