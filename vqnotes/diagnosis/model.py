@@ -46,8 +46,8 @@ def diagnose_model(
     Knows this module's quantisers and, from vector-quantize-pytorch, `VectorQuantize`, `SimVQ` and what is made of
     them: `ResidualVQ`, `GroupedResidualVQ`, `HierarchicalVQ`; its grids `FSQ`, `LFQ`, `LatentQuantize`,
     `BinaryMapper`, and stacks of them; and the Gumbel quantiser of wav2vec 2.0 in transformers. Latents and codes are
-    taken as the quantiser compares them, after its projection or normalisation, and the indices are its own. What `mask=` or `lens=` exclude does
-    not count.
+    taken as the quantiser compares them, after its projection or normalisation, and the indices are its own. What
+    `mask=` or `lens=` exclude does not count.
 
     Where none of them is found, the model is watched during a pass. A table (K, D) of its own (a parameter, a buffer,
     or made of them alone) is a codebook if its rows come out by indices that the inputs decide. The latents are what
