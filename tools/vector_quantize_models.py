@@ -82,7 +82,8 @@ class Peer:
     @property
     def said(self) -> str:
         """Its options, as they are written."""
-        return self.shown or ", ".join(f"{name}={one!r}" for name, one in self.options.items() if name not in USUAL)
+        told = {name: one for name, one in self.options.items() if self.faults is GRID or name not in USUAL}
+        return self.shown or ", ".join(f"{name}={one!r}" for name, one in told.items())
 
     def rows(self) -> Tensor:
         """The pieces of the inputs, a row each."""

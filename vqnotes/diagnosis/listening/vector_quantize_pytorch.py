@@ -13,11 +13,11 @@ __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
 
 KNOWN = "VectorQuantize, SimVQ, ResidualVQ, GroupedResidualVQ, HierarchicalVQ of vector-quantize-pytorch"
 
-FIRST_LEVEL = ten_lines(
+FIRST_LEVEL = "The first level of a stack can be judged alone. " + ten_lines(
     latents="module.project_in(entered)  # what reaches the first level: (batch, places, D)",
     codes="module.layers[0].codebook  # its codes, a table: (K, D)",
     index="returned[1][..., 0]  # its indices",
-    names="of the ResidualVQ in the model; so its first level is judged, and no other",
+    names="of the ResidualVQ in the model",
 )
 
 
