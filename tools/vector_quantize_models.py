@@ -375,7 +375,7 @@ PEERS = [
     grid("LatentQuantize", "of images", levels=[3, 3, 3], dim=3, quantization_loss_weight=3.0, more=IMAGE),
     grid("FSP", levels=[3, 3, 3], dim=3, more={"describe": FSP, "refused": "no quantiser found"}),
     grid("BinaryMapper", bits=4, deterministic_on_eval=True, more=SIGNS),
-    grid("BinaryMapper", "bits=4), deterministic=True", bits=4, more=SIGNS | {"named": {"deterministic": True}}),
+    grid("BinaryMapper", "bits=4, called with deterministic=True", bits=4, more=SIGNS | {"named": {"deterministic": True}}),
     grid("BinaryMapper", bits=4, more=SIGNS, right=DRAWN),
 ]
 
