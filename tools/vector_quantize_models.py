@@ -301,6 +301,7 @@ FSP = {
 }
 NOT_ENCODER = "cannot tell", "token collapse", "token collapse"
 LATER_LEVELS = "cannot tell and healthy", "token collapse", "token collapse"
+OUTGROWN = "token collapse", "token collapse", "embedding collapse"  # nothing holds what is rounded near the grid
 DRAWN = "cannot tell", "cannot tell", "embedding collapse"
 SIGNS = {"signs": True, "hidden": 3}
 FIRST, IMAGE = {"layout": "first"}, {"layout": "image"}
@@ -371,11 +372,16 @@ PEERS = [
     grid("ResidualLFQ", num_quantizers=2, **LFQ_DIM | {"codebook_size": 8, "dim": 3}),
     grid("GroupedResidualLFQ", num_quantizers=2, groups=2, **LFQ_DIM | {"codebook_size": 4, "dim": 8}),
     grid("LatentQuantize", levels=[3, 3, 3], dim=3, quantization_loss_weight=3.0, more=FIRST),
-    grid("LatentQuantize", levels=[3, 3, 3], dim=8, more=FIRST),
+    grid("LatentQuantize", levels=[3, 3, 3], dim=8, more=FIRST, right=OUTGROWN),
     grid("LatentQuantize", "of images", levels=[3, 3, 3], dim=3, quantization_loss_weight=3.0, more=IMAGE),
     grid("FSP", levels=[3, 3, 3], dim=3, more={"describe": FSP, "refused": "no quantiser found"}),
     grid("BinaryMapper", bits=4, deterministic_on_eval=True, more=SIGNS),
-    grid("BinaryMapper", "bits=4, called with deterministic=True", bits=4, more=SIGNS | {"named": {"deterministic": True}}),
+    grid(
+        "BinaryMapper",
+        "bits=4, called with deterministic=True",
+        bits=4,
+        more=SIGNS | {"named": {"deterministic": True}},
+    ),
     grid("BinaryMapper", bits=4, more=SIGNS, right=DRAWN),
 ]
 
