@@ -129,10 +129,14 @@ class Sample:
         Raises ValueError for tensors of other axes than those before.
         """
         count, every = len(self.keys), np.concatenate([self.keys, keys])
-        stay = np.sort(np.argsort(every, kind="stable")[: self.most])
-        rows = stay[stay >= count] - count
-        free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, len(stay))])
-        self.keys = np.concatenate([self.keys, np.empty(max(0, len(stay) - count))])
+        if count == self.most and not (keys < self.keys.max()).any():
+            return
+        stays = np.ones(len(every), dtype=bool)
+        if len(every) > self.most:
+            stays[np.argpartition(every, self.most)[self.most :]] = False
+        rows = np.flatnonzero(stays[count:])
+        free = np.concatenate([np.flatnonzero(~stays[:count]), np.arange(count, stays.sum())])
+        self.keys = np.concatenate([self.keys, np.empty(stays.sum() - count)])
         self.keys[free] = keys[rows]
         new_rows, places = torch.from_numpy(rows), torch.from_numpy(free)
         for name, tensor in tensors.items():
