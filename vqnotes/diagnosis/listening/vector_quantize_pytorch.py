@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Ear, first_argument, is_started
+from vqnotes.diagnosis.listening.calls import TEN_LINES, Ear, first_argument, is_started
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
@@ -70,14 +70,14 @@ class VectorQuantizeEar(Ear):
         (latents, mask, chosen, index), self.inside = self.inside, None
         codes, entered = module._codebook.embed, first_argument(arguments, named)
         if index.shape != latents.shape[:-1]:
-            raise ValueError(f"quantiser {self.name!r} keeps several codes a latent (a beam): not supported")
+            raise ValueError(f"quantiser {self.name!r} keeps several codes a latent (a beam): not heard. {TEN_LINES}")
         if latents.ndim == 3:  # without heads
             latents, chosen, index = latents[None], chosen[None], index[None]
         for own, chosen_of, index_of in zip(codes, chosen, index):
             in_use = own[index_of].to(chosen.dtype)
             if not torch.allclose(in_use, chosen_of, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
                 raise ValueError(
-                    f"quantiser {self.name!r} computes the codes it uses from its codebook: not supported"
+                    f"quantiser {self.name!r} computes the codes it uses from its codebook: not heard. {TEN_LINES}"
                 )
         if module.heads > len(codes):  # all heads in one codebook: (1, batch * heads, places, D)
             latents, index = (one[0].unflatten(0, (-1, module.heads)).movedim(1, 0) for one in (latents, index))

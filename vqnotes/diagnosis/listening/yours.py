@@ -6,27 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Ear, axis_of, first_argument
+from vqnotes.diagnosis.listening.calls import TEN_LINES, Ear, axis_of, first_argument
 from vqnotes.diagnosis.listening.tracing import tensors_in
 from vqnotes.nearest import nearest_code
 
 __all__ = ["KNOWN", "TEN_LINES", "described", "ear_of"]
 
 KNOWN = "modules with the methods prepare() and codes()"
-
-TEN_LINES = """Ten lines of your own say how any quantiser works:
-
-    from vqnotes import diagnose_model
-
-    def latents_of(module, entered):  # entered: the first argument that the module is called with
-        return entered.movedim(1, -1)  # what is compared with the codes: (..., D)
-
-    def codes_of(module):
-        return module.embedding.weight  # the codes in use: (K, D)
-
-    quantizers = {"vq": (latents_of, codes_of)}  # "vq" is the name of the module in the model
-    print(diagnose_model(model, data, quantizers=quantizers))
-"""
 
 INDEX_OF = "a third function, index_of(module, returned), says which index each latent got"
 
