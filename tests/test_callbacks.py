@@ -7,7 +7,9 @@ with the same one without a callback.
 import copy
 import csv
 import functools
+import json
 import pickle
+import struct
 import warnings
 from pathlib import Path
 
@@ -72,6 +74,35 @@ def in_tensorboard(folder):
 
     events = EventAccumulator(str(folder)).Reload()
     return {(one.step, tag): one.value for tag in events.Tags()["scalars"] for one in events.Scalars(tag)}
+
+
+def in_wandb(folder):
+    """All scalars of a run that Weights & Biases kept on disk: {(step, name): value}. Records stand in blocks."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = {one.resolve() for one in folder.rglob("run-*.wandb")}
+    kept, at, record, found = file.read_bytes(), 7, b"", {}
+    while at + 7 <= len(kept):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", kept, at + 4)
+        record, at = record + kept[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # the whole of it, or its last part
+            items = Record.FromString(record).history.item
+            row = {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in items}
+            step = row.get("train/global_step", row.get("trainer/global_step", row.get("_step")))
+            found |= {(step, name.removeprefix("train/")): value for name, value in row.items() if "vqnotes" in name}
+            record = b""
+    return found
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """Without a network: runs are kept in a folder."""
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    return pytest.importorskip("wandb")
 
 
 def assert_logged(found, watch, name):
@@ -353,26 +384,46 @@ def test_transformers_callbacks_are_its_own_and_can_be_copied():
         assert type(other).__mro__[1:] == type(made).__mro__[1:] and other.watch.every == 3
 
 
+# ---------------------------------------------------------------- any loop
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("sick", [True, False])
+def test_a_loop_logs_to_weights_and_biases(tmp_path, wandb, sick):
+    model, run = autoencoder(sick), wandb.init(project="vqnotes", mode="offline", dir=tmp_path)
+    watch = CollapseWatch(PROBE, every=EVERY, log=run.log)
+    said = quietly(lambda: fit(model, MODES, seed=0, steps=STEPS, callback=watch, progress=False))
+    run.finish()
+    assert bool(said) == sick
+    assert_logged(in_wandb(tmp_path), watch, "quantizer")
+
+
 # ---------------------------------------------------------------- whatever is installed
 
 
 @pytest.mark.parametrize(
-    "use, package", [("lightning_callback", "lightning"), ("transformers_callback", "transformers")]
+    "use, package",
+    [
+        ("lightning_callback(CollapseWatch(torch.ones(9, 2)))", "lightning"),
+        ("transformers_callback(CollapseWatch(torch.ones(9, 2)))", "transformers"),
+        ("usage_metric(8)", "torchmetrics"),
+    ],
 )
 def test_a_library_that_is_not_installed_is_named(use, package):
     code = (
-        "import sys; sys.modules |= dict.fromkeys(['lightning', 'pytorch_lightning', 'transformers'])\n"
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['lightning', 'pytorch_lightning', 'transformers', 'torchmetrics'])\n"
         "import torch; from vqnotes.diagnosis import CollapseWatch, callbacks\n"
-        f"try:\n    callbacks.{use}(CollapseWatch(torch.ones(9, 2)))\nexcept ImportError as error: print(error)"
+        f"try:\n    callbacks.{use}\nexcept ImportError as error: print(error)"
     )
-    needs = f"{use} needs {package}, which is not installed: pip install {package}"
+    needs = f"{use.partition('(')[0]} needs {package}, which is not installed: pip install {package}"
     assert run_python(code).stdout.strip() == needs
 
 
 def test_no_library_is_imported_before_its_callback_is_made():
     code = (
         "import sys; from vqnotes.diagnosis import callbacks\n"
-        "print({'lightning', 'pytorch_lightning', 'transformers'} & sys.modules.keys())"
+        "print({'lightning', 'pytorch_lightning', 'transformers', 'torchmetrics', 'wandb'} & sys.modules.keys())"
     )
     assert run_python(code).stdout.strip() == "set()"
 

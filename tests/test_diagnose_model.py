@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vqnotes import data, models
 from vqnotes.diagnosis import diagnose, diagnose_model
 from vqnotes.diagnosis.listening import Listener
-from vqnotes.diagnosis.listening.yours import TEN_LINES
+from vqnotes.diagnosis.listening.calls import TEN_LINES
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import CosineCodes, ResidualVQ
 from vqnotes.training import fit
@@ -236,8 +236,9 @@ def test_models_without_a_quantiser_or_that_never_use_it():
     with pytest.raises(ValueError, match="not a single batch"):
         diagnose_model(VectorQuantizer(4, 4), [])
     computed = Own(theirs.VectorQuantize(dim=8, codebook_size=32, affine_param=True), 8)
-    with pytest.raises(ValueError, match="computes the codes"):
+    with pytest.raises(ValueError, match="computes the codes") as refused:
         diagnose_model(computed, normal(100, 64))
+    assert TEN_LINES in str(refused.value)
     broken = VectorQuantizer(4, 4)
     broken.codebook.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN"):

@@ -307,7 +307,7 @@ def test_scales_of_one_codebook_and_scales_with_one_each():
     started = Scales(shared=True)
     started(x)  # in training, where the library places its codes
     found = diagnose_model(started, x)
-    assert list(found) == ["vq.vq"]
+    assert list(found) == ["vq.vq", *(f"vq.vq[call {i}]" for i in range(3))]
     assert found["vq.vq"].evidence["codes in use"].compared_with.endswith("with 4,200 latents")
     assert any("of several calls in a pass" in note for note in found["vq.vq"].notes)
     started = Scales(shared=False)

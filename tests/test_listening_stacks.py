@@ -9,7 +9,7 @@ from torch import nn
 
 from vqnotes.diagnosis import diagnose_model
 from vqnotes.diagnosis.listening import Listener
-from vqnotes.diagnosis.listening.yours import TEN_LINES
+from vqnotes.diagnosis.listening.calls import TEN_LINES
 
 LEVELS = 3
 
@@ -293,7 +293,8 @@ def test_scales_of_one_table_are_judged_together():
             assert [len(call.latents.flatten(0, -2)) for call in listener.calls] == [300, 1200, 4800]
             latents = torch.cat([call.latents.reshape(-1, DIM) for call in listener.calls])
             model.embedding.weight.data.copy_(place(latents))
-        (found,) = diagnose_model(model, x).values()
+        found, *each = diagnose_model(model, x).values()
+        assert len(each) == 3
         assert any("of several calls in a pass" in note for note in found.notes)
         assert found.evidence["codes in use"].compared_with.endswith(f"with {300 * 21:,} latents")
         assert ("token" in found.verdict) == (verdict != "healthy")

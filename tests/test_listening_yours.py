@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vqnotes.diagnosis import CollapseWatch, diagnose_model
 from vqnotes.diagnosis.listening import Listener
-from vqnotes.diagnosis.listening.yours import TEN_LINES
+from vqnotes.diagnosis.listening.calls import TEN_LINES
 from vqnotes.diagnosis.watch import CollapseWarning
 
 

@@ -212,7 +212,7 @@ ORDER = (
     "metrics _downloads data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.residual remedies.scalar "
     "remedies "
-    "diagnosis.inputs diagnosis.observed diagnosis.stages diagnosis.stability diagnosis.collisions "
+    "diagnosis.inputs diagnosis.observed diagnosis.on_disk diagnosis.stages diagnosis.stability diagnosis.collisions "
     "diagnosis.resampling diagnosis.readers diagnosis.references diagnosis.beside_inputs "
     "diagnosis.measures diagnosis.rules diagnosis.conditions "
     "diagnosis.advice diagnosis.showing diagnosis.drawing diagnosis.tree diagnosis.pages diagnosis.keeping "

@@ -1,6 +1,7 @@
 """Checks of what a function is given: each raises ValueError with what is wrong, or returns it, arrays as tensors."""
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,13 +28,22 @@ def as_tensor(given: Array, name: str = "input") -> Tensor:
 def dense_tensor(given: Any, name: str) -> Tensor:
     """A dense tensor without its gradient, from a tensor or an array of numbers; ValueError for anything else."""
     try:
-        tensor = torch.as_tensor(given).detach()
+        tensor = (_shared(given) if isinstance(given, np.ndarray) else torch.as_tensor(given)).detach()
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{name} must be a tensor or an array of numbers, got {type(given).__name__}") from error
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
         raise ValueError(f"{name} must be a dense tensor with its values (see to_dense), got one that is {kind}")
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _shared(array: np.ndarray) -> Tensor:
+    """A tensor of the same numbers; that they must not be written to is no news here, where nobody does."""
+    if array.flags.writeable:
+        return torch.as_tensor(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(array)
 
 
 def real_numbers(given: Any, name: str) -> Tensor:

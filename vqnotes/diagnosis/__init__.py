@@ -1,14 +1,14 @@
 """The practitioner's door: which collapse is it, by which evidence, and what to try.
 
 In the order of the work: `observed` takes in what people bring (`inputs` finds out which piece of them belongs to
-which latent), `measures` puts numbers beside references, `rules` makes a verdict of them, `advice` knows what to try
-against it, `report` says all of it with the evidence, `drawing` and `tree` show it. `conditions` holds figures beside
-thresholds, `showing` lays them out. `keeping` saves and loads a diagnosis, `pages` makes a page of it, `comparing`
-sets two side by side. `tokens` does all of that for ids alone, by `ids` and `estimates`. `model`
-listens to a whole model (`listening` has a file for each library), and `watch` does so during training, in the loops
-of other libraries too (`callbacks`). `stability`
-and `perturbation` move latents and inputs and see which indices stay, `collisions` counts equal tuples of indices.
-`conformance` tries a quantiser that somebody wrote (by its `adapter`) for the bugs of notebook 08 (`defect_checks`).
+which latent, `on_disk` reads files in parts), `measures` puts numbers beside references, `rules` makes a verdict of
+them, `advice` knows what to try against it, `report` says all of it with the evidence, `drawing` and `tree` show it.
+`conditions` holds figures beside thresholds, `showing` lays them out. `keeping` saves and loads a diagnosis, `pages`
+makes a page of it, `comparing` sets two side by side. `tokens` does all of that for ids alone, by `ids` and
+`estimates`. `model` listens to a whole model (`listening` has a file for each library), and `watch` does so during
+training, in the loops of other libraries too (`callbacks`). `stability` and `perturbation` move latents and inputs
+and see which indices stay, `collisions` counts equal tuples of indices. `conformance` tries a quantiser that
+somebody wrote (by its `adapter`) for the bugs of notebook 08 (`defect_checks`).
 A file imports only from those before it.
 """
 
@@ -24,6 +24,7 @@ from vqnotes.diagnosis.drawing import draw, draw_watch
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.model import diagnose_model
 from vqnotes.diagnosis.observed import observe, observe_stack
+from vqnotes.diagnosis.on_disk import is_mapped, observe_mapped
 from vqnotes.diagnosis.perturbation import input_stability
 from vqnotes.diagnosis.report import Diagnosis, StackDiagnosis
 from vqnotes.diagnosis.stability import Stability, index_stability
@@ -97,16 +98,21 @@ def diagnose(
 
     The codes are counted over all latents. References are measured on a random sample (by `seed`) of 16 latents a
     code, at least 8,192 and at most 262,144, in two halves: k-means is fitted to one, and judged on both. Memory
-    is bounded by the sample, beside the latents themselves. Before an encoder is convicted, a small network has tried
-    to read the inputs off the latents.
+    is bounded by the sample, beside the latents themselves. Arrays on disk (`np.memmap`, as `np.load` gives them with
+    mmap_mode="r") may be larger than memory: they are read in parts, and 2^25 numbers of each are kept. Before an
+    encoder is convicted, a small network has tried to read the inputs off the latents.
     Sources: the two collapses, arXiv:2411.16550; dimensions against water-filling, arXiv:2605.06870; how often the
     verdict is right, `vqnotes.studies.verdicts` and notebook 09.
     Raises ValueError for what is empty, NaN, infinite, sparse, of mismatched shapes or open to two readings, for
     inputs that do not vary, for places or a reconstruction that no inputs belong to, and for an unknown kind.
     """
     beside: Any = {"labels": labels, "inputs": inputs, "index": index, "mask": mask, "reconstruction": reconstruction}
-    observed = observe(latents, codebook, **beside, channel_axis=channel_axis, places=places, kind=kind, seed=seed)
+    options: Any = {"channel_axis": channel_axis, "places": places, "kind": kind, "seed": seed}
     with progress_bar("diagnose", progress):
+        if any(map(is_mapped, (latents, *beside.values()))):
+            observed = observe_mapped(latents, codebook, beside=beside, **options)
+        else:
+            observed = observe(latents, codebook, **beside, **options)
         expect_stages(observed)
         return report.report(observed, measure(observed))
 

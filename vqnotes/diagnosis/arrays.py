@@ -64,7 +64,7 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 def _from_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is a broken .npy file, or holds no numbers: {error}") from error
 
@@ -125,7 +125,7 @@ def _raw(path: Path, rest: str, dtype: Any) -> np.ndarray:
     size = os.path.getsize(path)
     if kind.kind not in "biuf" or not size or size % kind.itemsize:
         raise ValueError(f"{path} has {size:,} bytes, which are no whole number of {kind} ({kind.itemsize} bytes)")
-    array = np.memmap(path, dtype=kind, mode="c")
+    array = np.memmap(path, dtype=kind, mode="r")
     try:
         return array.reshape(shape)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""A `CollapseWatch` in the loops of others: callbacks for Lightning and for the Trainer of transformers.
+"""In the loops of others: a `CollapseWatch` as callback of Lightning and transformers, usage as torchmetrics has it.
 
-Neither library is imported before its callback is made. No callback ends a training: a model that cannot be watched
+No library is imported before what is made for it. No callback ends a training: a model that cannot be watched
 is warned of and trains on unwatched. Only a `CollapseWarning` that is made an error passes. Of several processes
 the first one looks; a model whose parameters are split over them (FSDP, DeepSpeed's stage 3) is not watched.
 """
@@ -11,11 +11,17 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from vqnotes._checks import Array
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
+from vqnotes.metrics import UsageMeter
 
-__all__ = ["lightning_callback", "transformers_callback"]
+__all__ = ["lightning_callback", "transformers_callback", "usage_metric"]
+
+
+FIGURES = ("perplexity", "usage")
 
 
 def lightning_callback(watch: CollapseWatch) -> Any:
@@ -46,6 +52,30 @@ def transformers_callback(watch: CollapseWatch, log: Callable[[dict[str, float]]
     """
     base = _imported("transformers_callback", "transformers", ("transformers",)).TrainerCallback
     return type("TransformersCallback", (_InTransformers, base), {})(watch, log)
+
+
+def usage_metric(size: int, figure: str = "perplexity") -> Any:
+    """A metric of torchmetrics that counts indices as `UsageMeter` does, over batches and over processes.
+
+        metric = usage_metric(1024)
+        metric.update(index)  # whole numbers of any shape
+        self.log("perplexity", metric)  # Lightning computes it over the epoch, and resets it
+
+    figure: what `compute` gives, a scalar: "usage", the share of the `size` codes that came at least once, or
+    "perplexity", from 1 to `size`. Its state is `counts`, (size,) int64, summed over processes.
+    Raises ValueError for another figure and as `UsageMeter` does, and ImportError if torchmetrics is not installed.
+    """
+    if figure not in FIGURES:
+        raise ValueError(f"figure must be one of {FIGURES}, got {figure!r}")
+    metric = _new_metric()
+    metric.__init__(len(UsageMeter(size).counts), figure)
+    return metric
+
+
+def _new_metric() -> Any:
+    base = _imported("usage_metric", "torchmetrics", ("torchmetrics",)).Metric
+    made: Any = type("UsageMetric", (_InTorchmetrics, base), {})
+    return made.__new__(made)
 
 
 def _imported(what: str, package: str, names: tuple[str, ...]) -> Any:
@@ -110,6 +140,29 @@ class _InLightning(_Asking):
 
     def __reduce__(self) -> Any:
         return lightning_callback, (self.watch,)
+
+
+class _InTorchmetrics:
+    """What a metric does with its counts, which torchmetrics keeps, resets and sums over processes."""
+
+    full_state_update, is_differentiable = False, False
+    counts: Tensor
+
+    def __init__(self, size: int, figure: str):
+        super().__init__()
+        self.figure = figure
+        self.add_state("counts", torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")  # type: ignore[attr-defined]
+
+    def update(self, index: Array) -> None:
+        self.counts += UsageMeter(len(self.counts)).update(index).counts.to(self.counts.device)
+
+    def compute(self) -> Tensor:
+        meter = UsageMeter(len(self.counts))
+        meter.counts = self.counts.cpu()
+        return torch.tensor(getattr(meter, self.figure)(), device=self.counts.device)
+
+    def __reduce__(self) -> Any:
+        return _new_metric, (), self.__getstate__()  # type: ignore[attr-defined]
 
 
 class _InTransformers(_Asking):

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from vqnotes._checks import dense_tensor
+from vqnotes.diagnosis.on_disk import is_mapped, part_of
 
 __all__ = ["BATCH", "Feed", "batches"]
 
@@ -109,18 +110,26 @@ def batches(data: Any, model: nn.Module) -> Iterator[tuple[Tensor, Tensor | None
 def _pieces(data: Any) -> Iterable:
     """The batches that data is made of, whatever they are."""
     if isinstance(data, tuple) or hasattr(data, "shape"):
-        parts = [dense_tensor(part, "data") for part in (data if isinstance(data, tuple) else [data])]
+        given = data if isinstance(data, tuple) else (data,)
+        parts = [part if is_mapped(part) else dense_tensor(part, "data") for part in given]
         if not all(part.ndim and len(part) == len(parts[0]) for part in parts):
             raise ValueError(
                 f"data must have inputs along their first axis, got {[tuple(one.shape) for one in parts]}"
             )
-        data = TensorDataset(*parts)
+        return _cut(parts)
     if not isinstance(data, Dataset | Iterable) or isinstance(data, Mapping):
         how = "; one batch that is a dict goes into a list" if isinstance(data, Mapping) else ""
         raise ValueError(
             f"data must be a tensor or array, batches of them, or a Dataset, got {type(data).__name__}{how}"
         )
     return DataLoader(data, BATCH) if isinstance(data, Dataset) else data
+
+
+def _cut(parts: list) -> Iterator[list[Tensor]]:
+    """Batches of what has an example a row: copies, since a model may change its inputs."""
+    for first in range(0, len(parts[0]), BATCH):
+        rows = slice(first, first + BATCH)
+        yield [dense_tensor(part_of(part, rows), "data").clone() for part in parts]
 
 
 def _like(model: nn.Module) -> Tensor:

@@ -87,6 +87,7 @@ class Measures:
     stays: float | None = None  # share of the latents that keep their code where noise moves them
     stays_reference: float | None = None  # of those that keep their code of k-means
     stays_of: int | None = None  # latents that were moved
+    centroids: Tensor | None = field(default=None, repr=False, compare=False)  # of k-means (K, D), as the latents are
     codebooks: tuple["Measures", ...] = field(default=(), repr=False)  # of codes that are put together: each alone
     draws: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # of a name: resamples
 
@@ -123,8 +124,11 @@ class Measures:
 # ---------------------------------------------------------------- from what was observed to measures
 
 
-def measure(observed: Observed) -> Measures:
-    """The measures behind a verdict: of the whole, and of each codebook if codes are put together."""
+def measure(observed: Observed, centroids: Tensor | None = None) -> Measures:
+    """The measures behind a verdict: of the whole, and of each codebook if codes are put together.
+
+    centroids: of k-means (K, D) on all latents that these are a part of, in whose place they stand as the reference.
+    """
     several = len(observed.levels) > 1
     alone = tuple(measure(one) for one in observed.codebooks) if several else ()
     found = _uses_of_all(observed, alone) if several else _uses(observed)
@@ -134,7 +138,13 @@ def measure(observed: Observed) -> Measures:
         found |= {"sample": len(sample), "spread": scaled.spread}
         if enough and scaled.spread > 0:
             stage("k-means on the latents")
-            references = [reference_for(scaled, start) for start in range(STARTS if len(sample) <= AT_LEAST else 1)]
+            starts = range(STARTS if len(sample) <= AT_LEAST else 1)
+            if centroids is None:
+                references = [reference_for(scaled, start) for start in starts]
+            else:
+                references = [[[scaled.centred(centroids)]]]
+                needed = len(nearest_code(scaled.points, references[0][0][0]).unique()) / len(centroids)
+                found["ceiling"] = min(found["ceiling"], needed)
             stage("codes beside those of k-means")
             found |= _codebook_measures(scaled, references)
             if not several:
@@ -216,12 +226,14 @@ def _codebook_measures(scaled: Scaled, references: list[list[list[Tensor]]]) -> 
         for part in (slice(half), slice(half, None))
     )
     starts = _starts(low["best"][0], seed)
+    ((first, *_), *_) = references[starts[0]]
     best_low, best = (np.take_along_axis(part["best"], starts[:, None], axis=1)[:, 0] for part in (low, high))
     found = {
         "size": scaled.size,
         "reference_codes": number,
         "best_low": best_low if complete else 0.0,
         "best": best,
+        "centroids": first.double() * scaled.unit + scaled.centre if len(scaled.observed.levels) == 1 else None,
     }
     if scaled.chosen is None:
         return found

@@ -49,11 +49,12 @@ def diagnose_model(
     taken as the quantiser compares them, after its projection or normalisation, and the indices are its own. What
     `mask=` or `lens=` exclude does not count.
 
-    Where none of them is found, the model is watched during a pass. A table (K, D) of its own (a parameter, a buffer,
+    The model is also watched during a pass, for others. A table (K, D) of its own (a parameter, a buffer,
     or made of them alone) is a codebook if its rows come out by indices that the inputs decide. The latents are what
     was compared with it. A note says what was found, and how many of the indices are the nearest code. So are found
     home-made quantisers, those of VQGAN and its kin, of diffusers, Encodec, DAC: in modules or not, at distance or in
     direction, also one after another. Rows that come out by indices which the batch brings, as tokens, are none.
+    Beside quantisers that are known, a table is judged only if the indices are the nearest code; a note names others.
 
     Quantisers that make one token together get one diagnosis of the whole, encoder and rate counted over all, and
     after it one of each codebook alone:
@@ -63,7 +64,8 @@ def diagnose_model(
     Quantisers whose library places the codes at the first batch (vector-quantize-pytorch, with kmeans_init=True) get
     "cannot tell" before that, and nothing is measured: `started` of the diagnosis is False.
     A quantiser that is called several times in a pass, at several scales perhaps, is judged on all its latents
-    together, and its encoder is not.
+    together, and its encoder is not; and at each call by its codes alone, up to 16 calls:
+        {"vq": all its latents, "vq[call 0]": the first call, "vq[call 1]": ...}
 
     quantizers: how the quantisers work, where they are not known and not found: {"vq": (latents_of, codes_of)}, by
     the module's name. latents_of(module, entered) gives what is compared with the codes, (..., D), from the first
@@ -116,6 +118,7 @@ def diagnose_model(
         found = {}
         for record in heard.records:
             for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), seed).items():
+                one = replace(one, notes=[*one.notes, *listener.unjudged]) if name == record.unit.name else one
                 found[name] = _no_gradient(one) if cut.issuperset(record.entries) else one
     return found
 
@@ -141,11 +144,17 @@ def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
     kept += [] if names else _perhaps_codes(model)
     before = [copy.deepcopy(one.detach()) for one in kept]
     devices = {one.device for one in kept if one.device.type == "cuda"}
+    parallel = [one for one in model.modules() if isinstance(one, nn.parallel.DistributedDataParallel)]
+    syncs = [one.require_forward_param_sync for one in parallel]
     try:
+        for each in parallel:  # it would wait for the others at each call, who may not call it
+            each.require_forward_param_sync = False
         with torch.no_grad(), torch.random.fork_rng(list(devices)):
-            model.eval()
+            _evaluate(model)
             yield
     finally:
+        for each, sync in zip(parallel, syncs):
+            each.require_forward_param_sync = sync
         for module, training in modes:
             module.training = training
         for module, name, one in buffers:
@@ -153,6 +162,16 @@ def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
         with torch.no_grad():
             for one, value in zip(kept, before):
                 one.copy_(value)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:  # the module of an exported program
+        raise ValueError(
+            f"{type(model).__name__} has no evaluation mode: {error} If it was exported, give the model as it was "
+            f"before; or give arrays: diagnose(latents, codebook)"
+        ) from error
 
 
 def _perhaps_codes(model: nn.Module) -> list[nn.Parameter]:

@@ -46,10 +46,16 @@ __all__ = [
     "StackDiagnosis",
     "not_started",
     "report",
+    "report_call",
     "report_stack",
 ]
 
 DRAWN = 2000  # latents
+ALONE = "of several codebooks each is judged by its codes alone; the encoder, by all of them together"
+IN_A_CALL = (
+    "of several calls each is judged by the codes alone, beside what k-means on the latents of all calls leaves of "
+    "those of this one"
+)
 
 VERDICTS = (
     "healthy",
@@ -168,6 +174,12 @@ def report_stack(observed: Observed, measures: Measures) -> StackDiagnosis:
     return StackDiagnosis(
         report(observed, measures), [[each[next(numbers)] for _ in part] for part in observed.parts]
     )
+
+
+def report_call(observed: Observed, measures: Measures) -> Diagnosis:
+    """What is said of a codebook in one of several calls, measured beside the centroids of all of them."""
+    found = _explained(observed, measures, decide_codebook, of_several=True)
+    return replace(found, notes=[IN_A_CALL if note == ALONE else note for note in found.notes])
 
 
 def _explained(
@@ -360,7 +372,7 @@ def _notes(observed: Observed, m: Measures, codebook: Answer, encoder: Answer, o
         if m.gap is None and m.best is not None:
             notes.append("the whole has no error: a level codes something else than what the one before left")
     if of_several:
-        notes.append("of several codebooks each is judged by its codes alone; the encoder, by all of them together")
+        notes.append(ALONE)
     elif encoder is Answer.UNKNOWN and (m.inputs_loss is not None or m.unused is not None):
         notes.append(f"the encoder is not judged: {encoder_not_judged(m)}")
     elif encoder is Answer.UNKNOWN:

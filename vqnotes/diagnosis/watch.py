@@ -4,7 +4,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["NOT_STARTED", "NO_DIAGNOSIS", "CollapseWarning", "CollapseWatch"]
 
 NOT_STARTED, NO_DIAGNOSIS = "not started", "no diagnosis"  # what stands in the place of a verdict
+MOST_NUMBERS = 2**25  # of a generator so many are kept as a probe
 BUDGET = 20  # a watch that times itself spends one part in so many of the time
 SOON = 4  # the look that is to confirm a verdict comes after one part in so many of the usual wait
 
@@ -41,7 +42,8 @@ class CollapseWatch:
     quantisers are named "run 0: quantizer", "run 1: quantizer", ...
 
     probe: inputs on which the model is judged, the same each time; with fewer than 32 for each code, its encoder may
-    stay unjudged, and a sound codebook then gets "cannot tell". labels: one for each, if there are any.
+    stay unjudged, and a sound codebook then gets "cannot tell". Of a generator it is the first 2^25 numbers.
+    labels: one for each input, if there are any.
     quantizers, call, inputs: as for `diagnose_model`, which finds or is told the quantisers in the same way.
     every: steps between two looks. None: it times itself, and looks as often as costs a twentieth of the time.
     start: the first look; with a warm-up, its length, since there are no codes before.
@@ -84,7 +86,7 @@ class CollapseWatch:
         if (every is not None and every < 1) or start < 0 or confirm < 1:
             found = f"every={every}, start={start}, confirm={confirm}"
             raise ValueError(f"need every >= 1, start >= 0 and confirm >= 1, got {found}")
-        self.probe = list(probe) if isinstance(probe, Iterator) else probe
+        self.probe = _first_of(probe) if isinstance(probe, Iterator) else probe
         self.labels, self.every, self.start, self.confirm, self.log = labels, every, start, confirm, log
         given = {"quantizers": quantizers, "call": call, "inputs": inputs}
         self._options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
@@ -170,7 +172,9 @@ class CollapseWatch:
 
     def _names(self, model: nn.Module, diagnosed: Iterable[str]) -> list[str]:
         """The names of the model's quantisers, those that were found by watching among them."""
-        return list(quantisers(model, self._options.get("quantizers"))) or named_by(diagnosed, model)
+        known = list(quantisers(model, self._options.get("quantizers")))
+        others = [one for one in named_by(diagnosed, model) if one or not known]  # a whole of known ones is no other
+        return known + [one for one in others if not any(f"{name}.".startswith(f"{one}.") for name in known)]
 
     def _note(self, step: int, name: str, verdict: str, found: Diagnosis) -> list[str]:
         """Notes a verdict; returns the warning that it confirms, if any."""
@@ -236,6 +240,21 @@ class CollapseWatch:
                 self._log_failed = True
                 said = f"step {step}: nothing was logged, {type(error).__name__}: {error}"
                 warnings.warn(said, RuntimeWarning, stacklevel=3)
+
+
+def _first_of(batches: Iterator) -> list:
+    """The batches of a generator, which may have no end: up to that by which there are 2^25 numbers."""
+    kept, numbers = [], 0
+    while numbers < MOST_NUMBERS and (batch := next(batches, None)) is not None:
+        kept.append(batch)
+        numbers += _numbers_in(batch)
+    return kept
+
+
+def _numbers_in(batch: Any) -> int:
+    if isinstance(batch, Mapping | list | tuple):
+        return sum(map(_numbers_in, batch.values() if isinstance(batch, Mapping) else batch))
+    return math.prod(getattr(batch, "shape", ()))
 
 
 _Figures = tuple[float, float, float]  # optimality gap, usage, perplexity

@@ -1,9 +1,10 @@
 """Listening to a model: its quantisers, and what reaches them. A file for each library says how its own are heard."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vqnotes.diagnosis.listening import gumbel, ours, vector_quantize_pytorch, vector_quantize_pytorch_grids, yours
@@ -28,6 +29,7 @@ def quantisers(model: nn.Module, quantizers: Any = None) -> dict[str, type[Ear]]
         name: module
         for name, module in model.named_modules()
         if not any(name == one or name.startswith(f"{one}." if one else "") for one in own)
+        and "_orig_mod" not in module._modules  # compiled: it has the attributes of the module in it, which is next
     }
     known = {name: kind for name, module in modules.items() if (kind := _first(LIBRARIES, module))}
     for name, module in modules.items():  # what holds known quantisers is none of its own
@@ -44,12 +46,13 @@ def _first(libraries: Iterable, module: nn.Module) -> type[Ear] | None:
 class Listener:
     """Hears all calls of a model's quantisers while it is open, and what enters the modules that hold them.
 
-    Those that no library's file knows, and nobody describes, are found in the first pass, by watching.
+    Those that no library's file knows, and nobody describes, are found in the first pass, by watching; also beside
+    others that are known.
 
     quantizers: as for `diagnose_model`. run: called with a model and a batch, calls the one with the other.
     calls: those of the last pass, in their order. entered: what entered each module that holds quantisers, by name.
     names: of the quantisers, once they are found. not_started: the names of those whose codes were not in place when
-    it was made; a pass may place them.
+    it was made; a pass may place them. unjudged: what is to be said of tables that may be quantisers or not.
     """
 
     def __init__(
@@ -64,28 +67,48 @@ class Listener:
         self.kinds = quantisers(model, quantizers)
         self.names = list(self.kinds)
         self.not_started = {name for name, kind in self.kinds.items() if not kind.started(model.get_submodule(name))}
-        self.found = None if self.kinds else Found(model, run, KNOWN)
+        modules = [model.get_submodule(name) for name in self.kinds]
+        self.found: Found | None = Found(model, run, KNOWN, modules, lambda: len(self.calls))
+        self.unjudged: list[str] = []
+        self._looked = False
         self._hooks: list = []
 
     def __call__(self, x: Any) -> Any:
         """What the model returns on x, while its calls are heard. ValueError if it has no quantiser."""
-        if self.found is not None and not self.names:
-            self.found.find(x)
-            self.names, self.not_started = list(self.found.names.values()), self.found.not_started
-            self._hear_holders()
+        if not self._looked:
+            self._looked = True
+            self._look(x)
         self.calls.clear()
         self.entered.clear()
         if self.found is None:
             return self.run(self.model, x)
-        calls, output = self.found.calls(x)
-        self.calls += calls
+        found, output = self.found.calls(x)
+        heard, taken = self.calls.copy(), 0
+        self.calls.clear()
+        for before, call in found:
+            self.calls += [*heard[taken:before], call]
+            taken = before
+        self.calls += heard[taken:]
         return output
+
+    def _look(self, x: Any) -> None:
+        """Finds quantisers by watching. ValueError if none is found, nor known."""
+        if not self.kinds:
+            self.found.find(x)
+        else:
+            with torch.random.fork_rng([]):
+                self.unjudged = self.found.find_beside(x)
+        names = list(self.found.names.values())
+        self.names, self.not_started = [*self.names, *names], self.not_started | self.found.not_started
+        self._hear_holders(names)
+        if not names:
+            self.found = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Meanwhile calls are heard; afterwards no hook is left on the model."""
         try:
-            self._hear_holders()
+            self._hear_holders(self.names)
             for name, kind in self.kinds.items():
                 self._hooks += kind(name, self.model.get_submodule(name), self.calls).hooks()
             yield
@@ -97,10 +120,6 @@ class Listener:
     @contextmanager
     def returning(self, names: set[str], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Meanwhile these quantisers return changed codes."""
-        if self.found is not None:
-            with self.found.returning(names, change):
-                yield
-            return
 
         def changed(module: nn.Module, arguments: tuple, output: Any) -> Any:
             if isinstance(output, Tensor):
@@ -112,16 +131,18 @@ class Listener:
             values = change(output[0]), *output[1:]
             return type(output)(*values) if hasattr(output, "_fields") else values
 
-        hooks = [self.model.get_submodule(name).register_forward_hook(changed) for name in names]
+        known = names & self.kinds.keys()
+        hooks = [self.model.get_submodule(name).register_forward_hook(changed) for name in known]
         try:
-            yield
+            with nullcontext() if self.found is None else self.found.returning(names - known, change):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _hear_holders(self) -> None:
-        """Hooks on the modules that hold quantisers."""
-        for name in {one[:i] for one in self.names for i, letter in enumerate(one) if letter == "."}:
+    def _hear_holders(self, names: list[str]) -> None:
+        """Hooks on the modules that hold these quantisers."""
+        for name in {one[:i] for one in names for i, letter in enumerate(one) if letter == "."}:
             holder = self.model.get_submodule(name)
             self._hooks.append(holder.register_forward_pre_hook(self._entering(name), with_kwargs=True))
 

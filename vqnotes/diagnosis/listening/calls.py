@@ -4,15 +4,50 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vqnotes.diagnosis.observed import Kind
 
-__all__ = ["Call", "Ear", "axis_of", "by_example", "first_argument", "is_started"]
+__all__ = [
+    "TEN_LINES",
+    "Call",
+    "Ear",
+    "axis_of",
+    "by_example",
+    "first_argument",
+    "is_started",
+    "ten_lines",
+    "without_calls",
+]
 
 # Buffers that say whether the codes have been placed, which some libraries do at the first batch: `initted` is in
 # vector-quantize-pytorch, the others are in copies.
 FLAGS = ("initted", "inited", "initialized")
+
+
+def ten_lines(latents: str, codes: str, index: str = "", names: str = "of the module in the model") -> str:
+    """Those that describe a quantiser: what its functions return; names: whose name "vq" is."""
+    third = f"\n\n    def index_of(module, returned):\n        return {index}" if index else ""
+    return f"""Ten lines of your own say how any quantiser works:
+
+    from vqnotes import diagnose_model
+
+    def latents_of(module, entered):  # entered: the first argument that the module is called with
+        return {latents}
+
+    def codes_of(module):
+        return {codes}{third}
+
+    quantizers = {{"vq": (latents_of, codes_of{", index_of" if index else ""})}}  # "vq" is the name {names}
+    print(diagnose_model(model, data, quantizers=quantizers))
+"""
+
+
+TEN_LINES = ten_lines(
+    "entered.movedim(1, -1)  # what is compared with the codes: (..., D)",
+    "module.embedding.weight  # the codes in use: (K, D)",
+)
 
 
 @dataclass
@@ -92,6 +127,19 @@ def is_started(module: nn.Module) -> bool:
     """Whether this module's codes are in place, as far as a flag among its buffers says so."""
     flags = [flag for name, flag in module.named_buffers(recurse=False) if name in FLAGS]
     return all(bool(flag.all()) for flag in flags)
+
+
+def without_calls(model: nn.Module) -> str:
+    """What is said of a model that torch.jit has traced or scripted, in whole or in part; "" of any other."""
+    parts = {name: one for name, one in model.named_modules() if isinstance(one, torch.jit.ScriptModule)}
+    outer = {name: one for name, one in parts.items() if not {"", name.rpartition(".")[0]} & (parts.keys() - {name})}
+    if not outer:
+        return ""
+    found = ", ".join(f"{name or 'the model'} ({type(one).__name__})" for name, one in outer.items())
+    return (
+        f"torch.jit has traced or scripted {found}, and calls inside it cannot be heard. Give the model as it was "
+        f"before; or give arrays: diagnose(latents, codebook). quantizers= helps for what is called from Python"
+    )
 
 
 def axis_of(entered: Tensor, places: tuple, dim: int) -> int:

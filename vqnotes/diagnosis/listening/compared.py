@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqnotes.diagnosis.listening.calls import TEN_LINES
 from vqnotes.diagnosis.listening.tracing import Compared, Lookup, Trace, joined
-from vqnotes.diagnosis.listening.yours import TEN_LINES
 
 __all__ = ["AGREES", "Reading", "arranged", "reading_of"]
 

@@ -4,18 +4,18 @@ Codes are those that came out. Latents are what was compared with the table in t
 indices that are the nearest code of their latents shows whether they were read rightly.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Call, axis_of, is_started
+from vqnotes.diagnosis.listening.calls import TEN_LINES, Call, axis_of, is_started, without_calls
 from vqnotes.diagnosis.listening.compared import AGREES, Reading, arranged, reading_of
-from vqnotes.diagnosis.listening.tracing import Lookup, Source, Trace, joined, tensors_in
-from vqnotes.diagnosis.listening.yours import TEN_LINES
+from vqnotes.diagnosis.listening.tracing import Lookup, Source, Trace, joined, names_of, tensors_in
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["Found"]
@@ -26,23 +26,36 @@ Key = frozenset[Source]
 
 @dataclass
 class _Heard:
-    """A lookup with its latents; around: what entered the quantiser's module and was returned in place of it."""
+    """A lookup with its latents; around: what entered the quantiser's module and was returned in place of it.
+
+    before: how many calls of known quantisers had been heard.
+    """
 
     key: Key
     lookup: Lookup
     reading: Reading
+    before: int
     around: tuple[Tensor, Tensor] | None = None
 
 
 class Found:
     """The tables of a model that quantise, and the calls of them in a pass.
 
-    run: calls a model with a batch. known: words for the quantisers that were looked for before.
+    run: calls a model with a batch. known: words for the quantisers that were looked for before. beside: those that
+    were found, whose tables do not count. count: how many of their calls have been heard in this pass.
     names: of their quantisers, by table. change: by name, what the rows are changed by before they come out.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Any], Any], known: str):
-        self.model, self.run, self.known = model, run, known
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[nn.Module, Any], Any],
+        known: str,
+        beside: Iterable[nn.Module] = (),
+        count: Callable[[], int] = lambda: 0,
+    ):
+        self.model, self.run, self.known, self.count = model, run, known, count
+        self.apart = names_of({one for module in beside for one in module.state_dict().values()}, model)
         self.tables: dict[Key, tuple[int, int]] = {}
         self.names: dict[Key, str] = {}
         self.change: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -51,14 +64,42 @@ class Found:
 
     def find(self, x: Any) -> None:
         """Runs the model on a batch and finds its tables. ValueError, with what came out, if none quantises."""
+        heard = self._passes(x)
+        read = {one.key for one in heard}
+        if not read:
+            raise ValueError(self._nothing())
+        self._keep(read)
+
+    def find_beside(self, x: Any) -> list[str]:
+        """As `find`, beside quantisers that are known. Only those are kept whose indices are the nearest codes.
+
+        Returns what is to be said of others, which may be quantisers or not. A model that cannot be watched has none.
+        """
+        try:
+            heard = self._passes(x)
+        except Exception as error:  # whatever a model does, those that are known are heard without this
+            return [f"other quantisers were not looked for by watching, {type(error).__name__}: {error}"]
+        nearest = {one.key for one in heard if one.reading.share >= AGREES}
+        others = {one.key: one for one in heard if one.key not in nearest}
+        said = [
+            f"not judged: rows of {joined(key)} {self.tables[key]} come out, too, by indices that the inputs decide, "
+            f"but only {one.reading.share:.0%} of these are the nearest code of what was compared with it; "
+            f"quantizers= may say how it works, if that is a quantiser"
+            for key, one in others.items()
+        ]
+        self._keep(nearest)
+        return said
+
+    def _passes(self, x: Any) -> list[_Heard]:
+        """What is heard in a pass, once no new table comes out."""
         for _ in range(MOST_PASSES):
             before = len(self.tables)
             heard, _ = self._heard(self.model, x, self._note)
             if len(self.tables) == before:
                 break
-        read = {one.key for one in heard}
-        if not read:
-            raise ValueError(self._nothing())
+        return heard
+
+    def _keep(self, read: set[Key]) -> None:
         self.tables = {key: size for key, size in self.tables.items() if key in read}
         self.names = _named(self.model, list(self.tables))
 
@@ -68,10 +109,13 @@ class Found:
         owners = {self.names[key]: {_owner(one.name) for one in key} for key in self.tables}
         return {name for name, paths in owners.items() if not all(self.started.get(path, True) for path in paths)}
 
-    def calls(self, x: Any) -> tuple[list[Call], Any]:
-        """The calls in a pass over a batch, in their order, and what the model returned."""
+    def calls(self, x: Any) -> tuple[list[tuple[int, Call]], Any]:
+        """The calls in a pass over a batch, in their order, and what the model returned.
+
+        Each comes with the number of calls of known quantisers before it.
+        """
         heard, output = self._heard(self.model, x)
-        return [self._call(one) for one in heard], output
+        return [(one.before, self._call(one)) for one in heard], output
 
     def entering(self, model: nn.Module, x: Any) -> tuple[dict[str, Tensor], Any]:
         """What is compared first in each quantiser of a copy of the model, with its gradient, and its output."""
@@ -94,6 +138,8 @@ class Found:
 
     def _note(self, lookup: Lookup) -> None:
         """A lookup in a table that is not known yet."""
+        if not self.apart.isdisjoint(one.name for one in lookup.sources):
+            return
         if lookup.brought:
             self.brought[joined(lookup.sources)] = tuple(lookup.table.shape)
         else:
@@ -113,12 +159,13 @@ class Found:
             earlier = [(one.lookup, one.reading) for one in heard if one.key == lookup.sources]
             reading = reading_of(lookup, trace, earlier)
             if reading is not None:
-                heard.append(_Heard(lookup.sources, lookup, reading))
+                heard.append(_Heard(lookup.sources, lookup, reading, self.count()))
             change = self.change.get(self.names.get(lookup.sources, ""))
             return change(lookup.rows) if change else None
 
         trace = Trace(model, x, dict(self.tables), looked_up)
-        hooks = [module.register_forward_pre_hook(trace.enter, with_kwargs=True) for module in model.modules()]
+        modules = [one for one in model.modules() if not isinstance(one, torch.jit.ScriptModule)]  # has no such hooks
+        hooks = [module.register_forward_pre_hook(trace.enter, with_kwargs=True) for module in modules]
         hooks += self._around(model, heard)
         try:
             with trace:
@@ -224,6 +271,9 @@ class Found:
         seen += [
             f"rows of {name} {size} come out by indices that the batch brings" for name, size in self.brought.items()
         ]
+        if traced := without_calls(self.model):
+            came = "; ".join(seen) or "no row of a table came out"
+            return f"no quantiser found in {type(self.model).__name__}: {traced}. In a pass, {came}"
         return (
             f"no quantiser found in {type(self.model).__name__}: none of those that are known ({self.known}); and "
             f"none by watching a pass for a table (K, D) of the model's own whose rows come out by indices that the "

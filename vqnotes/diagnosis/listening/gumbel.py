@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Ear, first_argument
-from vqnotes.diagnosis.listening.yours import TEN_LINES
+from vqnotes.diagnosis.listening.calls import TEN_LINES, Ear, first_argument
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["KNOWN", "GumbelEar", "ear_of"]

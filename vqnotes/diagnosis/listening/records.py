@@ -12,10 +12,10 @@ from torch import Tensor
 from vqnotes._checks import dense_tensor
 from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs, Unused
 from vqnotes.diagnosis.listening import Listener
-from vqnotes.diagnosis.listening.calls import Call, by_example
+from vqnotes.diagnosis.listening.calls import Call, by_example, without_calls
 from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, moves_others, read_places, rebuilt
 from vqnotes.diagnosis.listening.units import Level, Unit, units
-from vqnotes.diagnosis.measures import measure
+from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.observed import (
     AT_LEAST,
     AT_MOST,
@@ -25,12 +25,13 @@ from vqnotes.diagnosis.observed import (
     observe,
     observe_stack,
 )
-from vqnotes.diagnosis.report import Diagnosis, not_started, report, report_stack
+from vqnotes.diagnosis.report import Diagnosis, not_started, report, report_call, report_stack
 from vqnotes.diagnosis.stages import expect_stages
 
 __all__ = ["Heard", "Record", "Sample"]
 
 MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
+MOST_CALLS = 16  # in a pass, of one quantiser, that get a verdict each
 BY_HAND = "call diagnose(latents, codebook, inputs=...) with the input, or the piece of it, that each latent codes"
 APART = f"let each input have latents of its own, (inputs, places ..., D), or {BY_HAND}"
 
@@ -70,7 +71,8 @@ class Heard:
         """What the first batch tells: which quantisers belong together, and where their latents look."""
         self.first, self.names = x, [call.name for call in calls]
         if idle := set(self.listener.names) - set(self.names):
-            raise ValueError(f"quantisers were found but never called: {sorted(idle)}")
+            traced = without_calls(self.listener.model)
+            raise ValueError(f"quantisers were found but never called: {sorted(idle)}{traced and f'. {traced}'}")
         made = units(self.listener.model, calls, self.listener.entered)
         self.records = [Record(unit, calls, x, self.seed, self.listener.not_started) for unit in made]
         feeding = fed_by(self.listener, self.call, x, made) if len(made) > 1 else {}
@@ -99,9 +101,12 @@ class Heard:
         model = self.listener.model
         try:
             return self.listener(x)
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:
+            if isinstance(error, Warning) or _raised_here(error):
+                raise
             reason = f"{type(model).__name__} cannot be called with a batch {x.dtype} {tuple(x.shape)}"
-            raise ValueError(f"{reason}: {error}") from error
+            how = "call= says how it takes one, as in call=lambda model, batch: model(*batch)"
+            raise ValueError(f"{reason}: {type(error).__name__}: {error}. {how}") from error
 
     def labels_of(self, given: Any) -> Tensor | None:
         """One for each input that was heard, (N,): those given, or those that the batches brought; None if neither.
@@ -114,6 +119,14 @@ class Heard:
                 raise ValueError(f"need a label for each of {self.count} inputs, got {tuple(given.shape)}")
             return given[: self.count]
         return torch.cat(self.labels) if all(y is not None for y in self.labels) else None
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether it is one of the diagnosis itself, and not of the model."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").startswith("vqnotes.diagnosis.")
 
 
 class Sample:
@@ -129,10 +142,14 @@ class Sample:
         Raises ValueError for tensors of other axes than those before.
         """
         count, every = len(self.keys), np.concatenate([self.keys, keys])
-        stay = np.sort(np.argsort(every, kind="stable")[: self.most])
-        rows = stay[stay >= count] - count
-        free = np.concatenate([np.setdiff1d(np.arange(count), stay), np.arange(count, len(stay))])
-        self.keys = np.concatenate([self.keys, np.empty(max(0, len(stay) - count))])
+        if count == self.most and not (keys < self.keys.max()).any():
+            return
+        stays = np.ones(len(every), dtype=bool)
+        if len(every) > self.most:
+            stays[np.argpartition(every, self.most)[self.most :]] = False
+        rows = np.flatnonzero(stays[count:])
+        free = np.concatenate([np.flatnonzero(~stays[:count]), np.arange(count, stays.sum())])
+        self.keys = np.concatenate([self.keys, np.empty(stays.sum() - count)])
         self.keys[free] = keys[rows]
         new_rows, places = torch.from_numpy(rows), torch.from_numpy(free)
         for name, tensor in tensors.items():
@@ -171,6 +188,7 @@ class Record:
 
     axes: of the inputs, along which its places run; () if an input has one latent; None: they are not paired, and
     unused says why.
+    sites: the names of the calls, where latents of several are taken as one set, in `Sample` by their numbers.
     entries: the names of the quantisers that its latents enter first. not_started: those whose codes were not in
     place when the model came; they are no codes to be judged, nor are those that make a token with them.
     """
@@ -194,6 +212,11 @@ class Record:
         self.codes = [scaled(calls[level.call].codes[level.head], level).cpu() for level, *_ in self.levels]
         self.kind = kind_of_all([calls[level.call].kind for level, *_ in self.levels])
         self.uses = [torch.zeros(len(codes), dtype=torch.int64) for codes in self.codes]
+        self.sites = list(dict.fromkeys(level.name for level in unit.levels)) if unit.loose else []
+        if len(self.sites) > MOST_CALLS:
+            self.notes.append(f"{len(self.sites)} calls in a pass, over {MOST_CALLS}: there is no verdict on each")
+            self.sites = []
+        self.site_uses = torch.zeros(len(self.sites), len(self.codes[0]), dtype=torch.int64)
         latents = calls[unit.levels[0].call].latents[0]
         each = 1 if self.rows else latents[..., 0].numel() // batch
         numbers = sum(codes.shape[1] for codes in self.codes)
@@ -263,6 +286,12 @@ class Record:
             for name, tensors in zip(("latents", "index", "counts"), zip(*heard)):
                 kept[f"{name} {i}"] = torch.cat(tensors)
         counts = kept["counts 0"]
+        if self.sites:
+            numbers = [(self.sites.index(one.name), calls[one.call].index[0].numel()) for one in self.unit.levels]
+            kept["site"] = torch.cat([torch.full((many,), number) for number, many in numbers]).to(counts.device)
+            for number, uses in enumerate(self.site_uses):
+                here = kept["index 0"][counts & (kept["site"] == number)]
+                uses += torch.bincount(here, minlength=len(uses)).cpu()
         if self.rows:
             keys = self.random.random(len(counts))
         else:
@@ -300,7 +329,7 @@ class Record:
     def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
         """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
         if self.not_started:
-            names = [self.unit.name, *(level.name for level in self.unit.levels if len(self.levels) > 1)]
+            names = [self.unit.name, *(level.name for level in self.unit.levels if len(self.levels) > 1), *self.sites]
             return dict.fromkeys(names, not_started([name or self.unit.name for name in self.not_started]))
         try:
             observed = self.observed(inputs, labels, seed)
@@ -316,7 +345,20 @@ class Record:
         except ValueError as error:
             raise ValueError(f"quantiser {self.unit.name!r}: {error}") from error
         whole = found[self.unit.name]
+        found |= self.at_each_call(measures, seed)
         return found | {self.unit.name: replace(whole, notes=[*whole.notes, *self.notes])}
+
+    def at_each_call(self, all_calls: Measures, seed: int) -> dict[str, Diagnosis]:
+        """The codes as each of several calls uses them, by name: beside the codes that are best for all calls."""
+        found, kept = {}, self.sample
+        for number, name in enumerate(self.sites):
+            here = (kept.of("site") == number) & kept.of("counts 0")
+            if here.any():
+                latents, index = kept.of("latents 0")[here], kept.of("index 0")[here]
+                beside: dict[str, Any] = {"uses": self.site_uses[number], "kind": self.kind, "seed": seed}
+                observed = observe(latents, self.codes[0], index=index, channel_axis=-1, **beside)
+                found[name] = report_call(observed, measure(observed, all_calls.centroids))
+        return found
 
     def observed(self, inputs: Sample, labels: Tensor | None, seed: int) -> Observed:
         """The sample as the diagnosis takes it."""

@@ -5,7 +5,7 @@ quantiser, and brought if the batch holds it, as tokens are.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Compared", "Lookup", "Source", "Trace", "joined", "tensors_in"]
+__all__ = ["Compared", "Lookup", "Source", "Trace", "joined", "names_of", "tensors_in"]
 
 MOST_BEFORE, MOST_SHAPES = 16, 4  # tensors that a tensor was made of, and shapes of rows, which are remembered
 aten: Any = torch.ops.aten
@@ -191,6 +191,12 @@ def own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, one in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
             if isinstance(one, Tensor):
                 yield f"{path}.{name}" if path else name, one
+
+
+def names_of(tensors: Iterable[Tensor], model: nn.Module) -> set[str]:
+    """The names that a model has for these tensors, or for others with the same numbers in the same place."""
+    places = {_place(one) for one in tensors}
+    return {name for name, one in own_tensors(model) if _place(one) in places}
 
 
 def joined(sources: frozenset[Source]) -> str:

@@ -219,16 +219,17 @@ def _gradients(listener: Listener, model: nn.Module, x: Tensor, names: list[str]
 
 def _entered(listener: Listener, model: nn.Module, x: Tensor, names: list[str]) -> tuple[dict[str, Tensor], Any]:
     """What enters each quantiser of a copy of the model, with its gradient, and what that copy returns."""
-    if listener.found is not None:
-        return listener.found.entering(model, x)
     entered: dict[str, Tensor] = {}
-    for name in names:
+    for name in listener.kinds.keys() & set(names):
 
         def enter(module: nn.Module, arguments: tuple, named: dict, name: str = name) -> None:
             entered.setdefault(name, first_argument(arguments, named))
 
         model.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True)
-    return entered, listener.run(model, x)
+    if listener.found is None:
+        return entered, listener.run(model, x)
+    found, output = listener.found.entering(model, x)
+    return entered | found, output
 
 
 def _leaves(tensor: Tensor) -> list[Tensor]:

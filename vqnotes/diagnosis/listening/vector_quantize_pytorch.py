@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Ear, first_argument, is_started
-from vqnotes.diagnosis.listening.yours import ten_lines
+from vqnotes.diagnosis.listening.calls import Ear, first_argument, is_started, ten_lines
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
