@@ -52,10 +52,10 @@ SEEDS = range(10_000, 10_008)
 class BalancedCodes(VectorQuantizer):
     """Balanced assignment in training: each code gets about as many latents of a batch as the others.
 
-    By entropic optimal transport between latents and codes (Sinkhorn's algorithm), as LC-Rec (arXiv:2311.09049,
-    section 3.1) has it for the last level: costs are squared distances above the nearest code's, over their mean;
-    the plan has even sums of rows and of columns, and a latent gets the code with its largest share. In evaluation
-    it is the nearest code, as ever, for a latent then is alone.
+    By entropic optimal transport between latents and codes (Sinkhorn's algorithm), as LC-Rec (arXiv:2311.09049) has
+    it for the last level: the plan has even sums of rows and of columns, and a latent gets the code with its largest
+    share. Costs are squared distances, less what a row or a column has in common, over their mean. In evaluation it
+    is the nearest code, as ever: a latent is alone then.
     sharpness: the larger, the nearer the plan is to the cheapest one, and the slower it becomes even.
     Raises ValueError for a sharpness not above 0 or fewer than one round.
     """
@@ -71,12 +71,13 @@ class BalancedCodes(VectorQuantizer):
             return super().assign(latents, codes)
         z, codes = latents.detach().reshape(-1, self.dim), codes.detach()
         costs = codes.square().sum(1) - 2 * z @ codes.T
-        costs = costs - costs.amin(dim=1, keepdim=True)
+        costs = costs - costs.amin(dim=1, keepdim=True)  # what a row or a column has in common changes no plan
+        costs = costs - costs.amin(dim=0)
         weights = (-self.sharpness * costs / costs.mean().clamp_min(1e-30)).exp().clamp_min(1e-20)
         of_codes = torch.ones_like(weights[0])
         for _ in range(self.rounds):
             of_latents = 1 / (weights @ of_codes)
-            of_codes = 1 / (of_latents @ weights)
+            of_codes = len(z) / len(codes) / (of_latents @ weights)
         return (weights * of_codes).argmax(dim=1).reshape(latents.shape[:-1])
 
 
