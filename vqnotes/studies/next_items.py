@@ -15,7 +15,7 @@ from vqnotes.studies.generation import CodeTransformer, fit_priors
 
 __all__ = ["chances_of_next", "fit_recommenders", "recall_at", "recall_ceiling", "sessions_of"]
 
-BEAM = 32  # names that are followed at once
+BEAM = 16  # names that are followed at once
 
 
 def chances_of_next(tree: Tensor, *, kind: float = 0.7, group: float = 0.2, seed: int = 0) -> Tensor:
@@ -105,7 +105,7 @@ def recall_at(
 ) -> list[float]:
     """The share of sessions whose last item is among the k that are recommended after the others, for each k.
 
-    names: (N, S). sessions: (M, T). Names are found code by code, the likeliest 32 beginnings at once (beam search);
+    names: (N, S). sessions: (M, T). Names are found code by code, the likeliest 16 beginnings at once (beam search);
     names that no item has are left out. Items that share a name come in random order: their expected share counts.
     Raises ValueError for sessions of another length than the recommender has learnt.
     """
