@@ -9,7 +9,7 @@ from helpers import normal
 
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import ResidualVQ
-from vqnotes.studies import items, next_items
+from vqnotes.studies import items, next_items, semantic_ids
 from vqnotes.studies.item_names import appended, balanced_assignment, dealt_out, name_measures, prefix_purity
 from vqnotes.studies.semantic_ids import ARMS, BalancedCodes, LevelDropout, names_of, residual_kmeans, trained_names
 
@@ -303,3 +303,42 @@ def test_items_that_share_a_name_count_by_chance():
 
 
 # ---------------------------------------------------------------- the study
+
+
+def test_names_for_sessions_are_those_that_are_asked_for():
+    tree = items.tree_items(5, 1024, 8, 8)
+    made = {arm: semantic_ids.named_for_sessions(arm, tree, 5) for arm in semantic_ids.RECOMMENDED}
+    for arm, (names, sizes) in made.items():
+        assert names.shape == (1024, len(sizes)) and (names.amax(dim=0) < torch.tensor(sizes)).all(), arm
+        if "last level of" not in arm:
+            assert len(names.unique(dim=0)) == 1024, arm
+    counts = [len(made[f"last level of {size}"][0].unique(dim=0)) for size in semantic_ids.LAST_LEVEL]
+    assert counts == sorted(counts) and counts[0] < 1024
+    series = [made[arm][0][:, :2] for arm in ("last level of 1", "last level of 256", "number appended")]
+    assert torch.equal(series[0], series[1]) and torch.equal(series[0], series[2]), "the first levels are the same"
+    with pytest.raises(KeyError, match="hashes"):
+        semantic_ids.named_for_sessions("hashes", tree, 5)
+
+
+def test_the_stored_table_has_every_setting_and_seed():
+    table = semantic_ids.stored_names()
+    settings = table.groupby(["part", "items", "arm", "steps"])["seed"].apply(list)
+    assert all(seeds == list(semantic_ids.SEEDS) for seeds in settings) and len(semantic_ids.SEEDS) >= 8
+    assert {tuple(one.values()) for one in semantic_ids.SETTINGS} == set(settings.index)
+    names = table[table["part"] == "names"]
+    assert names["sharing"].between(0, 1).all() and (names["tuples"] >= 1).all()
+    assert (names["dealt error"].dropna() >= names["error"][names["dealt error"].notna()] * 0.95).all()
+    told = table[table["part"] == "next item"]
+    for k in semantic_ids.KS:
+        assert (told[f"recall {k}"] < told[f"ceiling {k}"] + 0.05).all(), "but for 1,000 sessions' luck"
+
+
+def test_residual_kmeans_of_the_table_is_made_again():
+    seed = semantic_ids.SEEDS[0]
+    digits = items.digit_items()
+    naming = names_of(residual_kmeans(digits, semantic_ids.SIZES["digits"], seed), digits)
+    table = semantic_ids.stored_names().query("items == 'digits' and arm == 'residual k-means' and seed == @seed")
+    (row,) = table.to_dict("records")
+    assert naming.error == pytest.approx(row["error"], rel=0.05)
+    found = name_measures(naming.index, digits.tree, semantic_ids.SIZES["digits"])
+    assert found["sharing"] == pytest.approx(row["sharing"], abs=0.03)

@@ -32,7 +32,6 @@ MISTAKES = {
         "nobody sees to it": "share = 0",
         "leaves out one item of each name": "share = 1 - 4 * (1 - (4095 / 4096) ** 1024)",
         "chances of 1,023 pairs": "share = 1023 / 4096",
-        "to meet one other item": "share = 1 / 4096",
         "not in percent": "share = 100 - 100 * (4095 / 4096) ** 1023",
     },
     "11.2": {
