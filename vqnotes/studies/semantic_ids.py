@@ -205,7 +205,6 @@ def residual_kmeans(items: Items, sizes: Sequence[int], seed: int) -> models.VQA
 # ---------------------------------------------------------------- the study
 
 SIZES = {"tree": (256, 256, 256), "digits": (64, 64, 64), "text": (256, 256, 256)}
-LONGER = 4  # times as many steps
 LAST_LEVEL = (1, 4, 16, 64, 256)  # codes of the last level, where names are to collide more or less
 FIRST_LEVELS = (32, 32)
 RECOMMENDED = {  # the names that recommenders predict, and how many codes the last level has
@@ -219,10 +218,6 @@ SESSIONS, LENGTH, TESTED, KS = 8000, 4, 1000, (1, 10)
 
 SETTINGS = [{"part": "names", "items": one, "arm": arm, "steps": STEPS} for one in SIZES for arm in ARMS]
 SETTINGS += [{"part": "names", "items": one, "arm": "residual k-means", "steps": 0} for one in SIZES]
-SETTINGS += [
-    {"part": "names", "items": "tree", "arm": arm, "steps": LONGER * STEPS}
-    for arm in ("random start", "untrained k-means", "warm-up")
-]
 SETTINGS += [{"part": "next item", "items": "small tree", "arm": names, "steps": 500} for names in RECOMMENDED]
 
 
