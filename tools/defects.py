@@ -455,6 +455,18 @@ DEFECTS = [
      "what is seen by chance counts as found"),
     ("studies/recreated", "self.sums.copy_(codes * self.counts[:, None])", "self.sums.copy_(codes)",
      "the sound averages have the defect too"),
+    ("studies/item_names", "in prefix[times[tuples] > 1].unique()", "in prefix[times[tuples] > 2].unique()",
+     "items that share a name in pairs keep it"),
+    ("studies/item_names", "shuffled = [node[torch.randperm(len(node), generator=random)]", "shuffled = [node",
+     "purity by chance is purity"),
+    ("studies/next_items", "having[found].cumsum(dim=1) - having[found]", "having[found].cumsum(dim=1)",
+     "items of the first name come behind it"),
+    ("studies/next_items", "return (mass / times)[:, same]", "return mass[:, same]",
+     "a shared name counts for each of its items"),
+    ("studies/semantic_ids", "torch.randint(1, len(self.stages) + 1", "torch.randint(1, len(self.stages)",
+     "the last level is never trained"),
+    ("studies/semantic_ids", "len(z) / len(codes) / (of_latents @ weights)", "torch.ones_like(of_codes)",
+     "a plan that is not balanced"),
 ]
 
 NOTEBOOK_DEFECTS = [

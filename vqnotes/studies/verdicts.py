@@ -65,7 +65,7 @@ def shown(bed: str, codebook_size: int, x: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def measured(model: models.VQAutoencoder, x: Tensor, seed: int) -> Measures:
+def measures_heard(model: models.VQAutoencoder, x: Tensor, seed: int) -> Measures:
     """The measures that `diagnose_model` takes of a model that has one quantiser."""
     model.eval()
     listener = Listener(model)
@@ -97,7 +97,7 @@ def examine(
         errors = [one | apart for one, apart in zip(errors, interventions.taken_apart(*of_setting))]
     done_after, rows = time.perf_counter() - start, []
     for seed, model, x, error in zip(seeds, kept, xs, errors):
-        m = measured(model, shown(bed, codebook_size, x, seed), seed % 2**16)
+        m = measures_heard(model, shown(bed, codebook_size, x, seed), seed % 2**16)
         verdict, reason = rules.decide(m)
         quantizer = getattr(model.quantizer, "inner", model.quantizer)
         made = {"family": BEDS[bed].family, "bed": bed, "case": case, "codebook_size": codebook_size}
