@@ -9,7 +9,7 @@
 # make claims   runs all notebooks for thirty base seeds: which claims hold, how near each comes to its bound (4 hours; goes on where it stopped)
 # make colab-test      runs each notebook alone, with the versions that Colab has (10 minutes)
 # make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
-# make libraries-test   diagnose_model with models of diffusers, transformers, encodec, descript-audio-codec (5 minutes)
+# make libraries-test   diagnose_model with models of diffusers, transformers, encodec, descript-audio-codec, audiocraft (5 minutes)
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
 # make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
 # make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
@@ -69,11 +69,16 @@ versions-test: $(ready)
 	.venv/bin/python tools/environments.py lowest
 	.venv/bin/python tools/environments.py latest
 
-# The last two alone: encodec asks for torchaudio, whose wheels may want CUDA, and descript-audio-codec for thirty packages.
-libraries-test: $(ready)
+# Nothing is downloaded while it runs, and no library may be missing.
+libraries-test: .venv/libraries
+	HF_HUB_OFFLINE=1 VQNOTES_LIBRARIES=all .venv/bin/python -m pytest tests/test_libraries.py $(ARGS)
+
+# The last three alone: encodec asks for torchaudio, whose wheels may want CUDA, descript-audio-codec for thirty packages,
+# and audiocraft for a torch of its own.
+.venv/libraries: $(ready)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[libraries]"
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps encodec descript-audio-codec
-	.venv/bin/python -m pytest tests/test_libraries.py -rs $(ARGS)
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps encodec descript-audio-codec audiocraft
+	touch $@
 
 mutants: $(ready)
 	.venv/bin/python tools/mutants.py $(ARGS)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 import conformance_page as page
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import nn
 from vqnotes.diagnosis.conformance import NAMES, Adapter, check, ours
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import FSQ, CodeExpiry, ResidualVQ, RotationTrick, SimVQ
+from vqnotes.studies.peers import checks_passed
 
 SEARCH = {"off centre", "bfloat16"}
 
@@ -321,6 +323,9 @@ def test_the_table_of_the_page_is_what_comes_out():
         pytest.skip(f"the page is of version {made_with}")
     found = {row: check(make()) for row, make in page.ROWS.items()}
     assert page.table(found) in page.stored()
+    made, known = page.as_table(found), checks_passed()
+    assert list(known.columns) == ["library", "version", "class", "check", "passed", "detail"]
+    pd.testing.assert_frame_equal(made.drop(columns="detail"), known.drop(columns="detail"), check_dtype=False)
     assert {cause.says for cause in page.CAUSES if cause.says in page.failures(found)} == {
         cause.says for cause in page.CAUSES
     }

@@ -6,6 +6,7 @@ import vector_quantize_pytorch as theirs
 from helpers import normal
 from torch import nn
 
+from vqnotes.diagnosis import diagnose_model
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example
 from vqnotes.diagnosis.listening.units import modules_of, units
@@ -149,6 +150,41 @@ def test_one_quantiser_called_twice():
 
     together = [["quantizers.0[call 0]", "quantizers.0[call 1]"]]
     assert heard(Several(levels_of_one, 1), normal(40, 6, 16)) == [("quantizers.0", together, False)]
+
+
+def at_scales(step):
+    def call(quantizers, x):
+        for level, quantizer in enumerate(quantizers):
+            x = x - step**level * quantizer(x / step**level).latents_q
+        return x
+
+    return call
+
+
+def test_levels_may_be_given_what_was_left_at_another_scale():
+    x, names = normal(40, 6, 16), ["quantizers.0", "quantizers.1", "quantizers.2"]
+    step = 1 / torch.arange(2.0, 18.0)  # of each dimension
+    model = Several(at_scales(step), 3)
+    assert heard(model, x) == [("quantizers", [names], False)]
+    listener = Listener(model.eval())
+    with torch.no_grad(), listener.listening():
+        listener(x)
+    (unit,) = units(model, listener.calls, listener.entered)
+    assert unit.levels[0].scale is None
+    for level, power in zip(unit.levels[1:], (1, 2)):
+        assert torch.allclose(torch.tensor(level.scale), step**power, rtol=1e-3)
+
+
+def test_levels_at_another_scale_are_judged_as_at_their_own():
+    x, model, same = normal(400, 16), Several(at_scales(0.25), 2), Several(one_after_another, 2)
+    with torch.no_grad():
+        for level, (own, other) in enumerate(zip(model.quantizers, same.quantizers)):
+            own.init_codes("normal")
+            other.codebook.copy_(own.codebook * 0.25**level)
+    found, expected = (diagnose_model(one, x, progress=False)["quantizers"] for one in (model, same))
+    assert found.verdict == expected.verdict
+    for name, one in expected.evidence.items():
+        assert found.evidence[name].value == pytest.approx(one.value, rel=1e-3, abs=1e-6), name
 
 
 @pytest.mark.parametrize("separate", [False, True])

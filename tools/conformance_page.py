@@ -1,4 +1,4 @@
-"""Writes the table of docs/conformance.md: python tools/conformance_page.py
+"""Writes the table of docs/conformance.md, and vqnotes/studies/conformance.csv: python tools/conformance_page.py
 
 Which quantisers of vector-quantize-pytorch pass which checks of `vqnotes.diagnosis.conformance`, in the version that
 is installed. For each failure the page quotes the library's own line that leads to it; a line that is not there any
@@ -10,13 +10,17 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import pandas as pd
 import vector_quantize_pytorch as theirs
 from notebook_tools import ROOT
 from torch import Tensor, nn
 from vector_quantize_pytorch import vector_quantize_pytorch
 
+from vqnotes._files import replaced
 from vqnotes.diagnosis.conformance import NAMES, Adapter, Result, check, vector_quantize
+from vqnotes.studies.peers import CONFORMANCE
 
+PEER = "vector-quantize-pytorch"
 PAGE = ROOT / "docs" / "conformance.md"
 BEGIN, END = "<!-- made by tools/conformance_page.py -->\n", "<!-- end -->\n"
 MARKS = {"passed": "✓", "failed": "✗", "not applicable": "–"}
@@ -189,11 +193,25 @@ def gradients(found: dict[str, list[Result]]) -> str:
     return "".join(f"- `{row}`: {one}\n" for row, one in says.items())
 
 
-def section() -> str:
+def tested() -> dict[str, list[Result]]:
+    """What the checks say of each of the rows."""
+    return {row: check(make()) for row, make in ROWS.items()}
+
+
+def as_table(found: dict[str, list[Result]]) -> pd.DataFrame:
+    """One row for each quantiser and check: library, version, class, check, passed, detail."""
+    said = {"library": PEER, "version": version(PEER)}
+    return pd.DataFrame(
+        said | {"class": row, "check": one.name, "passed": one.status, "detail": one.says}
+        for row, results in found.items()
+        for one in results
+    )
+
+
+def section(found: dict[str, list[Result]]) -> str:
     """What stands between the two marks of the page."""
-    found = {row: check(make()) for row, make in ROWS.items()}
     return (
-        f"Version {version('vector-quantize-pytorch')}. ✓ passed, ✗ failed, – does not apply, or the adapter does "
+        f"Version {version(PEER)}. ✓ passed, ✗ failed, – does not apply, or the adapter does "
         f"not say it.\n\n{table(found)}\n### What failed, and the lines that show it\n\n{failures(found)}\n"
         f"### How long the gradient is at the latents\n\nBeside that of what was returned:\n\n{gradients(found)}"
     )
@@ -207,7 +225,10 @@ def stored() -> str:
 def main() -> None:
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{section()}\n{END}{after}", encoding="utf-8")
+    found = tested()
+    with replaced(CONFORMANCE) as beside:
+        as_table(found).to_csv(beside, index=False, lineterminator="\n")
+    PAGE.write_text(f"{before}{BEGIN}\n{section(found)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

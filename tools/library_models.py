@@ -52,8 +52,8 @@ class Case:
     """A model of a library.
 
     encode: latents (N, D, places ...) of inputs (N, ...), which nothing has quantised. tables: its codebooks (K, D);
-    those in one list each code what the one before left. batch: inputs as the model's users have them.
-    options: of diagnose_model.
+    those in one list each code what the one before left. put: puts changed ones back where they are copies.
+    batch: inputs as the model's users have them. options: of diagnose_model.
     """
 
     package: str
@@ -66,6 +66,8 @@ class Case:
     shown: str = "a tensor"  # what a batch is, in words
     options: dict = field(default_factory=dict)
     by_direction: bool = False
+    dim: int = DIM  # of the latents
+    put: Callable[[Any, list[list[Tensor]]], None] = lambda model, tables: None
 
 
 def vq_model() -> nn.Module:
@@ -185,36 +187,46 @@ def facebook_encodec() -> nn.Module:
     return EncodecModel(SEANetEncoder(**sizes), SEANetDecoder(**sizes), quantizer, [30.0], RATE, 1)
 
 
+class Around(nn.Module):
+    """A quantiser of sounds between two convolutions of ours."""
+
+    def __init__(self, quantizer: Any, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Conv1d(1, DIM, HOP, HOP), nn.ConvTranspose1d(DIM, 1, HOP, HOP)
+        self.quantizer, self.call = quantizer, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.call(self.quantizer, self.encoder(x)))
+
+
 def descript() -> nn.Module:
-    with standing_in({"dac": "dac", "dac.nn": "dac/nn"}):  # both want thirty packages, the quantiser none of them
+    with standing_in({"dac": "dac", "dac.nn": "dac/nn"}, "descript-audio-codec"):  # they want thirty packages
         from dac.nn.quantize import ResidualVectorQuantize
 
-    class Around(nn.Module):
-        """Between two convolutions of ours."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.decoder = nn.Conv1d(1, DIM, HOP, HOP), nn.ConvTranspose1d(DIM, 1, HOP, HOP)
-            self.quantizer = ResidualVectorQuantize(DIM, n_codebooks=2, codebook_size=SIZE, codebook_dim=DIM)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.decoder(self.quantizer(self.encoder(x))[0])
-
-    model = Around()
-    for name, one in model.quantizer.named_modules():
+    quantizer = ResidualVectorQuantize(DIM, n_codebooks=2, codebook_size=SIZE, codebook_dim=DIM)
+    for name, one in quantizer.named_modules():
         if name.endswith("_proj"):  # of normed weights
             nn.init.dirac_(one.weight_v), nn.init.ones_(one.weight_g), nn.init.zeros_(one.bias)
-    return model
+    return Around(quantizer, lambda quantizer, z: quantizer(z)[0])
+
+
+def audiocraft() -> nn.Module:
+    # Its package wants a torch of its own; flashy sends codes to other processes.
+    with standing_in({"audiocraft": "audiocraft", "flashy": None}, "audiocraft"):
+        from audiocraft.quantization import ResidualVectorQuantizer
+
+    quantizer = ResidualVectorQuantizer(DIM, n_q=2, bins=SIZE, kmeans_init=False)
+    return Around(quantizer, lambda quantizer, z: quantizer(z, RATE // HOP).x)
 
 
 @contextmanager
-def standing_in(modules: dict[str, str | None]) -> Iterator[None]:
-    """Meanwhile modules of these names are empty, but for what lies in their folders."""
+def standing_in(modules: dict[str, str | None], package: str = "") -> Iterator[None]:
+    """Meanwhile modules of these names are empty, but for what lies in their folders in the package."""
     before = {name: sys.modules.get(name) for name in modules}
     for name, folder in modules.items():
         sys.modules[name] = ModuleType(name)
         if folder:
-            sys.modules[name].__path__ = [str(distribution("descript-audio-codec").locate_file(folder))]
+            sys.modules[name].__path__ = [str(distribution(package).locate_file(folder))]
     try:
         yield
     finally:
@@ -222,6 +234,35 @@ def standing_in(modules: dict[str, str | None]) -> Iterator[None]:
             del sys.modules[name]
             if module is not None:
                 sys.modules[name] = module
+
+
+def wav2vec() -> nn.Module:
+    from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
+
+    heard = {"conv_dim": (2 * DIM,), "conv_stride": (HOP,), "conv_kernel": (HOP,), "feat_extract_norm": "layer"}
+    heard |= {"num_feat_extract_layers": 1, "conv_bias": True}
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    around = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "proj_codevector_dim": DIM}
+    codes = {"num_codevectors_per_group": SIZE, "num_codevector_groups": 2, "codevector_dim": DIM}
+    return Wav2Vec2ForPreTraining(Wav2Vec2Config(**heard, **layers, **around, **codes))
+
+
+def wav2vec_encoded(model: Any, x: Tensor) -> Tensor:
+    features = model.wav2vec2.feature_extractor(x[:, 0]).transpose(1, 2)
+    return model.wav2vec2.feature_projection(features)[1].transpose(1, 2)
+
+
+def wav2vec_rows(model: Any) -> list[list[Tensor]]:
+    """Of each group, what its linear map multiplies latents by."""
+    return [[one.detach().clone()] for one in model.quantizer.weight_proj.weight.unflatten(0, (-1, SIZE))]
+
+
+def wav2vec_put(model: Any, tables: list[list[Tensor]]) -> None:
+    """Offsets by which the largest number is that of the nearest row; they stay unless rows are put out of reach."""
+    rows, scores = torch.cat([table for (table,) in tables]), model.quantizer.weight_proj
+    scores.weight.copy_(rows)
+    offsets, own = -rows.square().sum(1) / 2, scores.bias
+    scores.bias.copy_(torch.where(offsets < 10 * own.min(), offsets, own) if own.any() else offsets)
 
 
 def by_name(model: Any, batch: Any) -> Any:
@@ -315,6 +356,19 @@ CASES = [
         {"call": emu3_called},
     ),
     Case(
+        "transformers",
+        "Wav2Vec2ForPreTraining",
+        wav2vec,
+        sounds,
+        wav2vec_encoded,
+        wav2vec_rows,
+        lambda x: [features("Wav2Vec2FeatureExtractor", x, padding_value=0.0, do_normalize=False)],
+        "`input_values`",
+        {"call": by_values},
+        dim=2 * DIM,
+        put=wav2vec_put,
+    ),
+    Case(
         "encodec",
         "EncodecModel",
         facebook_encodec,
@@ -330,5 +384,13 @@ CASES = [
         lambda model, x: model.encoder(x),
         lambda model: [[one.codebook.weight for one in model.quantizer.quantizers]],
         by_direction=True,
+    ),
+    Case(
+        "audiocraft",
+        "ResidualVectorQuantizer",
+        audiocraft,
+        sounds,
+        lambda model, x: model.encoder(x),
+        lambda model: [[one._codebook.embed for one in model.quantizer.vq.layers]],
     ),
 ]

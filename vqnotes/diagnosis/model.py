@@ -44,9 +44,10 @@ def diagnose_model(
     """Runs the model on the data, listens to its quantisers, and diagnoses each: {name of the module: Diagnosis}.
 
     Knows this module's quantisers and, from vector-quantize-pytorch, `VectorQuantize`, `SimVQ` and what is made of
-    them: `ResidualVQ`, `GroupedResidualVQ`, `HierarchicalVQ`. Latents and codes are taken as the quantiser compares
-    them, after its projection or normalisation, and the indices are its own. What `mask=` or `lens=` exclude does
-    not count.
+    them: `ResidualVQ`, `GroupedResidualVQ`, `HierarchicalVQ`; its grids `FSQ`, `LFQ`, `LatentQuantize`,
+    `BinaryMapper`, and stacks of them; and the Gumbel quantiser of wav2vec 2.0 in transformers. Latents and codes are
+    taken as the quantiser compares them, after its projection or normalisation, and the indices are its own. What
+    `mask=` or `lens=` exclude does not count.
 
     Where none of them is found, the model is watched during a pass. A table (K, D) of its own (a parameter, a buffer,
     or made of them alone) is a codebook if its rows come out by indices that the inputs decide. The latents are what
@@ -134,10 +135,8 @@ def as_it_was(model: nn.Module, names: list[str]) -> Iterator[None]:
     names: of the quantisers, as far as they are known. Without any, what may be a codebook is put back.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, one) for module in model.modules() for name, one in module._buffers.items() if one is not None
-    ]
-    kept = [one for *_, one in buffers]
+    buffers = [(module, name, one) for module in model.modules() for name, one in module._buffers.items()]
+    kept = [one for *_, one in buffers if one is not None]
     kept += [one for name in names for one in model.get_submodule(name).parameters()]
     kept += [] if names else _perhaps_codes(model)
     before = [copy.deepcopy(one.detach()) for one in kept]

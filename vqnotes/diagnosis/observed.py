@@ -185,10 +185,14 @@ class Observed:
 
     @cached_property
     def shared(self) -> list[list[int]]:
-        """Which of the levels have the same codebook, one list for each codebook that differs from the others."""
+        """Which of the levels have the same codebook, one list for each codebook that differs from the others.
+
+        Grids that are equal are no one codebook: each level has its own latents come to its grid.
+        """
         groups: list[list[int]] = []
         for number, level in enumerate(self.levels):
-            same = [group for group in groups if torch.equal(self.levels[group[0]].codes, level.codes)]
+            alike = (group for group in groups if torch.equal(self.levels[group[0]].codes, level.codes))
+            same = [] if self.kind is Kind.GRID else list(alike)
             if same:
                 same[0].append(number)
             else:

@@ -5,6 +5,7 @@ __all__ = [
     "codebook_size",
     "generation",
     "large_codebooks",
+    "peers",
     "recreated",
     "remedies",
     "reports",

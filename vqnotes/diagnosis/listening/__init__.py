@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening import ours, vector_quantize_pytorch, yours
+from vqnotes.diagnosis.listening import gumbel, ours, vector_quantize_pytorch, vector_quantize_pytorch_grids, yours
 from vqnotes.diagnosis.listening.calls import Call, Ear, first_argument
 from vqnotes.diagnosis.listening.found import Found
 
 __all__ = ["LIBRARIES", "Listener", "quantisers"]
 
-LIBRARIES = (ours, vector_quantize_pytorch)
+LIBRARIES = (ours, vector_quantize_pytorch, vector_quantize_pytorch_grids, gumbel)
 KNOWN = ", ".join(library.KNOWN for library in (*LIBRARIES, yours))
 
 

@@ -14,7 +14,7 @@ from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs, Unused
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example
 from vqnotes.diagnosis.listening.trials import depends_on_codes_alone, fed_by, moves_others, read_places, rebuilt
-from vqnotes.diagnosis.listening.units import Unit, units
+from vqnotes.diagnosis.listening.units import Level, Unit, units
 from vqnotes.diagnosis.measures import measure
 from vqnotes.diagnosis.observed import (
     AT_LEAST,
@@ -161,6 +161,11 @@ def _padded(tensor: Tensor, sides: Sequence[int], most: int) -> Tensor:
     return larger
 
 
+def scaled(tensor: Tensor, level: Level) -> Tensor:
+    """Latents or codes (..., D) of a level, at the scale of the first of its stack."""
+    return tensor if level.scale is None else tensor * tensor.new_tensor(level.scale)
+
+
 class Record:
     """What was heard of one unit of quantisers: how often each code was used, and a sample of the latents.
 
@@ -186,7 +191,7 @@ class Record:
         self.levels = (
             [unit.levels] if unit.loose else [[level] for level in unit.levels]
         )  # one list for each codebook
-        self.codes = [calls[level.call].codes[level.head].cpu() for level, *_ in self.levels]
+        self.codes = [scaled(calls[level.call].codes[level.head], level).cpu() for level, *_ in self.levels]
         self.kind = kind_of_all([calls[level.call].kind for level, *_ in self.levels])
         self.uses = [torch.zeros(len(codes), dtype=torch.int64) for codes in self.codes]
         latents = calls[unit.levels[0].call].latents[0]
@@ -254,7 +259,7 @@ class Record:
             self.check(x, calls)
         kept = {}
         for i, same in enumerate(self.levels):
-            heard = [self.of_one(calls[level.call], level.head, len(x)) for level in same]
+            heard = [self.of_one(calls[level.call], level, len(x)) for level in same]
             for name, tensors in zip(("latents", "index", "counts"), zip(*heard)):
                 kept[f"{name} {i}"] = torch.cat(tensors)
         counts = kept["counts 0"]
@@ -268,10 +273,10 @@ class Record:
         self.heard += int(counts.sum())
         self.sample.add(keys, kept)
 
-    def of_one(self, call: Call, head: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of_one(self, call: Call, level: Level, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (batch, places ..., D), index and which of them count; or rows of them (n, D)."""
         latents, index, mask = (call.latents, call.index, call.mask) if self.rows else self.by_example(call, batch)
-        latents, index = latents[head], index[head]
+        latents, index = scaled(latents[level.head], level), index[level.head]
         mask = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
         if self.rows:
             return latents.flatten(0, -2), index.flatten(), mask.flatten()

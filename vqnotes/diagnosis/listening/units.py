@@ -16,11 +16,15 @@ __all__ = ["Level", "Unit", "modules_of", "named_by", "units"]
 
 @dataclass(frozen=True)
 class Level:
-    """One codebook in a model: the call it is heard in (its number within a pass), and the head of that call."""
+    """One codebook in a model: the call it is heard in (its number within a pass), and the head of that call.
+
+    scale: of each dimension, by which its latents and codes come to the scale of the first level; None: they have it.
+    """
 
     name: str
     call: int
     head: int
+    scale: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,10 @@ def units(model: nn.Module, calls: list[Call], entered: dict[str, Tensor]) -> li
         name = call.name or type(model).__name__
         name += f"[call {numbers[call.name].index(number)}]" if len(numbers[call.name]) > 1 else ""
         several = len(call.latents) > 1 and not call.shared
-        return [Level(f"{name}[head {head}]" if several else name, number, head) for head in heads]
+        named = [(f"{name}[head {head}]" if several else name, head) for head in heads]
+        return [Level(one, number, head, scales.get(number)) for one, head in named]
 
-    stacks = _stacks(calls)
+    stacks, scales = _stacks(calls)
     found: list[Unit] = []
     alone = {stack[0] for stack in stacks if len(stack) == 1}
     loose = {
@@ -100,27 +105,51 @@ def _modules_in(name: str) -> list[str]:
     return [part.partition("[")[0] for part in name.split(" + ")]
 
 
-def _stacks(calls: list[Call]) -> list[list[int]]:
-    """Numbers of the calls, each list levels one after another: what reaches a level is what the last one left."""
+def _stacks(calls: list[Call]) -> tuple[list[list[int]], dict[int, tuple[float, ...]]]:
+    """Numbers of the calls, each list levels one after another: what reaches a level is what the last one left.
+
+    And the scales of those levels to which that comes multiplied.
+    """
     stacks: list[list[int]] = []
+    scales: dict[int, tuple[float, ...]] = {}
     for number, call in enumerate(calls):
-        before = (one for one in reversed(stacks) if _left(calls[one[-1]], call))
-        stack = next(before, None)
-        if stack is None:
-            stacks.append([number])
+        for stack in reversed(stacks):
+            step = _left(calls[stack[-1]], call)
+            if step is not None:
+                before = scales.get(stack[-1])
+                if before is not None or bool((step != 1).any()):
+                    scales[number] = tuple((step * (1.0 if before is None else step.new_tensor(before))).tolist())
+                stack.append(number)
+                break
         else:
-            stack.append(number)
-    return stacks
+            stacks.append([number])
+    return stacks, scales
 
 
-def _left(call: Call, later: Call) -> bool:
-    """Whether what the first call left of its latents, and not these themselves, is what the later one was given."""
+def _left(call: Call, later: Call) -> Tensor | None:
+    """The scale (D,) of what the later call was given, if that is what the first one left of its latents; else None.
+
+    It is 1 where both are the same. Latents themselves, given once more at any scale, are not what was left of them.
+    """
     x, y = call.entered, later.entered
     alike = [(len(one.latents), one.entered.shape, one.entered.dtype, one.entered.device) for one in (call, later)]
     if alike[0] != alike[1] or call.returned.shape != x.shape:
-        return False
-    rounding = 64 * torch.finfo(x.dtype).eps * _largest(x)
-    return _largest(y - (x - call.returned)) <= rounding < _largest(y - x)
+        return None
+    left, rounding = x - call.returned, 64 * torch.finfo(x.dtype).eps * _largest(x)
+    if _largest(y - left) <= rounding < _largest(y - x):
+        return torch.ones(call.latents.shape[-1], dtype=torch.float64)
+    rows, given, all_of_it = (one.movedim(call.channel_axis, -1).flatten(0, -2).double() for one in (left, y, x))
+    rows, given, all_of_it = (one.nan_to_num() for one in (rows, given, all_of_it))
+    if len(rows) <= 2 or given.shape[1] != call.latents.shape[-1]:  # so few fit at some scale
+        return None
+    scale = _fitted(rows, given)
+    fits = _largest(rows - scale * given) <= rounding < _largest(all_of_it - _fitted(all_of_it, given) * given)
+    return scale.cpu() if fits and bool((scale > 0).all()) else None
+
+
+def _fitted(rows: Tensor, given: Tensor) -> Tensor:
+    """The factors (D,) by which what was given comes nearest to the rows (n, D)."""
+    return (rows * given).sum(0) / given.square().sum(0).clamp_min(1e-300)
 
 
 def _largest(x: Tensor) -> float:

@@ -10,23 +10,33 @@ from vqnotes.diagnosis.listening.calls import Ear, axis_of, first_argument
 from vqnotes.diagnosis.listening.tracing import tensors_in
 from vqnotes.nearest import nearest_code
 
-__all__ = ["KNOWN", "TEN_LINES", "described", "ear_of"]
+__all__ = ["KNOWN", "TEN_LINES", "described", "ear_of", "ten_lines"]
 
 KNOWN = "modules with the methods prepare() and codes()"
 
-TEN_LINES = """Ten lines of your own say how any quantiser works:
+
+def ten_lines(latents: str, codes: str, index: str = "", names: str = "of the module in the model") -> str:
+    """Those that describe a quantiser: what its functions return; names: whose name "vq" is."""
+    third = f"\n\n    def index_of(module, returned):\n        return {index}" if index else ""
+    return f"""Ten lines of your own say how any quantiser works:
 
     from vqnotes import diagnose_model
 
     def latents_of(module, entered):  # entered: the first argument that the module is called with
-        return entered.movedim(1, -1)  # what is compared with the codes: (..., D)
+        return {latents}
 
     def codes_of(module):
-        return module.embedding.weight  # the codes in use: (K, D)
+        return {codes}{third}
 
-    quantizers = {"vq": (latents_of, codes_of)}  # "vq" is the name of the module in the model
+    quantizers = {{"vq": (latents_of, codes_of{", index_of" if index else ""})}}  # "vq" is the name {names}
     print(diagnose_model(model, data, quantizers=quantizers))
 """
+
+
+TEN_LINES = ten_lines(
+    "entered.movedim(1, -1)  # what is compared with the codes: (..., D)",
+    "module.embedding.weight  # the codes in use: (K, D)",
+)
 
 INDEX_OF = "a third function, index_of(module, returned), says which index each latent got"
 
