@@ -265,9 +265,9 @@ const STYLE = `
 .vqnotes-playground input[type="radio"] { margin: 0; }
 .vqnotes-playground label { display: flex; gap: 6px; align-items: center; margin: 0; }
 .vqp-slider { flex: 1 1 100%; flex-wrap: wrap; }
-.vqp-slider span { flex: 0 0 11.5em; }
+.vqp-name { flex: 0 0 11.5em; }
 .vqp-slider input { flex: 1 1 110px; min-width: 90px; max-width: 300px; margin: 0; accent-color: ${LATENT}; }
-.vqp-slider output { flex: 0 0 13em; }
+.vqp-says { flex: 0 0 13em; }
 .vqp-help { margin: 10px 0 0; color: #444; font-size: 13px; }
 .vqp-said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 `;
@@ -279,9 +279,9 @@ let mounted = 0;
 function page(data) {
   const id = ++mounted, size = data.codebook_size, row = parts => `<div class="vqp-row">${parts}</div>`;
   const sliders = Object.keys(SLIDERS).filter(name => name !== 'drift' || data.drift).map(name => `
-    <label class="vqp-slider"><span>${SLIDERS[name].name}</span>
+    <label class="vqp-slider"><span class="vqp-name">${SLIDERS[name].name}</span>
     <input type="range" min="0" max="100" step="any" data-slider="${name}">
-    <output data-says="${name}"></output></label>`);
+    <span class="vqp-says" data-says="${name}"></span></label>`);
   const rules = Object.keys(RULES).map(rule => `<label><input type="radio" name="vqp-${id}" value="${rule}"
     ${rule === data.rule ? 'checked' : ''}> ${RULES[rule]}</label>`);
   const buttons = data.remedies.map(name =>
