@@ -501,22 +501,28 @@ export function mount(el, plane) {
     listen(one, 'input', () => setSlider(one.dataset.slider));
   }
   for (const one of all('[type=radio]')) listen(one, 'change', () => setRule(one.value));
+  const placeOf = event => { // in the plane
+    const box = svg.getBoundingClientRect();
+    return [2 * (event.clientX - box.left) / box.width - 1, 1 - 2 * (event.clientY - box.top) / box.height]
+      .map(value => value * reach);
+  };
+  listen(svg, 'pointerdown', event => {
+    if (!event.target.closest('.vqp-code')) return;
+    const k = nearest(placeOf(event), state.codes).index[0]; // where codes overlap, the one that is meant
+    event.preventDefault();
+    choose(k);
+    svg.setPointerCapture(event.pointerId);
+    held = {code: k, place: state.codes.slice(2 * k, 2 * k + 2)};
+  });
+  listen(svg, 'pointermove', event => {
+    if (!held) return;
+    move(held.code, ...placeOf(event));
+    held.place = state.codes.slice(2 * held.code, 2 * held.code + 2);
+  });
+  listen(svg, 'lostpointercapture', () => { held = null; });
   codes.forEach((one, k) => {
     listen(one, 'focus', () => { chosen = k; draw(); });
     listen(one, 'blur', () => { chosen = -1; draw(); });
-    listen(one, 'pointerdown', event => {
-      event.preventDefault();
-      choose(k);
-      one.setPointerCapture(event.pointerId);
-    });
-    listen(one, 'pointermove', event => {
-      if (!one.hasPointerCapture(event.pointerId)) return;
-      const box = svg.getBoundingClientRect();
-      move(k, reach * (2 * (event.clientX - box.left) / box.width - 1),
-        reach * (1 - 2 * (event.clientY - box.top) / box.height));
-      held = {code: k, place: state.codes.slice(2 * k, 2 * k + 2)};
-    });
-    listen(one, 'lostpointercapture', () => { held = null; });
     listen(one, 'keydown', event => {
       const [dx, dy] = ARROWS[event.key] ?? [0, 0];
       const next = {PageUp: k - 1, PageDown: k + 1, Home: 0, End: size - 1}[event.key];
