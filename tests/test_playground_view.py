@@ -1,14 +1,17 @@
 """The playground as readers meet it: in Chromium, by mouse, by keys, on a phone, where nothing may move by itself."""
 
+import itertools
 import json
 
 import pytest
+import torch
 from browser import chromium, sync_playwright
 from notebook_tools import HOURS
 from test_playground import STEPS, same
 
 from vqnotes.course import playground
 from vqnotes.course.playground import Training, plane
+from vqnotes.nearest import nearest_code
 
 if sync_playwright is None or chromium() is None:
     pytest.skip("the playground is tried in Chromium by playwright, and one is missing", allow_module_level=True)
@@ -127,8 +130,20 @@ def test_a_remedy_brings_codes_back_and_is_one_at_a_time(opened):
     assert step_of(page) == 0
 
 
+def deadly_corner(given):
+    """A corner of the plane where no latent would choose the first code: whether right, whether below."""
+    latents, codes = Training(given, "Lloyd", 1).now()
+    for right, down in itertools.product([0, 1], repeat=2):
+        codes[0] = 1.06 * latents.abs().max() * torch.tensor([2 * right - 1, 1 - 2 * down])
+        if not (nearest_code(latents, codes) == 0).any():
+            return right, down
+    raise AssertionError("each corner is the nearest code of some latent")
+
+
 def test_codes_are_dragged_by_the_mouse_and_die_where_no_latent_is(opened):
-    page = opened(plane("lloyd", seed=0))
+    given = plane("lloyd", seed=0)
+    right, down = deadly_corner(given)
+    page = opened(given)
     code, svg = page.locator(".vqp-code").first, page.locator("svg").bounding_box()
     before, live = figure(page), code.get_attribute("aria-label")
     assert "live" in live
@@ -136,7 +151,7 @@ def test_codes_are_dragged_by_the_mouse_and_die_where_no_latent_is(opened):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(svg["x"] + svg["width"] / 2, svg["y"] + 90, steps=3)
-    page.mouse.move(svg["x"] + 3, svg["y"] + 3, steps=3)
+    page.mouse.move(svg["x"] + (0.01 + 0.98 * right) * svg["width"], svg["y"] + (0.01 + 0.98 * down) * svg["height"])
     page.mouse.up()
     page.wait_for_function("document.querySelector('[role=status]').textContent.includes('Code 1 of 10, dead')")
     assert "is-dead" in code.get_attribute("class") and figure(page) < before

@@ -265,9 +265,9 @@ const STYLE = `
 .vqnotes-playground input[type="radio"] { margin: 0; }
 .vqnotes-playground label { display: flex; gap: 6px; align-items: center; margin: 0; }
 .vqp-slider { flex: 1 1 100%; flex-wrap: wrap; }
-.vqp-slider span { flex: 0 0 11.5em; }
+.vqp-name { flex: 0 0 11.5em; }
 .vqp-slider input { flex: 1 1 110px; min-width: 90px; max-width: 300px; margin: 0; accent-color: ${LATENT}; }
-.vqp-slider output { flex: 0 0 13em; }
+.vqp-says { flex: 0 0 13em; }
 .vqp-help { margin: 10px 0 0; color: #444; font-size: 13px; }
 .vqp-said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 `;
@@ -279,9 +279,9 @@ let mounted = 0;
 function page(data) {
   const id = ++mounted, size = data.codebook_size, row = parts => `<div class="vqp-row">${parts}</div>`;
   const sliders = Object.keys(SLIDERS).filter(name => name !== 'drift' || data.drift).map(name => `
-    <label class="vqp-slider"><span>${SLIDERS[name].name}</span>
+    <label class="vqp-slider"><span class="vqp-name">${SLIDERS[name].name}</span>
     <input type="range" min="0" max="100" step="any" data-slider="${name}">
-    <output data-says="${name}"></output></label>`);
+    <span class="vqp-says" data-says="${name}"></span></label>`);
   const rules = Object.keys(RULES).map(rule => `<label><input type="radio" name="vqp-${id}" value="${rule}"
     ${rule === data.rule ? 'checked' : ''}> ${RULES[rule]}</label>`);
   const buttons = data.remedies.map(name =>
@@ -501,22 +501,28 @@ export function mount(el, plane) {
     listen(one, 'input', () => setSlider(one.dataset.slider));
   }
   for (const one of all('[type=radio]')) listen(one, 'change', () => setRule(one.value));
+  const placeOf = event => { // in the plane
+    const box = svg.getBoundingClientRect();
+    return [2 * (event.clientX - box.left) / box.width - 1, 1 - 2 * (event.clientY - box.top) / box.height]
+      .map(value => value * reach);
+  };
+  listen(svg, 'pointerdown', event => {
+    if (!event.target.closest('.vqp-code')) return;
+    const k = nearest(placeOf(event), state.codes).index[0]; // where codes overlap, the one that is meant
+    event.preventDefault();
+    choose(k);
+    svg.setPointerCapture(event.pointerId);
+    held = {code: k, place: state.codes.slice(2 * k, 2 * k + 2)};
+  });
+  listen(svg, 'pointermove', event => {
+    if (!held) return;
+    move(held.code, ...placeOf(event));
+    held.place = state.codes.slice(2 * held.code, 2 * held.code + 2);
+  });
+  listen(svg, 'lostpointercapture', () => { held = null; });
   codes.forEach((one, k) => {
     listen(one, 'focus', () => { chosen = k; draw(); });
     listen(one, 'blur', () => { chosen = -1; draw(); });
-    listen(one, 'pointerdown', event => {
-      event.preventDefault();
-      choose(k);
-      one.setPointerCapture(event.pointerId);
-    });
-    listen(one, 'pointermove', event => {
-      if (!one.hasPointerCapture(event.pointerId)) return;
-      const box = svg.getBoundingClientRect();
-      move(k, reach * (2 * (event.clientX - box.left) / box.width - 1),
-        reach * (1 - 2 * (event.clientY - box.top) / box.height));
-      held = {code: k, place: state.codes.slice(2 * k, 2 * k + 2)};
-    });
-    listen(one, 'lostpointercapture', () => { held = null; });
     listen(one, 'keydown', event => {
       const [dx, dy] = ARROWS[event.key] ?? [0, 0];
       const next = {PageUp: k - 1, PageDown: k + 1, Home: 0, End: size - 1}[event.key];

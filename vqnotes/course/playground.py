@@ -238,7 +238,9 @@ def story(preset: str, *, seed: int = 0, steps: int = 300) -> list[Moment]:
         plain.place(codes, torch.zeros(len(codes)))
         plain.advance(steps, drift)
         moments.append(plain.as_moment(f"half of the codes dragged into a corner, step {plain.steps}"))
-        _by_hand(plain)
+        labels = torch.tensor(given["labels"])
+        middles = [latents[labels == mode].mean(dim=0) for mode in range(MODES)]
+        plain.place(torch.stack(middles), torch.zeros(MODES))
         plain.advance(steps, drift)
         return [*moments, plain.as_moment(f"one code dragged to each mode, step {plain.steps}")]
     if preset == "drift":
@@ -253,19 +255,6 @@ def story(preset: str, *, seed: int = 0, steps: int = 300) -> list[Moment]:
     warm.warm_up(drift)
     warm.advance(steps - warm.steps, drift)
     return [*moments, warm.as_moment(f"warm-up, step {steps}")]
-
-
-def _by_hand(training: Training) -> None:
-    """Drags one of the codes that crowd into a mode to a mode that has none, until there is no such."""
-    labels = torch.tensor(training.given["labels"])
-    latents, codes = training.now()
-    while True:
-        home = labels[nearest_code(codes, latents)]
-        counts = home.bincount(minlength=MODES)
-        if counts.min() > 0 or counts.max() < 2:
-            break
-        codes[(home == counts.argmax()).nonzero()[0]] = latents[labels == counts.argmin()].mean(dim=0)
-    training.place(codes, torch.zeros(len(codes)))
 
 
 def draw_story(moments: list[Moment]) -> tuple[Figure, str]:
