@@ -38,9 +38,9 @@ class GumbelEar(Ear):
         return Kind.LEARNT
 
     def hooks(self) -> list:
-        return [self.module.weight_proj.register_forward_hook(self.scored), *super().hooks()]
+        return [self.module.weight_proj.register_forward_hook(self.hear_scores), *super().hooks()]
 
-    def scored(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
+    def hear_scores(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
         """The linear map was called."""
         self.scores = output
 

@@ -68,7 +68,7 @@ class GridEar(Ear):
         """Raises ValueError if codes come out that are not of the grid, or not those next to what entered."""
         entered, parts = first_argument(arguments, named), module.num_codebooks
         z, chosen = (self.inside[name].unflatten(-1, (parts, -1)) for name in ("z", "codes"))
-        z, chosen = self.turned(self.clamped(z)), self.turned(chosen)
+        z, chosen = self.rotated(self.clamped(z)), self.rotated(chosen)
         latents, codes = self.grid(z)
         latents, chosen = (one.movedim(-2, 0).to(codes.dtype) for one in (latents, chosen))  # (parts, batch, n, D)
         index = self.index_of(output[1], chosen, codes)
@@ -95,7 +95,7 @@ class GridEar(Ear):
         """What leaves the first projection, as it is kept in bounds before it is turned."""
         return z
 
-    def turned(self, z: Tensor) -> Tensor:
+    def rotated(self, z: Tensor) -> Tensor:
         """What is rounded, (..., D), in the directions in which it is."""
         return z @ self.module.orthogonal_rot if getattr(self.module, "orthogonal_rotation", False) else z
 
