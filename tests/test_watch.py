@@ -153,7 +153,7 @@ def test_a_watch_ends_no_training_after_its_first_look(error):
     with pytest.warns(CollapseWarning, match=f"step 1: no diagnosis, .*{error}"):
         watch(1, model)
     assert watch.latest == before and not model._forward_hooks
-    with pytest.raises(type(error) if not isinstance(error, RuntimeError) else ValueError, match=str(error)):
+    with pytest.raises(ValueError, match=str(error)):
         CollapseWatch(normal(300, 4))(0, model)
 
 

@@ -8,8 +8,9 @@ import contextlib
 import importlib
 import inspect
 import io
+import runpy
+import tempfile
 import textwrap
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,9 @@ def _trouble(name: str, function: object) -> str:
     return "" if verdict == "correct" else verdict
 
 
-def _loaded(source: str) -> dict[str, Any]:
-    """What the text of a my_vq.py defines. Its errors are raised."""
-    module = types.ModuleType(FILE.stem)
-    exec(compile(source, FILE.name, "exec"), module.__dict__)
-    return module.__dict__
+def _loaded(file: Path) -> dict[str, Any]:
+    """What a my_vq.py defines: it is the reader's own, and run. Its errors are raised."""
+    return runpy.run_path(str(file))
 
 
 def _sources(text: str) -> dict[str, str]:
@@ -110,7 +109,9 @@ def keep(function: Callable, file: Path | str = FILE) -> None:
         raise ValueError(f"{file} is no Python ({error}): mend it, or remove it to start anew") from error
     text = known.replace(there[name], source) if name in there else f"{known.rstrip()}\n\n\n{source}\n"
     try:
-        trouble = _trouble(name, _loaded(f"{HEAD}\n\n{source}")[name])
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / FILE.name).write_text(f"{HEAD}\n\n{source}\n", encoding="utf-8")
+            trouble = _trouble(name, _loaded(Path(folder) / FILE.name)[name])
     except Exception as error:
         trouble = f"by itself it stops with {type(error).__name__}: {error}"
     if trouble:
@@ -129,7 +130,7 @@ def mine(file: Path | str = FILE) -> dict[str, Callable[..., Any]]:
     file, wrong = Path(file), []
     found: dict[str, Callable[..., Any]] = {}
     try:
-        defined = _loaded(file.read_text(encoding="utf-8")) if file.exists() else {}
+        defined = _loaded(file) if file.exists() else {}
     except Exception as error:
         defined, wrong = {}, [f"{file.name} stops with {type(error).__name__}: {error}"]
     for name in PARTS:

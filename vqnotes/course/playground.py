@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqnotes import data, metrics, plots, remedies
 from vqnotes._extras import course_extra
+from vqnotes._printing import say
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
@@ -144,7 +145,7 @@ def show_playground(preset: str, *, codebook_size: int | None = None, seed: int 
     try:
         widget = Playground(preset, codebook_size=codebook_size, seed=seed)
     except ImportError as error:
-        print(f"Nothing moves here: {error} Start the kernel anew then. Pictures show a part of what you would see.")
+        say(f"Nothing moves here: {error} Start the kernel anew then. Pictures show a part of what you would see.")
     else:
         display(widget)
 

@@ -57,7 +57,8 @@ def observe_mapped(
     numbers = [math.prod(one.shape[1:]) for one in arrays.values()]
     places = max(1, numbers[0] // max(1, codes.shape[-1] if codes.ndim else 1))
     most = max(MOST_NUMBERS // max(1, *numbers), math.ceil(max(LEAST_LATENTS, PER_CODE * len(codes)) / places))
-    order = np.random.default_rng(seed_of(seed)).permutation(count)[:most]
+    drawn = np.random.default_rng(seed_of(seed)).permutation(count)[:most]
+    order = drawn if most < count else np.arange(count)  # all of it, as it is in memory
 
     def observed(some: dict[str, Any], **options: Any) -> Observed:
         labels = {"labels": some["labels"].reshape(-1)} if "labels" in some else {}
