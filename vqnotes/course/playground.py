@@ -222,6 +222,14 @@ class Moment(NamedTuple):
     live: int
 
 
+def _empty_corner(latents: Tensor) -> Tensor:
+    """Of the corners of a frame around latents (N, 2), the one that is farthest from all of them, (2,)."""
+    low, high = latents.amin(dim=0), latents.amax(dim=0)
+    middle, half = (low + high) / 2, 1.05 * (high - low) / 2
+    corners = torch.stack([middle + half * torch.tensor(one) for one in ((1, 1), (1, -1), (-1, 1), (-1, -1))])
+    return corners[torch.cdist(corners, latents).amin(dim=1).argmax()]
+
+
 def story(preset: str, *, seed: int = 0, steps: int = 300) -> list[Moment]:
     """The start, a collapse, and what cures it, as the playground shows them after so many steps.
 
@@ -235,10 +243,10 @@ def story(preset: str, *, seed: int = 0, steps: int = 300) -> list[Moment]:
     moments.append(plain.as_moment(f"{rule}, step {steps}"))
     if preset == "lloyd":
         latents, codes = plain.now()
-        codes[: len(codes) // 2] = 1.05 * latents.amax(dim=0)
+        codes[: len(codes) // 2] = _empty_corner(latents)
         plain.place(codes, torch.zeros(len(codes)))
         plain.advance(steps, drift)
-        moments.append(plain.as_moment(f"half of the codes dragged into a corner, step {plain.steps}"))
+        moments.append(plain.as_moment(f"half of the codes dragged into an empty corner, step {plain.steps}"))
         labels = torch.tensor(given["labels"])
         middles = [latents[labels == mode].mean(dim=0) for mode in range(MODES)]
         plain.place(torch.stack(middles), torch.zeros(MODES))
