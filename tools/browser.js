@@ -92,7 +92,8 @@ window.reader = {
     return [...document.querySelectorAll('.jp-Notebook .jp-Cell')].flatMap((cell, i) => {
       const faults = [];
       const say = (element, what) => faults.push({element, text: `cell ${i + 1}: ${what}`});
-      if (cell.matches('.jp-CodeCell') && !/\d/.test(cell.querySelector('.jp-InputPrompt').textContent))
+      const folded = cell.querySelector('.jp-Placeholder');  // its code is: no number stands beside it
+      if (cell.matches('.jp-CodeCell') && !folded && !/\d/.test(cell.querySelector('.jp-InputPrompt').textContent))
         say(cell, 'not run');
       for (const output of cell.querySelectorAll('[data-mime-type$=".stderr"], [data-mime-type$=".error"]'))
         say(output, `error output: ${output.innerText.trim().split('\n').pop()}`);
@@ -105,7 +106,7 @@ window.reader = {
       for (const box of [cell, ...cell.querySelectorAll('*')]) {
         const visible = getComputedStyle(box).overflowX === 'visible' && box !== cell;
         const beyond = box.scrollWidth - box.clientWidth;
-        if (!visible && beyond > 1 && box.clientWidth > 1 && !box.closest('mjx-assistive-mml'))
+        if (!visible && beyond > 1 && box.clientWidth > 1 && !box.closest('mjx-assistive-mml, details:not([open])'))
           say(box, `cut off by ${beyond} of ${box.scrollWidth} pixels: ${this.beyond(box)}`);
       }
       return faults;
