@@ -129,7 +129,7 @@ def _cut(parts: list) -> Iterator[list[Tensor]]:
     """Batches of what has an example a row: copies, since a model may change its inputs."""
     for first in range(0, len(parts[0]), BATCH):
         rows = slice(first, first + BATCH)
-        yield [dense_tensor(part_of(part, rows), "data").clone() for part in parts]
+        yield [dense_tensor(part_of(one, rows), "data") if is_mapped(one) else one[rows].clone() for one in parts]
 
 
 def _like(model: nn.Module) -> Tensor:

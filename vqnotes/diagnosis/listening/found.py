@@ -55,8 +55,7 @@ class Found:
         count: Callable[[], int] = lambda: 0,
     ):
         self.model, self.run, self.known, self.count = model, run, known, count
-        parts = [one for module in beside for one in (*module.state_dict().values(), *module.buffers())]
-        self.apart = names_of({*parts}, model)  # buffers that are not saved are in no state_dict
+        self.apart = names_of({one for each in beside for one in (*each.parameters(), *each.buffers())}, model)
         self.tables: dict[Key, tuple[int, int]] = {}
         self.names: dict[Key, str] = {}
         self.change: dict[str, Callable[[Tensor], Tensor]] = {}

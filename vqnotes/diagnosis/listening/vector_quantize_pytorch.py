@@ -84,7 +84,8 @@ class VectorQuantizeEar(Ear):
         if latents.ndim == 3:  # without heads
             latents, chosen, index = latents[None], chosen[None], index[None]
         for own, chosen_of, index_of in zip(codes, chosen, index):
-            near = torch.isclose(own[index_of].to(chosen.dtype), chosen_of, rtol=1e-3, atol=1e-3 * _largest(own))
+            rounding = {"rtol": 1e-3, "atol": 1e-3 * own.abs().max().item()}
+            near = torch.isclose(own[index_of].to(chosen.dtype), chosen_of, **rounding)
             if not near.all():
                 share = (~near.all(-1)).double().mean()
                 raise ValueError(
@@ -110,7 +111,3 @@ def _in_use(codebook: Any) -> Tensor:
         spreads = [one.clamp(min=1e-5).sqrt() for one in (codebook.batch_variance, codebook.codebook_variance)]
         codes = (codes - codebook.codebook_mean) * (spreads[0] / spreads[1]) + codebook.batch_mean
     return codes
-
-
-def _largest(codes: Tensor) -> float:
-    return float(codes.abs().max())
