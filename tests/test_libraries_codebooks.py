@@ -8,15 +8,11 @@ import torch
 import vector_quantize_pytorch as theirs
 from helpers import normal
 from torch import nn
-from vector_quantize_models import CODES, PEERS, arguments, healthy
+from vector_quantize_models import CODES, PEERS, arguments, healthy, named
 
 from vqnotes.diagnosis import diagnose_model
 
 CODEBOOKS = [peer for peer in PEERS if peer.faults is CODES]
-
-
-def named(peer):
-    return f"{peer.name}({peer.said})"
 
 
 @pytest.mark.parametrize("peer", CODEBOOKS, ids=named)

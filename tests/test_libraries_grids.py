@@ -6,17 +6,13 @@ import torch
 import vector_quantize_pytorch as theirs
 from helpers import normal
 from torch import nn
-from vector_quantize_models import GRID, PEERS, arguments, healthy
+from vector_quantize_models import GRID, PEERS, arguments, healthy, named
 
 from vqnotes.diagnosis import diagnose_model
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.observed import Kind
 
 GRIDS = [peer for peer in PEERS if peer.faults is GRID]
-
-
-def named(peer):
-    return f"{peer.name}({peer.said})"
 
 
 @pytest.mark.parametrize("peer", GRIDS, ids=named)

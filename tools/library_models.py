@@ -174,6 +174,11 @@ def emu3_called(model: Any, batch: dict) -> Tensor:
     return model.decode(torch.stack(model.encode(**batch).image_tokens))
 
 
+def facebook_rows(model: Any) -> list[list[Tensor]]:
+    """The codebooks of encodec, and of audiocraft's copy of its quantiser."""
+    return [[one._codebook.embed for one in model.quantizer.vq.layers]]
+
+
 def facebook_encodec() -> nn.Module:
     with standing_in({"torchaudio": None}):  # it changes sampling rates, and its wheels may want CUDA
         from encodec.model import EncodecModel
@@ -374,7 +379,7 @@ CASES = [
         facebook_encodec,
         sounds,
         lambda model, x: model.encoder(x),
-        lambda model: [[one._codebook.embed for one in model.quantizer.vq.layers]],
+        facebook_rows,
     ),
     Case(
         "descript-audio-codec",
@@ -391,6 +396,6 @@ CASES = [
         audiocraft,
         sounds,
         lambda model, x: model.encoder(x),
-        lambda model: [[one._codebook.embed for one in model.quantizer.vq.layers]],
+        facebook_rows,
     ),
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vqnotes.diagnosis import Diagnosis, diagnose_model
 from vqnotes.kmeans import kmeans
 
-__all__ = ["PEERS", "Peer", "diagnoses", "verdict"]
+__all__ = ["PEERS", "Peer", "diagnoses", "named", "verdict"]
 
 SIZE, DIM = 16, 8
 COUNT, PLACES, HOP, SIDE = 64, 16, 8, 4
@@ -387,6 +387,10 @@ PEERS = [
 
 
 # ---------------------------------------------------------------- what is said of them
+
+
+def named(peer: Peer) -> str:
+    return f"{peer.name}({peer.said})"
 
 
 def diagnoses(peer: Peer) -> dict[str, dict[str, Diagnosis]]:

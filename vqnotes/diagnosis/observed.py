@@ -25,6 +25,7 @@ __all__ = [
     "AT_LEAST",
     "AT_MOST",
     "FEWEST",
+    "MOST_NUMBERS",
     "PER_CODE",
     "Coded",
     "Kind",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 PER_CODE, AT_LEAST, AT_MOST = 16, 8192, 2**18  # latents in the sample that references are measured on
+MOST_NUMBERS = 2**25  # of each array, of what is heard, and of a probe so much is kept
 FEWEST = 32  # in a sample on which anything can be measured: half of them to learn from, half to judge by
 INPUTS_PER_CODE, INPUTS_AT_MOST = 16, 2**17  # codes are placed on half of the inputs, so many to a code
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from vqnotes._checks import dense_tensor, real_numbers
-from vqnotes.diagnosis.observed import PER_CODE, Observed, observe, seed_of
+from vqnotes.diagnosis.observed import MOST_NUMBERS, PER_CODE, Observed, observe, seed_of
 
 __all__ = ["is_mapped", "observe_mapped", "part_of"]
 
-MOST_NUMBERS, LEAST_LATENTS = 2**25, 512  # of each array so much is kept
+LEAST_LATENTS = 512  # so much is kept of each array
 PART = 2**22  # numbers that are read at once
 
 

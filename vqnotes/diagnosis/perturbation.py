@@ -10,9 +10,8 @@ from vqnotes._checks import check_positive
 from vqnotes.diagnosis.feeding import batches
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call
-from vqnotes.diagnosis.listening.records import MOST_NUMBERS
 from vqnotes.diagnosis.model import as_it_was
-from vqnotes.diagnosis.observed import AT_MOST, seed_of
+from vqnotes.diagnosis.observed import AT_MOST, MOST_NUMBERS, seed_of
 from vqnotes.diagnosis.stability import NOISE, Moved, Stability, moved_by, stability_of
 
 __all__ = ["input_stability"]

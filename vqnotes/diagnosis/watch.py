@@ -15,6 +15,7 @@ from vqnotes.diagnosis.listening import quantisers
 from vqnotes.diagnosis.listening.units import modules_of, named_by
 from vqnotes.diagnosis.listening.use import Use
 from vqnotes.diagnosis.model import diagnose_model
+from vqnotes.diagnosis.observed import MOST_NUMBERS
 from vqnotes.diagnosis.report import Diagnosis
 from vqnotes.metrics import entropy
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["NOT_STARTED", "NO_DIAGNOSIS", "CollapseWarning", "CollapseWatch"]
 
 NOT_STARTED, NO_DIAGNOSIS = "not started", "no diagnosis"  # what stands in the place of a verdict
-MOST_NUMBERS = 2**25  # of a generator so many are kept as a probe
 BUDGET = 20  # a watch that times itself spends one part in so many of the time
 SOON = 4  # the look that is to confirm a verdict comes after one part in so many of the usual wait
 

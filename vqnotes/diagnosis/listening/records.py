@@ -19,6 +19,7 @@ from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.observed import (
     AT_LEAST,
     AT_MOST,
+    MOST_NUMBERS,
     PER_CODE,
     Observed,
     kind_of_all,
@@ -30,7 +31,7 @@ from vqnotes.diagnosis.stages import expect_stages
 
 __all__ = ["Heard", "Record", "Sample"]
 
-MOST_NUMBERS, LEAST_PIECES = 2**25, 512  # of what is heard so much is kept
+LEAST_PIECES = 512  # of what is heard so much is kept
 MOST_CALLS = 16  # in a pass, of one quantiser, that get a verdict each
 BY_HAND = "call diagnose(latents, codebook, inputs=...) with the input, or the piece of it, that each latent codes"
 APART = f"let each input have latents of its own, (inputs, places ..., D), or {BY_HAND}"
