@@ -136,8 +136,9 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
     """
     table = summary(runs, [by, x] if by else [x], y)
     parts = table.groupby(by, sort=False, dropna=False) if by else [(None, table)]
-    for color, (name, part) in zip(itertools.cycle(PALETTE), parts):
-        color = ARM_COLORS.get(name, color)
+    others = itertools.cycle([LATENT, LIVE, PALETTE[7], DEAD])  # no arm's
+    for name, part in parts:
+        color = ARM_COLORS.get(name) or next(others)
         places = part[x] if pd.api.types.is_numeric_dtype(part[x]) else part[x].map(str)
         ax.plot(places, part["mean"], marker="o", markersize=4, color=color, label=name)
         ax.fill_between(places, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
@@ -148,8 +149,7 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
 def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
     """Every run as a dot and the mean with its bootstrap 95 % interval beside it, one row of dots an arm.
 
-    runs: one row a run. Means are black but for the arms of ARM_COLORS. Returns columns `by`, mean, low, high.
-    Raises as `metrics.summary`.
+    runs: one row a run. Returns columns `by`, mean, low, high, in order of appearance. Raises as `metrics.summary`.
     """
     table = summary(runs, [by], y)
     arms = runs.groupby(by, sort=False, dropna=False)[y]
