@@ -1,4 +1,4 @@
-"""The minutes that stand in openings, at parts, in the README and in the teaching guide are those that are counted."""
+"""Minutes in openings, at parts, in the README and in the teaching guide are those that are counted."""
 
 import copy
 import re
