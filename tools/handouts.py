@@ -25,7 +25,7 @@ from exercise_tools import FOLDED, exercises
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import SlidesExporter
-from notebook_tools import NOTEBOOKS, PART
+from notebook_tools import NOTEBOOKS
 
 from vqnotes._files import replaced
 from vqnotes._printing import say
@@ -82,7 +82,6 @@ def deck() -> Iterator[nbformat.NotebookNode]:
     yield placed("slide", f"{STYLE}\n\n# Where do the codes go?\n\nCollapse in vector quantisation")
     for path in NOTEBOOKS:
         heading, cells = "", nbformat.read(path, as_version=4).cells
-        cells = [cell for cell in cells if PART not in cell.metadata.get("tags", [])]
         for place, cell in enumerate(cells):
             if cell.cell_type == "markdown":
                 heading = (re.findall(r"^##? (.+)", cell.source, re.M) or [heading])[-1]
