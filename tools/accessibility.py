@@ -29,13 +29,19 @@ JUPYTERLAB = {  # rule: what of JupyterLab it is said of, and why we cannot mend
     ("aria-input-field-name", "cm-content"): "JupyterLab gives the editor of a cell no name",
     ("aria-required-children", "jp-WindowedPanel-viewport"): "JupyterLab calls its list of cells a feed of articles",
     ("button-name", "jp-collapseHeadingButton"): "JupyterLab's button beside a heading has no name",
+    (
+        "aria-input-field-name",
+        "noUi-handle",
+    ): "ipywidgets gives a slider no name: its label is beside it",
+    ("button-name", "jupyter-button"): "ipywidgets gives the buttons of Play signs and no names",
 }
+NOTEBOOK = ".jp-Notebook"
 UNFOLD = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 
 
 @dataclass
 class Found:
-    """Serious and critical findings, how many each reason has set aside, and how many checks were passed."""
+    """Serious and critical findings, how many each reason has set aside, and how many rules were passed."""
 
     grave: list[str] = field(default_factory=list)
     aside: dict[str, int] = field(default_factory=dict)
@@ -48,6 +54,9 @@ def findings(page: Page, within: str | None = None, aside: dict[tuple[str, str],
     aside: rule and class of what is set aside, with the reason.
     """
     page.evaluate(UNFOLD)
+    if within == NOTEBOOK:  # what is out of sight there counts as hidden, and its colours are not looked at
+        height = page.evaluate("list => document.querySelector(list).scrollHeight", ".jp-WindowedPanel-outer")
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": height + 600})
     answer = Axe().run(page, within, {"resultTypes": ["violations"]}).response
     found = Found()
     for violation in answer["violations"]:
@@ -58,7 +67,7 @@ def findings(page: Page, within: str | None = None, aside: dict[tuple[str, str],
             else:
                 said = "; ".join(check["message"] for kind in ("any", "all", "none") for check in node[kind])
                 found.grave.append(f"{violation['id']} ({violation['impact']}): {node['html'][:160]}: {said}")
-    found.passed = sum(len(one["nodes"]) for one in answer["passes"])
+    found.passed = len(answer["passes"])
     return found
 
 
