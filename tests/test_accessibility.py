@@ -105,12 +105,12 @@ def test_a_planted_defect_is_found(opened, rule):
     assert any(text.startswith(f"{rule} (") for text in findings(opened.page, NOTEBOOK, JUPYTERLAB).grave)
 
 
-def test_only_the_element_itself_with_its_rule_is_set_aside():
-    aside = {("button-name", "known"): "why"}
-    assert reason("button-name", '<button class="a known"></button>', aside) == "why"
-    assert reason("image-alt", '<button class="a known"></button>', aside) is None
-    assert reason("button-name", '<button class="unknown"><b class="known"></b></button>', aside) is None
-    assert reason("button-name", "<button></button>", aside) is None
+def test_only_what_is_named_is_set_aside_and_by_its_rule_only(opened):
+    aside = {("button-name", ".jp-collapseHeadingButton"): "why"}
+    target = ".jp-collapseHeadingButton"
+    assert reason(opened.page, "button-name", target, aside) == "why"
+    assert reason(opened.page, "image-alt", target, aside) is None
+    assert reason(opened.page, "button-name", "[data-do=run]", aside) is None
 
 
 def test_the_extension_of_jupyterlab_has_the_version_of_the_project_and_what_it_names():
