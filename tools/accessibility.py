@@ -36,9 +36,9 @@ UNFOLD = "document.querySelectorAll('details').forEach(one => { one.open = true;
 STILL = "*, ::before, ::after { transition: none !important; animation: none !important; }"
 # What is out of sight in JupyterLab counts as hidden for axe, and all that lies in a body without a height: their
 # colours would not be looked at.
-WHOLE = """([list]) => {
+WHOLE = """() => {
   for (const one of [document.documentElement, document.body]) one.style.height = '100vh';
-  return document.querySelector(list).scrollHeight;
+  return document.querySelector('.jp-WindowedPanel-viewport').scrollHeight;
 }"""
 MATCHES = "([target, selector]) => document.querySelector(target).matches(selector)"
 
@@ -60,7 +60,7 @@ def findings(page: Page, within: str | None = None, aside: dict[tuple[str, str],
     page.add_style_tag(content=STILL)
     page.evaluate(UNFOLD)
     if within == NOTEBOOK:
-        height = page.evaluate(WHOLE, [".jp-WindowedPanel-outer"])
+        height = page.evaluate(WHOLE)
         page.set_viewport_size({"width": page.viewport_size["width"], "height": height + 600})
         page.wait_for_function("height => document.querySelector('.jp-Notebook').clientHeight > height", arg=height)
     answer = Axe().run(page, within, {"resultTypes": ["violations"]}).response
