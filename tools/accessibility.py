@@ -30,6 +30,8 @@ JUPYTERLAB = {  # rule, and which elements it is said of: why it is not ours to 
     ("button-name", ".jp-collapseHeadingButton"): "JupyterLab's button beside a heading has no name",
     ("aria-input-field-name", ".noUi-handle"): "ipywidgets gives a slider no name: its label is beside it",
     ("button-name", ".widget-play button"): "ipywidgets gives the buttons of Play signs and no names",
+    ("color-contrast", ".cm-content *"): "JupyterLab's colours of code",
+    ("color-contrast", ".jp-InputPrompt"): "JupyterLab's colour of the number of the cell at hand",
 }
 NOTEBOOK = ".jp-Notebook"
 UNFOLD = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
