@@ -8,7 +8,6 @@ by name, with a reason, and counted: never silently.
 
 from __future__ import annotations  # the names of playwright may be missing
 
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +24,30 @@ except ImportError:
     Axe = None
 
 GRAVE = ("serious", "critical")
-JUPYTERLAB = {  # rule: what of JupyterLab it is said of, and why we cannot mend it
-    ("aria-input-field-name", "cm-content"): "JupyterLab gives the editor of a cell no name",
-    ("aria-required-children", "jp-WindowedPanel-viewport"): "JupyterLab calls its list of cells a feed of articles",
-    ("button-name", "jp-collapseHeadingButton"): "JupyterLab's button beside a heading has no name",
+JUPYTERLAB = {  # rule, and which elements it is said of: why it is not ours to mend
+    ("aria-input-field-name", ".cm-content"): "JupyterLab gives the editor of a cell no name",
+    ("aria-required-children", ".jp-WindowedPanel-viewport"): "JupyterLab calls its list of cells a feed of articles",
+    ("button-name", ".jp-collapseHeadingButton"): "JupyterLab's button beside a heading has no name",
+    ("aria-input-field-name", ".noUi-handle"): "ipywidgets gives a slider no name: its label is beside it",
+    ("button-name", ".widget-play button"): "ipywidgets gives the buttons of Play signs and no names",
+    ("color-contrast", ".cm-content *"): "JupyterLab's colours of code",
+    ("color-contrast", ".jp-InputPrompt"): "JupyterLab's colour of the number of the cell at hand",
 }
+NOTEBOOK = ".jp-Notebook"
 UNFOLD = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
+STILL = "*, ::before, ::after { transition: none !important; animation: none !important; }"
+# What is out of sight in JupyterLab counts as hidden for axe, and all that lies in a body without a height: their
+# colours would not be looked at.
+WHOLE = """() => {
+  for (const one of [document.documentElement, document.body]) one.style.height = '100vh';
+  return document.querySelector('.jp-WindowedPanel-viewport').scrollHeight;
+}"""
+MATCHES = "([target, selector]) => document.querySelector(target).matches(selector)"
 
 
 @dataclass
 class Found:
-    """Serious and critical findings, how many each reason has set aside, and how many checks were passed."""
+    """Serious and critical findings, how many each reason has set aside, and how many rules were passed."""
 
     grave: list[str] = field(default_factory=list)
     aside: dict[str, int] = field(default_factory=dict)
@@ -45,29 +57,34 @@ class Found:
 def findings(page: Page, within: str | None = None, aside: dict[tuple[str, str], str] | None = None) -> Found:
     """What axe finds in a page that is open, or in one part of it, given by a selector.
 
-    aside: rule and class of what is set aside, with the reason.
+    aside: rule and selector of what is set aside, with the reason.
     """
+    page.add_style_tag(content=STILL)
     page.evaluate(UNFOLD)
+    if within == NOTEBOOK:
+        height = page.evaluate(WHOLE)
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": height + 600})
+        page.wait_for_function("height => document.querySelector('.jp-Notebook').clientHeight > height", arg=height)
     answer = Axe().run(page, within, {"resultTypes": ["violations"]}).response
     found = Found()
     for violation in answer["violations"]:
         for node in violation["nodes"] if violation["impact"] in GRAVE else []:
-            known = reason(violation["id"], node["html"], aside or {})
+            known = reason(page, violation["id"], node["target"][-1], aside or {})
             if known:
                 found.aside[known] = found.aside.get(known, 0) + 1
             else:
                 said = "; ".join(check["message"] for kind in ("any", "all", "none") for check in node[kind])
                 found.grave.append(f"{violation['id']} ({violation['impact']}): {node['html'][:160]}: {said}")
-    found.passed = sum(len(one["nodes"]) for one in answer["passes"])
+    found.passed = len(answer["passes"])
     return found
 
 
-def reason(rule: str, html: str, aside: dict[tuple[str, str], str]) -> str | None:
-    """Why a finding is set aside: by its rule, and by a class of the element itself."""
-    tag = re.match(r"<[^>]*>", html)
-    held = re.search(r'class="([^"]*)"', tag[0]) if tag else None
-    classes = held[1].split() if held else []
-    return next((why for (name, kind), why in aside.items() if name == rule and kind in classes), None)
+def reason(page: Page, rule: str, target: str, aside: dict[tuple[str, str], str]) -> str | None:
+    """Why a finding is set aside, by its rule and the element it is said of."""
+    for (name, selector), why in aside.items():
+        if name == rule and page.evaluate(MATCHES, [target, selector]):
+            return why
+    return None
 
 
 def site(folder: Path, pages: list[str], mode: str, width: int = 1280) -> dict[str, Found]:

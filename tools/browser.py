@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-from accessibility import JUPYTERLAB, Axe, findings
+from accessibility import JUPYTERLAB, NOTEBOOK, Axe, findings
 from figure_faults import watched
 from mutants import copy_of_the_project
 from notebook_tools import HOURS, NOTEBOOKS, ROOT
@@ -128,7 +128,7 @@ class Visit:
 
     def judge(self) -> None:
         """Notes what axe-core finds in the notebook, and how much of that is JupyterLab's own."""
-        found = findings(self.page, ".jp-Notebook", JUPYTERLAB)
+        found = findings(self.page, NOTEBOOK, JUPYTERLAB)
         self.problems += found.grave
         self.aside = sum(found.aside.values())
 

@@ -30,9 +30,11 @@ def watch(shell: Any) -> None:
     """From the first cell on that begins with matplotlib imported: each figure is looked at when it is drawn."""
 
     def begin(_: object = None) -> None:
-        if agg := sys.modules.get("matplotlib.backends.backend_agg"):
+        if "matplotlib.figure" in sys.modules:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+
             shell.events.unregister("pre_run_cell", begin)
-            look_at_all(agg.FigureCanvasAgg)
+            look_at_all(FigureCanvasAgg)
 
     shell.events.register("pre_run_cell", begin)
 
