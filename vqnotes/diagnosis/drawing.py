@@ -103,10 +103,13 @@ def _line(name: str, evidence: "dict[str, Evidence]") -> float:
     reference = evidence[name].reference
     if evidence[name].condition is None:
         return np.nan
-    asked = [condition for row in LOSSES[name] if (condition := evidence[row].condition) is not None]
-    by_unit = {"times": lambda one: one * reference, "more": lambda one: reference + one}
-    kept = {"of what is kept": lambda one: reference + one * (1 - reference)}
-    return max((by_unit | kept)[one.unit](one.threshold) for one in asked)
+    lines: list[float] = []
+    for one in (evidence[row].condition for row in LOSSES[name]):
+        if one is not None:
+            kept = reference + one.threshold * (1 - reference)
+            by_unit = {"times": one.threshold * reference, "more": reference + one.threshold, "of what is kept": kept}
+            lines.append(by_unit[one.unit])
+    return max(lines)
 
 
 def draw_watch(ax: "Axes", frame: "DataFrame", *, threshold: float | None = None) -> "DataFrame":

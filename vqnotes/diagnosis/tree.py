@@ -126,7 +126,7 @@ def draw_tree(ax: "Axes", found: "Diagnosis | None" = None) -> "DataFrame":
 
 def _figures(found: "Diagnosis", name: str) -> str:
     """The figures that answered a question of the tree, in the order of its words."""
-    figures = []
+    figures: list[str] = []
     for row in ASKED.get(name.replace(",", " ").split()[0], ()):
         one = found.evidence.get(row)
         if one is None or one.condition is None:
