@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from figure_faults import watched
 from mutants import copy_of_the_project
 from notebook_tools import HOURS, NOTEBOOKS, ROOT
 
@@ -70,7 +71,7 @@ def lab(folder: Path) -> Iterator[tuple[str, str]]:
 
     Gives the address that opens for the reader, and that of any path, as a text with {} for the path.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | watched(folder / "ipython")
     for name in ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"):
         environment[f"{name}_DIR"] = str(folder / name)
     for name, values in SETTINGS.items():

@@ -4,14 +4,17 @@ python tools/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kerne
 """
 
 import base64
+import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 from exercise_tools import HEADING, exercises
+from figure_faults import watched
 from nbclient import NotebookClient
 
 from vqnotes._files import replaced
@@ -163,7 +166,7 @@ def run(path: Path) -> None:
     """Executes one notebook and replaces its file, only if every cell ran without an error or a warning."""
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    NotebookClient(
+    client = NotebookClient(
         notebook,
         timeout=HOURS,
         startup_timeout=HOURS,
@@ -171,7 +174,9 @@ def run(path: Path) -> None:
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": path.parent}},
-    ).execute()
+    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        client.execute(env=os.environ | watched(folder))
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
