@@ -4,13 +4,14 @@ python -m vqnotes.studies.drift --out build/drift --table drift.csv   trains wha
 
 The ratio has no unit. Above the line: how far latents move during the memory of a code. To measure it, each latent
 gets a *follower*, a point that starts where the latent was when codes were placed, and follows it, alone, by the rule
-of the codes. How far it trails, as root mean square over latents, is that movement: with moving averages and at
-constant speed 1 / (1 - decay) steps of it; with a learning rate slower than the latents, more with each step.
+of the codes. How far it trails, as root mean square over latents, is that movement. By moving averages, at constant
+speed, it is that of 1 / (1 - decay) steps. By Adam it grows with each step if latents are faster than the rate; if
+they are far slower, followers jump past them by the length of the rate.
 Below the line: the width of a code's region, the root mean square distance to the nearest of K codes that k-means has
 placed on the same latents. By it K counts: more codes have smaller regions, so a shorter way leads out of one.
 The ratio of a run is the largest of all steps since its codes were placed. What moved before, in a warm-up, is over.
-With the start counted, a follower starts at the code nearest to its latent: where nothing moves, the ratio is 1 for
-codes that fit, and codes in the wrong place are as far behind as if the latents had jumped.
+With the start counted, a follower starts at the code nearest to its latent: codes in the wrong place are as far off
+as if the latents had jumped, and where nothing moves the ratio of codes that fit is 1.
 """
 
 import math
@@ -88,9 +89,7 @@ class Trailing:
     a region as codes are placed; memory, in steps.
     """
 
-    def __init__(
-        self, sets: Sequence[data.LabelledData], placed: int, rule: str, follow: float, drift: float | None = None
-    ):
+    def __init__(self, sets: Sequence[data.LabelledData], placed: int, rule: str, follow: float, drift: float | None):
         self.sets, self.placed, self.rule, self.follow, self.drift = sets, placed, rule, follow, drift
         self.found: dict[str, Tensor] = {}
 
@@ -118,10 +117,12 @@ class Trailing:
             every = model.encode(one.x)
             centroids, _ = kmeans(every[:PLACED], model.quantizer.codebook_size)
             widths.append(math.sqrt(metrics.quantization_error(every, centroids, relative=False)))
-        codes = [model.quantizer.codebook for model in now]
-        nearest = [own[nearest_code(part, own)] for part, own in zip(latents, codes)]
+        books = [model.quantizer.codebook for model in now]
+        nearest = [codes[nearest_code(part, codes)] for part, codes in zip(latents, books)]
         self.latents, self.spread = latents, spread
         self.followers = {"ratio": latents.clone(), "counting start": torch.stack(nearest)}
+        kind = torch.optim.Adam if self.rule == "gradient" else torch.optim.SGD  # a moving average: a step of the way
+        self.rule_of_codes = kind(list(self.followers.values()), lr=self.follow)
         width, none = torch.tensor(widths), torch.zeros(len(now))
         steps = width / (self.follow * math.sqrt(latents.shape[-1])) if self.rule == "gradient" else 1 / self.follow
         self.found = {"width": width, "memory": none + steps}
@@ -134,7 +135,8 @@ class Trailing:
         for name, follower in self.followers.items():
             behind = latents - follower
             found[name] = torch.maximum(found[name], _rms(behind) / width)
-            follower += behind.clamp(-self.follow, self.follow) if self.rule == "gradient" else self.follow * behind
+            follower.grad = -behind
+        self.rule_of_codes.step()
 
 
 @lru_cache(maxsize=2 * len(SEEDS))
@@ -239,9 +241,8 @@ def collapse_predicted(runs: pd.DataFrame, figure: str, above: bool = True) -> p
         threshold = _threshold(sign * others[figure].to_numpy(), others["in effect"].to_numpy() < COLLAPSED)
         collapsed = judged["in effect"] < COLLAPSED
         right = ((sign * judged[figure] > threshold) == collapsed).groupby(judged["seed"]).mean()
-        low, high = metrics.confidence_interval(right)
-        share = float(collapsed.mean())
-        rows.append((one, sign * threshold, right.mean(), low, high, max(share, 1 - share)))
+        constant = max(collapsed.mean(), 1 - collapsed.mean())
+        rows.append((one, sign * threshold, right.mean(), *metrics.confidence_interval(right), constant))
     return pd.DataFrame(rows, columns=["moved", "threshold", "right", "low", "high", "constant"])
 
 
