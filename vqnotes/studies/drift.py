@@ -183,15 +183,14 @@ def examine(
         callback=watch, progress=False, **rates
     )  # fmt: skip
     setting = {"moved": moved, "speed": speed, "rule": rule, "follow": follow, "K": K, "start": start}
-    rows = []
+    setting["device"], rows = codebook_size.device_name(sets[0].x.device), []
     for place, (seed, one, (model, _)) in enumerate(zip(seeds, sets, runs)):
+        found = {name: figure[place].item() for name, figure in watch.found.items()}
         outcome = models.evaluate(model, one.x)
-        row: dict[str, Any] = {**setting, "seed": seed}
-        row |= {name: figure[place].item() for name, figure in watch.found.items()}
         covered = math.exp(metrics.mode_entropy(outcome.latents, model.quantizer.codebook.detach(), one.y))
-        row |= {"usage": metrics.usage(outcome.index, K), "in effect": metrics.perplexity(outcome.index, K) / K}
-        row |= {"modes": covered / len(one.y.unique()), "device": codebook_size.device_name(one.x.device)}
-        rows.append(row)
+        found |= {"usage": metrics.usage(outcome.index, K), "in effect": metrics.perplexity(outcome.index, K) / K}
+        found["modes"] = covered / len(one.y.unique())
+        rows.append({**setting, "seed": seed} | {name: float(f"{figure:.4g}") for name, figure in found.items()})
     return rows
 
 
