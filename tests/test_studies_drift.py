@@ -85,20 +85,12 @@ def test_codes_in_the_wrong_place_count_as_movement(cloud):
     assert followed(cloud, fits, "EMA", 0.5, steps=0)["counting start"] == pytest.approx(1, abs=0.15)
 
 
-def test_the_early_figures_are_those_of_the_first_steps(cloud):
-    class Model(Moving):
-        def __call__(self, x):
-            return x
-
+def test_the_early_figures_are_those_of_the_first_steps(cloud, monkeypatch):
+    monkeypatch.setattr(drift, "_in_effect", lambda one, model: 0.25)
     watch, model = Trailing([cloud], 3, "EMA", 0.1, None), Moving(cloud.x[:8])
-    watch_in_effect = drift._in_effect
-    drift._in_effect = lambda one, model: 0.25
-    try:
-        for step in range(3 + drift.EARLY + 20):
-            model.steps = step
-            watch(step, [model])
-    finally:
-        drift._in_effect = watch_in_effect
+    for step in range(3 + drift.EARLY + 20):
+        model.steps = step
+        watch(step, [model])
     share = 1 - 0.9**drift.EARLY
     assert watch.found["early"].item() == pytest.approx(10 * SPEED * share / watch.found["width"].item(), rel=1e-3)
     assert watch.found["early in effect"].item() == 0.25 and watch.found["ratio"] > watch.found["early"]
@@ -189,3 +181,19 @@ def test_a_table_that_cannot_be_split_is_refused(keep):
         collapse_predicted(table().query(keep), "ratio")
     with pytest.raises(ValueError, match="speed"):
         collapse_predicted(table(), "speed")
+
+
+def test_the_table_has_every_setting_with_every_seed():
+    stored, settings = drift.stored_table(), drift.settings()
+    names = list(settings[0])
+    runs = stored.groupby(names)["seed"].agg(list)
+    assert set(runs.index) == {tuple(one[name] for name in names) for one in settings}
+    assert all(sorted(seeds) == list(drift.SEEDS) for seeds in runs) and stored["device"].unique().tolist() == ["CPU"]
+
+
+def test_a_setting_of_the_table_comes_out_again():
+    stored = drift.stored_table().query("moved == 'synthetic' and K == 16 and follow == 0.1 and speed == 0.1")
+    stored = stored[stored["start"] == "untrained k-means"].set_index("seed")
+    again = pd.DataFrame(examine("synthetic", 0.1, "EMA", 0.1, 16, "untrained k-means", seeds=drift.SEEDS[:3]))
+    for name in ("width", "ratio", "early"):
+        assert again[name].tolist() == pytest.approx(stored.loc[again["seed"], name].tolist(), rel=0.01), name

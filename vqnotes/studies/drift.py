@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -96,9 +96,9 @@ class Trailing:
     @torch.no_grad()
     def __call__(self, step: int, now: list[models.VQAutoencoder]) -> None:
         if self.drift is not None and step:
-            spread = widened(now[0].encoder.spread.item(), self.drift)
             for model in now:
-                model.encoder.spread.fill_(spread)
+                spread = cast(Spreading, model.encoder).spread
+                spread.fill_(widened(spread.item(), self.drift))
         if step < self.placed:
             return
         latents = torch.stack([model.encode(one.x[:FOLLOWED]) for one, model in zip(self.sets, now)])
@@ -112,21 +112,25 @@ class Trailing:
             found["early in effect"] = torch.tensor([_in_effect(*pair) for pair in zip(self.sets, now)])
 
     def _start(self, now: list[models.VQAutoencoder], latents: Tensor, spread: Tensor) -> None:
-        widths = []
-        for one, model in zip(self.sets, now):
-            every = model.encode(one.x)
-            centroids, _ = kmeans(every[:PLACED], model.quantizer.codebook_size)
+        widths, nearest = [], []
+        for one, model, part in zip(self.sets, now, latents):
+            every, codes = model.encode(one.x), model.quantizer.codebook
+            centroids, _ = kmeans(every[:PLACED], len(codes))
             widths.append(math.sqrt(metrics.quantization_error(every, centroids, relative=False)))
-        books = [model.quantizer.codebook for model in now]
-        nearest = [codes[nearest_code(part, codes)] for part, codes in zip(latents, books)]
+            nearest.append(codes[nearest_code(part, codes)])
         self.latents, self.spread = latents, spread
         self.followers = {"ratio": latents.clone(), "counting start": torch.stack(nearest)}
-        kind = torch.optim.Adam if self.rule == "gradient" else torch.optim.SGD  # a moving average: a step of the way
+        kind: Any = (
+            torch.optim.Adam if self.rule == "gradient" else torch.optim.SGD
+        )  # a moving average: a step of the way
         self.rule_of_codes = kind(list(self.followers.values()), lr=self.follow)
         width, none = torch.tensor(widths), torch.zeros(len(now))
         steps = width / (self.follow * math.sqrt(latents.shape[-1])) if self.rule == "gradient" else 1 / self.follow
-        self.found = {"width": width, "memory": none + steps}
-        self.found |= {"largest step": none, "ratio": none, "counting start": none}
+        self.found = {
+            "width": width,
+            "memory": none + steps,
+            **dict.fromkeys(("largest step", *self.followers), none),
+        }
 
     def _measure(self, latents: Tensor, width: Tensor) -> None:
         found = self.found
