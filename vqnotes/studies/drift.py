@@ -8,10 +8,10 @@ of the codes. How far it trails, as root mean square over latents, is that movem
 speed, it is that of 1 / (1 - decay) steps. By Adam it grows with each step if latents are faster than the rate; if
 they are far slower, followers jump past them by the length of the rate.
 Below the line: the width of a code's region, the root mean square distance to the nearest of K codes that k-means has
-placed on the same latents. By it K counts: more codes have smaller regions, so a shorter way leads out of one.
-The ratio of a run is the largest of all steps since its codes were placed. What moved before, in a warm-up, is over.
-With the start counted, a follower starts at the code nearest to its latent: codes in the wrong place are as far off
-as if the latents had jumped, and where nothing moves the ratio of codes that fit is 1.
+placed on the same latents. By it K counts: more codes have smaller regions, so a shorter way leads out of one. The
+ratio of a run is the largest of all steps since its codes were placed. What moved before, in a warm-up, is over. With
+the start counted, a follower starts at the code nearest to its latent: codes in the wrong place are as far off as if
+latents had jumped, and where nothing moves the ratio of codes that fit is 1.
 """
 
 import math
@@ -126,11 +126,8 @@ class Trailing:
         self.rule_of_codes = kind(list(self.followers.values()), lr=self.follow)
         width, none = torch.tensor(widths), torch.zeros(len(now))
         steps = width / (self.follow * math.sqrt(latents.shape[-1])) if self.rule == "gradient" else 1 / self.follow
-        self.found = {
-            "width": width,
-            "memory": none + steps,
-            **dict.fromkeys(("largest step", *self.followers), none),
-        }
+        self.found = {"width": width, "memory": none + steps}
+        self.found |= {"largest step": none, "ratio": none, "counting start": none}
 
     def _measure(self, latents: Tensor, width: Tensor) -> None:
         found = self.found
