@@ -84,9 +84,8 @@ class Trailing:
 
     sets: the data of each. placed: the step at which codes are placed. rule, follow: as in `examine`. drift: of
     latents that nobody but this moves, see `widened`; None with an encoder.
-    found: by name, a figure a run (R,): ratio; counting start, the ratio with the start counted; both again as they
-    were after EARLY steps, and early in effect, perplexity over K at that time; largest step of the latents; width of
-    a region as codes are placed; memory, in steps.
+    found: by name, a figure a run (R,): ratio; counting start, with the start counted; both as they were after EARLY
+    steps, and early in effect, perplexity over K then; largest step of latents; width at the start; memory in steps.
     """
 
     def __init__(self, sets: Sequence[data.LabelledData], placed: int, rule: str, follow: float, drift: float | None):
