@@ -177,7 +177,7 @@ def examine(
         return models.mlp_autoencoder(sets[0].x.shape[1], quantizer)
 
     watch = Trailing(sets, int(share * STEPS), rule, follow, speed if synthetic else None)
-    rates = {"lr": 1e-3 if synthetic else speed, "codebook_lr": follow if rule == "gradient" else None}
+    rates: dict[str, Any] = {"lr": 1e-3 if synthetic else speed, "codebook_lr": None if rule == "EMA" else follow}
     runs = training.fit_many(
         build, [one.x for one in sets], seeds=seeds, steps=STEPS, warmup=watch.placed, init=init, batch_size=BATCH,
         callback=watch, progress=False, **rates
