@@ -40,7 +40,7 @@ run browser-test claims colab-test: export VQNOTES_SCALE ?= small
 setup: $(ready)
 
 lab: $(ready)
-	.venv/bin/jupyter lab --ServerApp.root_dir=. $(ARGS) notebooks/00_start_here.ipynb
+	.venv/bin/jupyter lab --ServerApp.root_dir=. --LabApp.extra_labextensions_path=tools/labextensions $(ARGS) notebooks/00_start_here.ipynb
 
 test: $(ready)
 	.venv/bin/python -m pytest $(ARGS)

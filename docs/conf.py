@@ -81,6 +81,11 @@ def left_out(app, what, name, obj, skip, options):
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def entries_of_a_list(app, pagename, templatename, context, doctree):
+    """A list of papers has entries of a role that may not stand in a list any more (WAI-ARIA 1.3)."""
+    context["body"] = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app):
     """Formulas become MathML, which browsers set themselves: no script is fetched, and screen readers read them."""
 
@@ -94,4 +99,5 @@ def setup(app):
 
     app.connect("autodoc-process-docstring", rewrite)
     app.connect("autodoc-skip-member", left_out)
+    app.connect("html-page-context", entries_of_a_list)
     app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(block, None))

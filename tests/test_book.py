@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+from accessibility import Axe, site
 from browser import FLAGS, chromium, sync_playwright
 from notebook_tools import HOURS, METADATA, NOTEBOOKS, ROOT, WIDGET, badge, clean, pictures, repository
 from served import listening
@@ -232,6 +233,33 @@ def test_a_browser_without_a_network_shows_the_pages_and_asks_for_nothing(book):
     assert outside == [] and wrong == []
 
 
+LOOKED_AT = (
+    *("index", "search", "docs/conformance", "docs/faq", "docs/glossary", "docs/references", "api/metrics"),
+    *("notebooks/02_synthetic_collapse", "notebooks/09_diagnose_your_own", "notebooks/99_example"),
+)
+
+
+@in_a_browser
+@pytest.mark.skipif(Axe is None, reason="axe-playwright-python is missing")
+@pytest.mark.parametrize("mode, width", [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_axe_finds_nothing_serious_in_the_pages(book, mode, width):
+    found = site(book.folder, [f"{name}.html" for name in LOOKED_AT], mode, width)
+    assert {address: one.grave for address, one in found.items() if one.grave} == {}
+    assert all(one.passed > 20 for one in found.values())
+
+
+@in_a_browser
+@pytest.mark.skipif(Axe is None, reason="axe-playwright-python is missing")
+def test_axe_finds_what_is_planted_in_a_page(book, tmp_path):
+    text = book.pages["notebooks/99_example.html"].text.replace('"../', f'"{book.folder.as_uri()}/')
+    dim = '<style>html[data-theme="dark"] article h1 { color: #555 !important; }</style></head>'
+    planted = text.replace("</head>", dim, 1).replace("</summary>", '<img src="x.png"></summary>', 1)
+    (tmp_path / "page.html").write_text(planted, encoding="utf-8")
+    found = {mode: site(tmp_path, ["page.html"], mode)["page.html"].grave for mode in ("light", "dark")}
+    rules = {mode: {text.split()[0] for text in grave} for mode, grave in found.items()}
+    assert rules == {"light": {"image-alt"}, "dark": {"image-alt", "color-contrast"}}
+
+
 def test_every_function_and_class_that_a_module_offers_stands_on_its_page(book):
     for name in book.tool.API:
         module = importlib.import_module(f"vqnotes.{name}")
@@ -325,7 +353,7 @@ def papers():
 def test_every_paper_that_is_cited_stands_in_the_list():
     everything = "\n".join(texts())
     listed = {paper.fields.get(name) for paper in papers().values() for name in ("eprint", "doi")}
-    ids = set(re.findall(r"(?<![\d.])\d\d(?:0[1-9]|1[0-2])\.\d{5}(?!\d)", everything))
+    ids = set(re.findall(r"(?<![\d.])\d\d(?:0[1-9]|1[0-2])\.\d{4,5}(?!\d)", everything))
     ids |= set(re.findall(r"doi\.org/([^)\s]+)", everything))
     assert len(ids) > 15 and ids <= listed, ids - listed
 

@@ -14,7 +14,6 @@ from notebook_tools import (
     NOTEBOOKS,
     PICTURES,
     ROOT,
-    ROUNDED,
     SHOWN,
     TITLE,
     badge,
@@ -22,8 +21,6 @@ from notebook_tools import (
     picture,
     pictures,
     setup_cell,
-    stamp_times,
-    stamped,
     without_pip,
 )
 from PIL import Image
@@ -143,16 +140,6 @@ def test_the_opening_and_the_end_are_complete(path):
     assert text.count("Predict before you run") >= 1
     for heading in ("What we saw", "What this does not show", "Further reading"):
         assert f"\n## {heading}\n" in text
-
-
-@each_notebook
-def test_the_minutes_are_stamped(path):
-    notebook, minutes = read(path), stamped(path)
-    stamp_times(notebook, minutes[0])
-    assert notebook == read(path) and minutes[0] in ROUNDED.values(), "run it through `make run`"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (row,) = re.findall(rf"\(notebooks/{path.name}\) \| [^|]+ \| ([^|]+) \|", readme)
-    assert row == " · ".join(minutes)
 
 
 @each_notebook

@@ -26,7 +26,10 @@ LISTS = ("pyproject.toml", "constraints.txt")
 EXTRAS = ".[course,lab,test,lint,book,browser]"
 COMMANDS = {  # what .venv's Python is started with; tests/test_without_make.py compares them with the Makefile
     "setup": [],
-    "lab": ["-m", "jupyterlab", "--ServerApp.root_dir=.", "notebooks/00_start_here.ipynb"],
+    "lab": [
+        *("-m", "jupyterlab", "--ServerApp.root_dir=.", "--LabApp.extra_labextensions_path=tools/labextensions"),
+        "notebooks/00_start_here.ipynb",
+    ],
     "test": ["-m", "pytest"],
     "run": ["tools/notebook_tools.py", "run"],
     "book": ["tools/book.py"],

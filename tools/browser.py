@@ -4,9 +4,11 @@ python tools/browser.py [--required] [--links] [--screenshots FOLDER] [NOTEBOOK 
 
 Runs each. Finds errors, pictures that do not show, what a window 1280 pixels wide cuts off (with JupyterLab's file
 browser open at the left, as `make lab` shows it, so that the narrowest case is tried), controls that do not change
-their figure or have no label, and links that lead nowhere. --links follows the links only, and runs nothing.
+their figure or have no label, what axe-core calls serious or critical, and links that lead nowhere. --links follows
+the links only, and runs nothing.
 Cells are counted from 1, texts included. All happens in a copy of the project: the notebooks' files stay as they are.
-Needs Chromium and the package playwright; where one is missing, says so and passes, or fails with --required.
+Needs Chromium and the packages playwright and axe-playwright-python; where one is missing, says so and passes, or
+fails with --required.
 """
 
 from __future__ import annotations  # the names of playwright may be missing
@@ -29,6 +31,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from accessibility import JUPYTERLAB, NOTEBOOK, Axe, findings
+from figure_faults import watched
 from mutants import copy_of_the_project
 from notebook_tools import HOURS, NOTEBOOKS, ROOT
 
@@ -70,7 +74,7 @@ def lab(folder: Path) -> Iterator[tuple[str, str]]:
 
     Gives the address that opens for the reader, and that of any path, as a text with {} for the path.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | watched(folder / "ipython")
     for name in ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"):
         environment[f"{name}_DIR"] = str(folder / name)
     for name, values in SETTINGS.items():
@@ -107,7 +111,7 @@ class Visit:
 
     def __init__(self, page: Page, name: str, screenshots: Path | None):
         self.page, self.name, self.screenshots = page, name, screenshots
-        self.problems, self.times, self.frames, self.controls, self.links = [], [], [], 0, 0
+        self.problems, self.times, self.frames, self.controls, self.links, self.aside = [], [], [], 0, 0, 0
 
     def keep(self, element, name: str) -> None:
         if self.screenshots:
@@ -121,6 +125,12 @@ class Visit:
             if "cut off" in text:
                 element = faults.evaluate_handle("(faults, i) => faults[i].element", i).as_element()
                 self.keep(element, re.sub(r"\W+", "_", text.split(":")[0]) + f"_cut_{i}")
+
+    def judge(self) -> None:
+        """Notes what axe-core finds in the notebook, and how much of that is JupyterLab's own."""
+        found = findings(self.page, NOTEBOOK, JUPYTERLAB)
+        self.problems += found.grave
+        self.aside = sum(found.aside.values())
 
     def press(self, control: Locator, key: str) -> list[float]:
         """Presses a key on a control: after how many ms each change of the picture came."""
@@ -245,6 +255,7 @@ def visit(
             for number, playground in enumerate(page.locator(".vqnotes-playground").all(), 1):
                 seen.play_with(playground, f"playground_{number}")
             seen.look()  # other captions stand there now
+            seen.judge()
         seen.follow(opened)
     except Error as error:
         seen.problems.append(f"given up: {error}")
@@ -256,7 +267,8 @@ def visit(
     cells, figures = (notebook.locator(what).count() for what in (".jp-Cell", ".jp-OutputArea img"))
     print(
         f"{path.name}: {time.perf_counter() - start:.0f} s, {cells} cells, {figures} figures, {len(explorers)}"
-        f" explorers, {seen.controls} controls moved, {seen.links} links followed{speed}",
+        f" explorers, {seen.controls} controls moved, {seen.links} links followed{speed}, {seen.aside} findings of"
+        f" JupyterLab's own set aside",
         flush=True,
     )
     for session in page.request.get(address.format("api/sessions"), timeout=0).json():  # end its kernel
@@ -287,8 +299,9 @@ def main() -> int:
     parser.add_argument("--screenshots", metavar="FOLDER", type=Path, help="keep pictures of explorers and of cuts")
     options = parser.parse_args()
     program = chromium()
-    missing = "playwright is not installed" if sync_playwright is None else "there is no Chromium"
-    if sync_playwright is None or program is None:
+    absent = sync_playwright is None or Axe is None
+    missing = "playwright or axe-playwright-python is not installed" if absent else "there is no Chromium"
+    if absent or program is None:
         print(f"SKIPPED: the notebooks were not tried in a browser because {missing}")
         return int(options.required)
     if options.screenshots:

@@ -480,7 +480,7 @@ NOTEBOOK_DEFECTS = [
      "more latents counted than the row says"),
     ("02_synthetic_collapse", 'row["at the end"] = modes_covered(outcome.latents, codebook, own.y)',
      'row["at the end"] = modes_covered(latents, codebook, own.y)', "last codes among the first latents"),
-    ("02_synthetic_collapse", '{"warmup": STEPS // 2, "init": "kmeans"}', '{"init": "kmeans"}',
+    ("02_synthetic_collapse", '"warmup": STARTS[start]', '"warmup": 0',
      "the arm with warm-up has none"),
     ("03_real_data_collapse", "return -10 * math.log10(", "return -20 * math.log10(", "PSNR twice as large"),
     ("03_real_data_collapse", "metrics.separability(z, digits.y, linear)",

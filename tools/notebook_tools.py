@@ -1,17 +1,22 @@
 """What is done to notebooks by script, and what the tests know about them.
 
-python tools/notebook_tools.py run NOTEBOOK ...     runs each from a fresh kernel, in order, and stores its outputs
+python tools/notebook_tools.py run NOTEBOOK ...      runs each from a fresh kernel, in order, and stores its outputs
+python tools/notebook_tools.py minutes NOTEBOOK ...  writes the minutes to read anew, after a change of text alone
 """
 
 import base64
+import math
+import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-from exercise_tools import HEADING, exercises
+from exercise_tools import exercises
+from figure_faults import watched
 from nbclient import NotebookClient
 
 from vqnotes._files import replaced
@@ -96,9 +101,16 @@ def picture(notebook: nbformat.NotebookNode, start_of_alt: str) -> bytes:
 # ---------------------------------------------------------------- minutes, measured and stamped
 
 ROUNDED = {0.5: "½", 1: "1", 1.5: "1½", 2: "2", 3: "3", 5: "5", 10: "10"}
+PART = "part"  # tag of a Markdown cell that begins another sitting: a sentence that says what is known so far
+LONGEST = 30  # minutes to read, of a sitting
+COUNTED = {2: "two", 3: "three", 4: "four"}
 TIMES = re.compile(
-    r"\*\*Time:\*\* (\S+) min to run on two cores · (\d+) min to read · (\d+) min for the exercises$", re.M
+    r"\*\*Time:\*\* (\S+) min to run on two cores · (\d+(?: \+ \d+)*) min to read(?:, in \w+ sittings)?"
+    r" · (\d+) min for the exercises$",
+    re.M,
 )
+MARK = re.compile(r"^---\n\n\*\*Part .*?\*\*So far:\*\* ")
+UNREAD = re.compile(rf"(?s:<details>.*?</details>)|^\*\*Time:\*\* .*|{MARK.pattern}", re.M)  # folded, or stamped
 
 
 def minutes_to_run(seconds: float) -> str:
@@ -106,21 +118,63 @@ def minutes_to_run(seconds: float) -> str:
     return next((text for most, text in ROUNDED.items() if seconds <= 60 * most), "over 10")
 
 
-def minutes_to_read(notebook: nbformat.NotebookNode) -> int:
-    """Of what stands outside exercises: 200 words, 40 lines of code or 3 figures a minute, to the next 5."""
-    practice = re.compile(rf"</details>|vqnotes\.course\.exercises|{HEADING.pattern}", re.M)
-    cells = [cell for cell in notebook.cells if not practice.search(cell.source)]
-    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
-    lines = sum(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
-    figures = sum(1 for _ in pictures(notebook))
-    return 5 * round((words / 200 + lines / 40 + figures / 3) / 5)
+def is_figure(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is looked at as a figure is: a picture, an explorer, or a table."""
+    data = output.get("data", {})
+    explorer = WIDGET in data and data.get("text/plain", "").startswith("[Explorer")
+    return explorer or bool((PICTURES | {"text/html"}) & data.keys())
+
+
+def minutes_of(cell: nbformat.NotebookNode) -> float:
+    """What a first reader takes for a cell: a minute for 150 words, 25 lines or one figure.
+
+    Words are those of Markdown that is not folded, a quiz's too. Lines are those of open code, and what a cell prints
+    beside its claims, whose statements stand in the code; blank ones do not count.
+    """
+    if cell.cell_type == "markdown":
+        return len(re.findall(r"\S*\w\S*", UNREAD.sub("", cell.source))) / 150
+    source = "" if FOLDED in cell.metadata.get("tags", []) else cell.source
+    printed = "".join(output.get("text", "") for output in cell.outputs)
+    lines = [line for line in source.splitlines() + printed.splitlines() if line.strip() and line[:2] != "✓ "]
+    return len(lines) / 25 + sum(map(is_figure, cell.outputs))
+
+
+def minutes_to_read(notebook: nbformat.NotebookNode) -> list[int]:
+    """Of each sitting, rounded up. The section "Exercises" does not count: it is practised."""
+    minutes, practice = [0.0], False
+    for cell in notebook.cells:
+        if PART in cell.metadata.get("tags", []):
+            minutes.append(0.0)
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            practice = cell.source.startswith("## Exercises\n")
+        minutes[-1] += 0 if practice else minutes_of(cell)
+    return [math.ceil(one) for one in minutes]
 
 
 def stamp_times(notebook: nbformat.NotebookNode, run: str) -> None:
-    """Writes the minutes into a notebook's opening."""
+    """Writes the minutes into a notebook's opening, and into the mark of each part."""
     read, practice = minutes_to_read(notebook), sum(one.minutes for one in exercises(notebook.cells))
-    line = f"**Time:** {run} min to run on two cores · {read} min to read · {practice} min for the exercises"
+    sittings = f", in {COUNTED[len(read)]} sittings" if len(read) > 1 else ""
+    line = (
+        f"**Time:** {run} min to run on two cores · {' + '.join(map(str, read))} min to read{sittings}"
+        f" · {practice} min for the exercises"
+    )
     notebook.cells[0].source = re.sub(r"\*\*Time:\*\* .+", line, notebook.cells[0].source)
+    marks = [cell for cell in notebook.cells if PART in cell.metadata.get("tags", [])]
+    for number, (cell, minutes) in enumerate(zip(marks, read[1:]), 2):
+        known = MARK.sub("", cell.source)
+        cell.source = f"---\n\n**Part {number} of {len(read)}** · {minutes} min to read · **So far:** {known}"
+
+
+def stamp_minutes(path: Path) -> None:
+    """Writes the minutes to read of a notebook anew, where nothing but text has changed since its run."""
+    if not stamped(path):
+        raise SystemExit(f"{path.name} has no minutes yet: run it.")
+    notebook = nbformat.read(path, as_version=4)
+    stamp_times(notebook, stamped(path)[0])
+    with replaced(path) as beside:
+        nbformat.write(notebook, beside)
+    print(f"{path.name}: {' + '.join(map(str, minutes_to_read(notebook)))} min to read")
 
 
 def stamped(path: Path) -> tuple[str, ...]:
@@ -163,7 +217,7 @@ def run(path: Path) -> None:
     """Executes one notebook and replaces its file, only if every cell ran without an error or a warning."""
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    NotebookClient(
+    client = NotebookClient(
         notebook,
         timeout=HOURS,
         startup_timeout=HOURS,
@@ -171,7 +225,9 @@ def run(path: Path) -> None:
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": path.parent}},
-    ).execute()
+    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        client.execute(env=os.environ | watched(folder))
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
@@ -189,9 +245,9 @@ def run(path: Path) -> None:
 
 if __name__ == "__main__":
     command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if command == "run" and arguments:
+    if command in ("run", "minutes") and arguments:
         for argument in arguments:
-            run(Path(argument))
+            {"run": run, "minutes": stamp_minutes}[command](Path(argument))
         stamp_readme()
     else:
         raise SystemExit(__doc__)

@@ -1,6 +1,6 @@
 """Figures: one function a figure type. Each draws on the `ax` it is given and returns what it drew as a DataFrame.
 
-Where they show latents and codes: data grey, latents blue, live codes orange, dead codes crosses.
+Data grey, latents blue, live codes orange, dead codes crosses; an arm of ARM_COLORS has its own colour everywhere.
 Latents, codebooks and indices are as in `metrics`; what cannot be drawn is a ValueError, as there.
 """
 
@@ -27,12 +27,14 @@ with course_extra("vqnotes.plots"):
     from PIL import Image
 
 __all__ = [
-    "DATA", "DEAD", "LATENT", "LIVE", "PALETTE", "arms", "code_counts", "codes_and_latents", "curves",
+    "ARM_COLORS", "DATA", "DEAD", "LATENT", "LIVE", "PALETTE", "arms", "code_counts", "codes_and_latents", "curves",
     "index_map", "latents_by_label", "picture", "show", "spectrum", "tornado", "use_style"
 ]  # fmt: skip
 
 PALETTE = sns.color_palette("colorblind")
 LATENT, LIVE, DEAD, DATA = PALETTE[0], PALETTE[1], "black", "0.6"
+ARM_COLORS = {"random start": PALETTE[5], "normal start": PALETTE[9], "random restart": PALETTE[4]}
+ARM_COLORS |= {"untrained k-means": PALETTE[3], "warm-up": PALETTE[2], "rotation trick": PALETTE[6]}
 STYLE = {"figure.dpi": 100, "savefig.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -129,12 +131,14 @@ def code_counts(ax: Axes, index: Array, size: int, label: str | None = None) -> 
 def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) -> pd.DataFrame:
     """Mean of y over runs at each x, one line for each value of `by`, with its bootstrap 95 % interval as a band.
 
-    runs: one row a run and x. Returns columns `by` (if there is one), x, mean, low, high.
-    Raises as `metrics.summary`.
+    runs: one row a run and x. An arm of ARM_COLORS has its colour. Returns columns `by` (if there is one), x, mean,
+    low, high. Raises as `metrics.summary`.
     """
     table = summary(runs, [by, x] if by else [x], y)
     parts = table.groupby(by, sort=False, dropna=False) if by else [(None, table)]
-    for color, (name, part) in zip(itertools.cycle(PALETTE), parts):
+    others = itertools.cycle([LATENT, LIVE, PALETTE[7], DEAD])  # no arm's
+    for name, part in parts:
+        color = ARM_COLORS.get(name) or next(others)
         places = part[x] if pd.api.types.is_numeric_dtype(part[x]) else part[x].map(str)
         ax.plot(places, part["mean"], marker="o", markersize=4, color=color, label=name)
         ax.fill_between(places, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
@@ -149,9 +153,9 @@ def arms(ax: Axes, runs: pd.DataFrame, y: str, by: str) -> pd.DataFrame:
     """
     table = summary(runs, [by], y)
     arms = runs.groupby(by, sort=False, dropna=False)[y]
-    for row, ((_, values), low, high, mean) in enumerate(zip(arms, table["low"], table["high"], table["mean"])):
+    for row, ((name, values), low, high, mean) in enumerate(zip(arms, table["low"], table["high"], table["mean"])):
         ax.plot(values, np.full(len(values), row + 0.15), "o", color=DATA, markersize=4, alpha=0.7)
-        color = PALETTE[row % len(PALETTE)]
+        color = ARM_COLORS.get(name, "black")
         ax.plot([low, high], [row - 0.1] * 2, color=color, linewidth=2)
         ax.plot(mean, row - 0.1, "o", color=color, markersize=7)
     ax.set(yticks=range(len(table)), yticklabels=table[by], xlabel=y, ylim=(len(table) - 0.5, -0.5))

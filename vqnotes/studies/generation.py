@@ -94,7 +94,7 @@ class Block(nn.Module):
         rows, length, width = x.shape
         split = self.to_qkv(x).reshape(rows, length, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (N, heads, t, width / heads)
-        with sdpa_kernel(SDPBackend.MATH):  # the others are not made for `torch.vmap`, which warns of it
+        with sdpa_kernel(SDPBackend.MATH):  # the plain form: the fast ones cannot train many models at once
             heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.from_heads(heads.transpose(1, 2).reshape(rows, length, width))
 

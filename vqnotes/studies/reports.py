@@ -119,7 +119,7 @@ REPORTS = [
         "threshold in hits",
         "jishengpeng/WavTokenizer#82",
         "1,200 latents a step, 4,096 codes, and codes below 2 hits a step start anew",
-        "the asker works out that most codes would be reset at every step; no answer",
+        "the asker works out that most codes would be reset at every step; no answer (expiry is undone there too)",
         TOKENS,
         recreated.threshold_in_hits,
     ),

@@ -1,0 +1,124 @@
+"""A notebook in JupyterLab for who cannot see it: no serious finding of axe-core, and every picture with its text."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from accessibility import JUPYTERLAB, NOTEBOOK, Axe, findings, reason
+from browser import FLAGS, chromium, lab, sync_playwright
+from mutants import copy_of_the_project
+from notebook_tools import HOURS, METADATA, ROOT
+
+pytest.importorskip("jupyterlab", reason="a notebook is opened in JupyterLab")
+if Axe is None or sync_playwright is None or chromium() is None:
+    pytest.skip("axe-playwright-python, playwright or Chromium is missing", allow_module_level=True)
+
+ALT = 'A line that rises, from 0 to 1 & "on".'
+SOURCES = [
+    """\
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from vqnotes import plots
+from vqnotes.course.explorers import explore, explore_tree
+from vqnotes.course.playground import show_playground
+
+plots.use_style()""",
+    f"""\
+fig, ax = plt.subplots()
+ax.plot([0, 1])
+plots.show(fig, {ALT!r})""",
+    """\
+def frame(step, start):
+    fig, ax = plt.subplots()
+    ax.plot([0, step])
+    return fig, f"{start}, step {step}."
+
+
+explore(frame, {"step": range(3), "start": ["one", "other"]}, play="step")""",
+    "explore_tree()",
+    'show_playground("remedies", seed=1)',
+    'pd.DataFrame({"gap": [1.5]}, index=["warm-up"])',
+]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A notebook with all that the course shows, in JupyterLab as `make lab` starts it, after it has run."""
+    folder = tmp_path_factory.mktemp("lab")
+    project = copy_of_the_project(folder / "project")
+    cells = [nbformat.v4.new_markdown_cell("# 99 · An example?\n\nA formula $e_k$, and **words**.")]
+    cells += [nbformat.v4.new_code_cell(source) for source in SOURCES]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), project / "notebooks" / "99.ipynb")
+    with lab(folder) as (_, address), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS, timeout=0)
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.set_default_timeout(1000 * HOURS)
+        page.add_init_script(path=ROOT / "tools" / "browser.js")
+        page.route(re.compile("^https://"), lambda route: route.abort())
+        page.goto(address.format("lab/tree/notebooks/99.ipynb"))
+        page.get_by_text("| Idle").wait_for()
+        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-item", has_text=re.compile("^Run All Cells$")).click()
+        page.wait_for_function("reader.finished()")
+        page.evaluate("reader.settled()")
+        page.locator(".jp-MarkdownCell").first.click()  # the button beside a heading shows in the cell at hand
+        found = findings(page, NOTEBOOK, JUPYTERLAB)
+        page.locator(".jp-CodeCell .jp-InputPrompt").first.click()
+        yield SimpleNamespace(page=page, found=found, later=findings(page, NOTEBOOK, JUPYTERLAB))
+        browser.close()
+
+
+def test_the_notebook_has_run(opened):
+    assert opened.page.evaluate("reader.faults().map(fault => fault.text)") == []
+    for kind in (".vqnotes-explorer", ".vqnotes-playground", ".jp-RenderedImage img", ".dataframe"):
+        assert opened.page.locator(kind).count(), kind
+
+
+def test_nothing_that_is_ours_is_serious(opened):
+    for found in (opened.found, opened.later):
+        assert not found.grave, "\n".join(found.grave)
+        assert found.passed > 20
+
+
+def test_what_is_set_aside_is_still_there(opened):
+    """Once JupyterLab has mended it, its line goes."""
+    assert {*opened.found.aside, *opened.later.aside} == set(JUPYTERLAB.values())
+
+
+def test_a_picture_has_its_alternative_text(opened):
+    images = opened.page.locator(".jp-RenderedImage img")
+    assert [one.get_attribute("alt") for one in images.all()] == [ALT]
+
+
+DEFECTS = {
+    "image-alt": "root.querySelector('.jp-RenderedImage img').removeAttribute('alt')",
+    "color-contrast": "root.querySelector('.vqp-help').style.color = '#999'",
+    "label": "root.querySelector('.vqp-slider').replaceWith(root.querySelector('.vqp-slider input'))",
+    "button-name": "root.querySelector('[data-do=run]').textContent = ''",
+}
+
+
+@pytest.mark.parametrize("rule", DEFECTS)
+def test_a_planted_defect_is_found(opened, rule):
+    """Last, since the page stays as it is then."""
+    opened.page.evaluate(f"(() => {{ const root = document.querySelector('.jp-Notebook'); {DEFECTS[rule]}; }})()")
+    assert any(text.startswith(f"{rule} (") for text in findings(opened.page, NOTEBOOK, JUPYTERLAB).grave)
+
+
+def test_only_what_is_named_is_set_aside_and_by_its_rule_only(opened):
+    aside = {("button-name", ".jp-collapseHeadingButton"): "why"}
+    target = ".jp-collapseHeadingButton"
+    assert reason(opened.page, "button-name", target, aside) == "why"
+    assert reason(opened.page, "image-alt", target, aside) is None
+    assert reason(opened.page, "button-name", "[data-do=run]", aside) is None
+
+
+def test_the_extension_of_jupyterlab_has_the_version_of_the_project_and_what_it_names():
+    (path,) = (ROOT / "tools" / "labextensions").glob("*/package.json")
+    said = json.loads(path.read_text(encoding="utf-8"))
+    assert said["name"] == path.parent.name and (path.parent / said["jupyterlab"]["_build"]["load"]).exists()
+    script = (path.parent / "alt.js").read_text(encoding="utf-8")
+    assert f"'{said['name']}'" in script and f'version = "{said["version"]}"' in (ROOT / "pyproject.toml").read_text()
