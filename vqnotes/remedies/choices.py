@@ -37,7 +37,7 @@ class StochasticVQ(VectorQuantizer):
         super().__init__(*size, **options)
         self.sampling_temperature = check_positive("sampling_temperature", sampling_temperature)
         with torch.random.fork_rng(devices=[]):  # weights that are made next are the same as with any quantiser
-            start = torch.randint(2**32, ())
+            start = torch.randint(2**32, (2,))[1].clone()  # the first is where replacement would start
         self.register_buffer("chance", start)  # the steps, from a random number on
 
     def assign(self, latents: Tensor, codes: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class KernelLoss(VectorQuantizer):
         flat, codes = latents.detach().reshape(-1, self.dim), self.codes().to(latents.dtype, copy=True)
         squares = square_distances(flat, codes)
         least = squares.detach().amin(1, keepdim=True)
-        near = ((least - squares.detach()) / self.heat.clamp_min(1e-30)).softmax(1)
+        near = ((least - squares.detach()) / self.heat.to(squares.dtype).clamp_min(1e-30)).softmax(1)
         weights = (self.kernel_weight * self.codebook_size * near).clamp_max(1)
         weights = torch.where(squares.detach() == least, 0, weights)
         return super().loss(latents, chosen) + (weights * squares).sum(1).mean() / self.dim
