@@ -189,7 +189,7 @@ each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(kin
 def made(*kinds, **options):
     """A quantiser of these kinds, in this order, or ValueError."""
     for kind in kinds:
-        options |= EFFECTS.get(kind, ({},))[0]
+        options = EFFECTS.get(kind, ({},))[0] | options
     size = () if {FSQ, LFQ, BSQ} & set(kinds) else (CODES, DIM)
     return type("Both", kinds, {})(*size, **options)
 

@@ -165,9 +165,10 @@ class BSQ(LFQ):
     """Binary spherical quantisation (arXiv:2406.07548): LFQ on the unit sphere, where codes are signs / sqrt(D).
 
     Latents are brought to length 1, so that none is far from its code: |z - q|^2 <= 2. Loss and index are those of
-    `LFQ`, beta is 0 unless given. The authors' code takes the entropies group by group of the bits, and their
-    sum for that of all, which cannot be less; with a single group it has our formula, but for a loss divided by
-    the inverse temperature, whose 1 is its default too. vector-quantize-pytorch (LFQ with spherical=True) has 100.
+    `LFQ`, with its entropy_weight, an inverse_temperature of 1, and beta=0 unless given. The authors' code takes the
+    entropies group by group of the bits, and their sum for that of all, which cannot be less; with a single group it
+    has our formula, but for a loss divided by the inverse temperature. vector-quantize-pytorch (LFQ with
+    spherical=True) has an inverse temperature of 100.
 
     bits: D, at least 1. They say the size: K is 2^D.
     Raises ValueError as `LFQ`.
