@@ -111,7 +111,7 @@ def perplexity(index: Array, size: int) -> float:
 def mode_entropy(latents: Array, codebook: Array, labels: Array) -> float:
     """Entropy, in nats, of the modes the codes sit in: 0 (all in one) to log(number of modes) (evenly spread).
 
-    -sum_m p_m log p_m, p_m the share of codes whose nearest latent has label m (2603.17052, section 4.2).
+    -sum_m p_m log p_m, p_m the share of codes whose nearest latent has label m (2603.17052, as reported).
     exp of it is the effective number of modes covered. All codes count, dead ones too: a few live codes may
     still serve every mode.
     labels: a whole number for each latent, of any shape. Raises ValueError for another number of them.

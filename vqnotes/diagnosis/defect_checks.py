@@ -172,7 +172,7 @@ def expiry_spares(kit: Kit) -> tuple[bool, str]:
             kit.call(quantizer, before.repeat(per_code, 1).flip(0))
         way = (kit.codes(quantizer) - before).norm(dim=1)
         moved[per_code] = (way > 1e-3 * before.norm(dim=1)).float().mean().item()
-    says = " and ".join(f"{share:.0%} at {per_code} latents a code" for per_code, share in moved.items())
+    says = " and ".join(f"{share:.0%} at N/K = {per_code}" for per_code, share in moved.items())
     return max(moved.values()) == 0, f"Of the codes {says} are elsewhere after 10 steps."
 
 

@@ -57,7 +57,7 @@ class SimVQ(VectorQuantizer):
 
 
 class AffineCodes(VectorQuantizer):
-    """Affine reparametrisation (arXiv:2305.08842, section 5): the codebook keeps the mean and spread of the latents.
+    """Affine reparametrisation (arXiv:2305.08842): the codebook keeps the mean and spread of the latents.
 
         codes = mean_z + std_z / std_c * (c - mean_c)
 
@@ -104,7 +104,7 @@ class AffineCodes(VectorQuantizer):
 
 
 class LearntAffineCodes(VectorQuantizer):
-    """Affine reparametrisation with a learnt scale and shift (arXiv:2305.08842, section 5), as vqtorch has it.
+    """Affine reparametrisation with a learnt scale and shift (arXiv:2305.08842), as vqtorch has it.
 
         codes = (1 + affine_lr * s) * c + affine_lr * b
 
@@ -133,7 +133,7 @@ class LearntAffineCodes(VectorQuantizer):
 
 
 class CosineCodes(VectorQuantizer):
-    """Codes and latents of length 1, as in ViT-VQGAN (arXiv:2110.04627, section 3.1): nearest means largest cosine.
+    """Codes and latents of length 1, as in ViT-VQGAN (arXiv:2110.04627): nearest means largest cosine.
 
     ||z/|z| - e/|e| ||^2 = 2 - 2 cos(z, e). The paper joins it with few latent dimensions: make the model with a
     small `dim`. A latent of length 0 has no direction and stays 0.

@@ -13,7 +13,7 @@ __all__ = ["DecorrelatedCodes", "EntropyLoss", "KernelLoss", "OrthogonalCodes", 
 
 
 class OrthogonalCodes(VectorQuantizer):
-    """Orthogonality loss (arXiv:2112.00384, eq. 2): codes should point in different directions.
+    """Orthogonality loss (arXiv:2112.00384, as reported): codes should point in different directions.
 
     loss + orthogonal_weight * (sum_ij cos(e_i, e_j)^2 / K^2 - 1 / K); the bracket is 0 for orthogonal codes, at most
     1 - 1/K.
@@ -109,7 +109,7 @@ class KernelLoss(VectorQuantizer):
 
 
 class EntropyLoss(VectorQuantizer):
-    """Entropy loss, as in MaskGIT's tokenisers and LFQ (arXiv:2310.05737, eq. 5): sure choices, all codes in use.
+    """Entropy loss, as in MaskGIT's tokenisers and LFQ (arXiv:2310.05737): sure choices, all codes in use.
 
     loss + entropy_weight * (mean of H(p(.|z)) - H(mean of p(.|z))), p(k|z) proportional to exp(-||z - e_k||^2 / T),
     with T = temperature * (mean squared distance to the nearest code), held constant, so that it means the same at

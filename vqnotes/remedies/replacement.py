@@ -158,7 +158,7 @@ class LeastRecentlyUsed(_Replacing):
 
 
 class OnlineClustering(_Replacing):
-    """CVQ-VAE (arXiv:2307.15139, eq. 4 to 6): each code is drawn to an anchor, the more the less it is used.
+    """CVQ-VAE (arXiv:2307.15139, as reported): each code is drawn to an anchor, the more the less it is used.
 
         e_k <- (1 - a_k) e_k + a_k anchor_k,   a_k = exp(-10 K p_k / (1 - memory) - 0.001)
 

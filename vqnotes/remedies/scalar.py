@@ -119,7 +119,7 @@ class LFQ(_FixedCodes):
     """Lookup-free quantisation (arXiv:2310.05737, section 3): the code is the sign of each direction, (-1, 1)^D.
 
     loss = entropy_weight * (mean of H(p(.|z)) - H(mean of p(.|z))) + beta * commitment, in nats, with
-    p(k|z) proportional to exp(2 * inverse_temperature * z.e_k) (eq. 5). index: bit i is whether z_i > 0, the first
+    p(k|z) proportional to exp(2 * inverse_temperature * z.e_k). index: bit i is whether z_i > 0, the first
     direction the highest bit. Since p is a product over directions, the entropies are taken of halves of the bits,
     which costs N x 2^(D/2) instead of N x 2^D.
 
