@@ -16,23 +16,31 @@ from hypothesis import strategies as st
 
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    BSQ,
     FSQ,
     LFQ,
     AffineCodes,
     CodeExpiry,
     CodeSplitting,
     CosineCodes,
+    DecorrelatedCodes,
     DiVeQ,
     EntropyLoss,
+    GumbelVQ,
+    IndexBackpropagation,
+    KernelLoss,
     LearntAffineCodes,
     LeastRecentlyUsed,
+    LevelDropout,
     OnlineClustering,
     OrthogonalCodes,
+    ProductVQ,
     RandomRestart,
     ResidualVQ,
     RotationTrick,
     SimVQ,
     SpreadLatents,
+    StochasticVQ,
 )
 
 MORE = os.environ.get("VQNOTES_FUZZ")
@@ -137,6 +145,7 @@ class CosineSimVQ(CosineCodes, SimVQ):
 
 WEIGHTS = [0, 0.5, 0.9, 1, 7, 0.25, -1, math.nan, math.inf]
 UPDATES = ["gradient", "ema"]
+STAGES = [(2, 3), (5,), (1, 1, 2), (), (0, 2)]
 KINDS = {
     VectorQuantizer: {"beta": WEIGHTS, "update": [*UPDATES, "sgd"], "decay": WEIGHTS},
     SimVQ: {"update": UPDATES, "bias": [True], "start": ["identity", "linear", "far"]},
@@ -159,7 +168,15 @@ KINDS = {
     ClusteringDiVeQ: {},
     FSQ: {"levels": [(3,), (4, 5), (3, 3, 3), (300, 3), (1500,), (2, 3), ()], "bound": ["tan", "far"]},
     LFQ: {"bits": [0, 1, 4], "entropy_weight": WEIGHTS, "inverse_temperature": WEIGHTS, "beta": WEIGHTS},
-    ResidualVQ: {"stages": [(2, 3), (5,), (1, 1, 2), (), (0, 2)], "kind": [RotationTrick, SimVQ, CosineCodes]},
+    BSQ: {"bits": [0, 1, 4], "entropy_weight": WEIGHTS, "inverse_temperature": WEIGHTS, "beta": WEIGHTS},
+    DecorrelatedCodes: {"decorrelation_weight": WEIGHTS, "update": UPDATES},
+    KernelLoss: {"kernel_weight": WEIGHTS, "kernel_temperature": WEIGHTS, "half_life": WEIGHTS},
+    StochasticVQ: {"sampling_temperature": WEIGHTS, "update": UPDATES},
+    GumbelVQ: {"sampling_temperature": WEIGHTS, "softness": WEIGHTS, "kl_weight": WEIGHTS},
+    IndexBackpropagation: {"beta": WEIGHTS, "update": UPDATES},
+    ResidualVQ: {"stages": STAGES, "kind": [RotationTrick, SimVQ, CosineCodes, GumbelVQ, StochasticVQ]},
+    LevelDropout: {"stages": STAGES},
+    ProductVQ: {"stages": STAGES, "kind": [RotationTrick, SimVQ, CosineCodes, GumbelVQ]},
 }
 
 
@@ -171,8 +188,8 @@ def quantizers(draw):
         for name, values in KINDS[kind].items()
         if name in ("levels", "bits", "stages") or draw(st.booleans())
     }
-    size = {} if kind in (FSQ, LFQ) else {"dim": draw(SIZE)}
-    if kind not in (FSQ, LFQ, ResidualVQ):
+    size = {} if kind in (FSQ, LFQ, BSQ) else {"dim": draw(SIZE)}
+    if kind not in (FSQ, LFQ, BSQ, ResidualVQ, LevelDropout, ProductVQ):
         size["codebook_size"] = draw(SIZE)
     torch.manual_seed(draw(st.integers(0, 9)))
     made = call(kind, **size, **options)

@@ -12,10 +12,13 @@ from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.observed import Kind, kind_of_all
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies.choices import GumbelVQ, IndexBackpropagation, StochasticVQ
 from vqnotes.remedies.codes import AffineCodes, CosineCodes, LearntAffineCodes, SimVQ
+from vqnotes.remedies.losses import DecorrelatedCodes, KernelLoss
+from vqnotes.remedies.product import ProductVQ
 from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
-from vqnotes.remedies.residual import ResidualVQ
-from vqnotes.remedies.scalar import FSQ, LFQ
+from vqnotes.remedies.residual import LevelDropout, ResidualVQ
+from vqnotes.remedies.scalar import BSQ, FSQ, LFQ
 
 PLACED = {advice.WIDER_PLACED, advice.WARM_UP, advice.RESTART, advice.REPAIR, advice.REPAIR_EACH, advice.STORM}
 
@@ -90,6 +93,14 @@ def kinds_heard(quantizer, dim):
         (lambda: LearntAffineCodes(8, 4), Kind.COMPUTED),
         (lambda: FSQ([4, 4, 4, 4]), Kind.GRID),
         (lambda: LFQ(4), Kind.GRID),
+        (lambda: BSQ(4), Kind.GRID),
+        (lambda: GumbelVQ(8, 4), Kind.LEARNT),
+        (lambda: IndexBackpropagation(8, 4), Kind.LEARNT),
+        (lambda: StochasticVQ(8, 4, update="ema"), Kind.EMA),
+        (lambda: KernelLoss(8, 4), Kind.LEARNT),
+        (lambda: type("DimVQ", (DecorrelatedCodes, SimVQ), {})(8, 4), Kind.COMPUTED),
+        (lambda: ProductVQ((8, 8), 4), Kind.LEARNT),  # of each group
+        (lambda: LevelDropout((8, 8), 4), Kind.LEARNT),
         (lambda: ResidualVQ((8, 8), 4), Kind.LEARNT),  # of each level
     ],
 )

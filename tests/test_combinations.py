@@ -13,14 +13,19 @@ from vqnotes.metrics import quantization_error
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    BSQ,
     FSQ,
     LFQ,
     AffineCodes,
     CodeExpiry,
     CodeSplitting,
     CosineCodes,
+    DecorrelatedCodes,
     DiVeQ,
     EntropyLoss,
+    GumbelVQ,
+    IndexBackpropagation,
+    KernelLoss,
     LearntAffineCodes,
     LeastRecentlyUsed,
     OnlineClustering,
@@ -30,6 +35,7 @@ from vqnotes.remedies import (
     RotationTrick,
     SimVQ,
     SpreadLatents,
+    StochasticVQ,
 )
 from vqnotes.remedies.codes import unit
 from vqnotes.training import fit, fit_many
@@ -127,8 +133,28 @@ def brings_back_lost_codes(quantizer):
 
 
 def keeps_its_grid(quantizer):
-    alone = FSQ(levels=(4, 4)) if isinstance(quantizer, FSQ) else LFQ(4)
-    return torch.equal(quantizer.codes(), alone.codes())
+    alone = next(kind for kind in (FSQ, BSQ, LFQ) if isinstance(quantizer, kind))
+    return torch.equal(quantizer.codes(), made(alone).codes())
+
+
+def draws_its_choice(quantizer):
+    """From step to step others, in training; and by it all codes are reached from a heap."""
+    z = normal(200, quantizer.dim) + 3
+    first, second = (quantizer.train()(z).index for _ in range(2))
+    return not torch.equal(first, second) and torch.equal(quantizer.eval()(z).index, quantizer(z).index)
+
+
+def reaches_every_code(quantizer):
+    """What the decoder makes of them moves all codes, those that nobody chose too."""
+    quantizer.eval().zero_grad()
+    (quantizer(normal(200, quantizer.dim)).latents_q * normal(200, quantizer.dim, seed=2)).sum().backward()
+    gradients = [one.grad for one in quantizer.parameters()]
+    return any((one.reshape(len(one), -1) != 0).any(1).all() for one in gradients)
+
+
+def brings_codes_along(quantizer):
+    """Without its weight the loss is less, and codes that nobody chose stand still."""
+    return has_its_own_loss("kernel_weight")(quantizer) and quantizer.heat < quantizer.kernel_temperature
 
 
 # class: (options for these small runs, what is to be seen)
@@ -142,6 +168,11 @@ EFFECTS = {
     OrthogonalCodes: ({}, has_its_own_loss("orthogonal_weight")),
     EntropyLoss: ({}, has_its_own_loss("entropy_weight")),
     SpreadLatents: ({}, has_its_own_loss("spread_weight")),
+    DecorrelatedCodes: ({"decorrelation_weight": 0.1}, has_its_own_loss("decorrelation_weight")),
+    KernelLoss: ({"half_life": 10}, brings_codes_along),
+    StochasticVQ: ({}, draws_its_choice),
+    GumbelVQ: ({}, draws_its_choice),
+    IndexBackpropagation: ({}, reaches_every_code),
     RandomRestart: ({"memory": 0.5}, brings_back_lost_codes),
     CodeExpiry: ({"memory": 0.5, "threshold": 0.1}, brings_back_lost_codes),
     LeastRecentlyUsed: ({"patience": 3}, brings_back_lost_codes),
@@ -149,6 +180,7 @@ EFFECTS = {
     CodeSplitting: ({"interval": 3, "threshold": 0.3}, brings_back_lost_codes),
     FSQ: ({"levels": (4, 4)}, keeps_its_grid),
     LFQ: ({"bits": DIM}, keeps_its_grid),
+    BSQ: ({"bits": DIM}, keeps_its_grid),
 }
 PAIRS = [pair for pair in itertools.permutations(EFFECTS, 2) if not issubclass(*pair) and not issubclass(*pair[::-1])]
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(kind.__name__ for kind in pair))
@@ -157,8 +189,8 @@ each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(kin
 def made(*kinds, **options):
     """A quantiser of these kinds, in this order, or ValueError."""
     for kind in kinds:
-        options |= EFFECTS.get(kind, ({},))[0]
-    size = () if {FSQ, LFQ} & set(kinds) else (CODES, DIM)
+        options = EFFECTS.get(kind, ({},))[0] | options
+    size = () if {FSQ, LFQ, BSQ} & set(kinds) else (CODES, DIM)
     return type("Both", kinds, {})(*size, **options)
 
 
@@ -219,8 +251,10 @@ def test_a_pair_works_or_says_why_not(pair, update):
     latents = model.encode(X).detach()
     latents_q, index, _ = quantizer.eval()(latents)
     assert torch.allclose(latents_q, quantizer.codes()[index], atol=1e-5)
-    nearest = brute_force(quantizer.prepare(latents), quantizer.codes())
-    assert (index == nearest).double().mean() > 0.99
+    compared, codes = quantizer.prepare(latents), quantizer.codes()
+    by_product = IndexBackpropagation in pair  # the nearest where codes have one length
+    best = (compared @ codes.T).argmax(1) if by_product else brute_force(compared, codes)
+    assert (index == best).double().mean() > 0.99
 
     # What each of them does is there.
     for kind in pair:
@@ -251,6 +285,17 @@ def test_the_order_matters_only_between_those_that_make_the_codes(pair):
         ((CodeSplitting, DiVeQ), True),
         ((FSQ, EntropyLoss), True),
         ((RotationTrick, DiVeQ), False),
+        ((GumbelVQ, RotationTrick), False),
+        ((IndexBackpropagation, DiVeQ), False),
+        ((IndexBackpropagation, StochasticVQ), False),
+        ((IndexBackpropagation, EntropyLoss), True),
+        ((CosineCodes, IndexBackpropagation), True),
+        ((StochasticVQ, RotationTrick), True),
+        ((DecorrelatedCodes, SimVQ), True),
+        ((KernelLoss, LeastRecentlyUsed), True),
+        ((FSQ, StochasticVQ), False),
+        ((BSQ, KernelLoss), False),
+        ((BSQ, RotationTrick), True),
         ((RandomRestart, LeastRecentlyUsed), False),
         ((LFQ, EntropyLoss), False),
         ((CodeExpiry, SimVQ), False),
@@ -273,6 +318,9 @@ MANY += [
     (RotationTrick, LearntAffineCodes),
     (SpreadLatents, LFQ),
     (OnlineClustering, CosineCodes),
+    (StochasticVQ, CodeExpiry),
+    (CosineCodes, IndexBackpropagation),
+    (KernelLoss, DecorrelatedCodes),
 ]
 
 
@@ -365,7 +413,11 @@ def test_an_option_that_no_class_has_is_refused():
 @pytest.mark.parametrize("kind", [VectorQuantizer, *EFFECTS], ids=lambda kind: kind.__name__)
 def test_stages_of_any_kind_code_better_than_one_of_them_or_are_refused(kind):
     options, latents = EFFECTS.get(kind, ({},))[0], normal(512, DIM, seed=7) + 1
-    if kind in (CosineCodes, FSQ, LFQ):
+    if kind in (GumbelVQ, IndexBackpropagation):
+        with pytest.raises(ValueError, match=f"must not depend on one stage's codes, got kind={kind.__name__}"):
+            ResidualVQ((16, 16), DIM, kind=kind, **options)
+        return
+    if kind in (CosineCodes, FSQ, LFQ, BSQ):
         with pytest.raises(ValueError, match=f"code what is left, got kind={kind.__name__}"):
             ResidualVQ((16, 16), DIM if kind is not FSQ else 2, kind=kind, **options)
         return

@@ -4,11 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import hue, normal
 
 from vqnotes.diagnosis import diagnose, diagnose_stack, draw, draw_watch, watch
-from vqnotes.diagnosis.drawing import MARKS
+from vqnotes.diagnosis.drawing import LOSSES, MARKS
 from vqnotes.diagnosis.report import VERDICTS, not_started
+from vqnotes.kmeans import kmeans
 
 
 def test_a_diagnosis_shows_its_evidence_in_four_panels():
@@ -16,22 +18,25 @@ def test_a_diagnosis_shows_its_evidence_in_four_panels():
     found = diagnose(latents, latents[:8] * 0.01, inputs=latents)
     figure, axes = plt.subplots(2, 2)
     frame = draw(axes, found)
-    for name, yours, reference in frame.itertuples(index=False):
+    for name, yours, reference, _ in frame.itertuples(index=False):
         assert (yours, reference) == found.evidence[name][:2]
     assert list(frame["name"]) == [
         "error / variance",
         "lost by its own codes",
         "lost by the encoder",
-        "lost with the best codes",
         "dimensions filled",
     ]
     bars = [patch.get_width() for patch in axes[1, 0].patches]
-    assert bars == [*frame["yours"][:4], *frame["reference"][:4]]
-    assert [label.get_text() for label in axes[1, 0].get_yticklabels()] == list(frame["name"][:4])
-    assert [text.get_text() for text in axes[1, 0].get_legend().get_texts()] == ["yours", "reference"]
+    assert bars == [*frame["yours"][:3], *frame["reference"][:3]]
+    assert [label.get_text() for label in axes[1, 0].get_yticklabels()] == list(frame["name"][:3])
+    assert {text.get_text() for text in axes[1, 0].get_legend().get_texts()} == {"yours", "reference", "line"}
+    np.testing.assert_array_equal(axes[1, 0].lines[0].get_xdata(), frame["line"][:3])
     for place, line in enumerate(axes[1, 1].lines[:2]):  # shares of a whole, of latents and then of the codes used
         assert line.get_ydata().sum() == pytest.approx(1) and line.get_label() == ("latents", "codes used")[place]
-    assert axes[1, 1].lines[2].get_xdata()[0] == frame["reference"][4]
+    assert [line.get_xdata()[0] for line in axes[1, 1].lines[2:]] == [*frame[["yours", "reference"]].iloc[3]]
+    kinds = [text.get_text() for text in axes[0, 0].get_legend().get_texts()]
+    assert kinds == ["latents", "dead codes", "live codes"]
+    assert axes[0, 1].get_xscale() == "log"  # eight live codes of a thousand are no hairline
     figure.tight_layout()
     figure.canvas.draw()
     for ax in axes[1]:
@@ -45,6 +50,27 @@ def test_a_diagnosis_shows_its_evidence_in_four_panels():
     with pytest.raises(ValueError, match="nothing to draw yet: The codes of vq have not been started"):
         draw(axes, not_started(["vq"]))
     plt.close(figure)
+
+
+@pytest.mark.parametrize("wide", [0.01, 0.4, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_loss_is_beyond_its_line_where_its_conditions_hold(wide, narrow, with_inputs):
+    """Where a bar passes its mark, and only there, all that is asked of this loss speaks for a fault."""
+    inputs = normal(1500, 3)
+    latents = inputs * torch.tensor([1.0, 0.0, 0.0]) if narrow else inputs
+    found = diagnose(latents, kmeans(latents, 32)[0] * wide, inputs=inputs if with_inputs else None)
+    _, axes = plt.subplots(2, 2)
+    lines = draw(axes, found).set_index("name")
+    plt.close()
+    asked = {name: rows for name, rows in LOSSES.items() if name in lines.index}
+    assert len(asked) == (3 if with_inputs else 1)
+    for name, rows in asked.items():
+        if found.evidence[name].condition is None:
+            assert with_inputs and name == "error / variance" and np.isnan(lines.loc[name, "line"])
+            continue
+        holds = all(found.evidence[row].holds for row in rows)
+        assert (lines.loc[name, "yours"] > lines.loc[name, "line"]) == holds, name
 
 
 def looks():

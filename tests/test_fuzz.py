@@ -20,7 +20,8 @@ from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.report import VERDICTS
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import INITS, kmeans
-from vqnotes.remedies import DiVeQ, ResidualVQ
+from vqnotes.remedies import DiVeQ
+from vqnotes.remedies.residual import LevelDropout, Several
 
 # ---------------------------------------------------------------- nearest codes
 
@@ -157,13 +158,13 @@ def test_every_quantizer_forward_and_backward(quantizer, data):
         if quantized is REFUSED:
             continue
         latents_q, index, loss = quantized
-        index = quantizer.joint_index(index) if isinstance(quantizer, ResidualVQ) else index
+        index = quantizer.joint_index(index) if isinstance(quantizer, Several) else index
         assert latents.isfinite().all() and latents_q.shape == latents.shape and latents.shape[-1] == dim
         assert index.shape == latents.shape[:-1] and index.dtype == torch.int64
         assert 0 <= index.min() and index.max() < size and loss.shape == ()
         room = latents.abs().max() < torch.finfo(latents.dtype).max / 8  # else turning them overflows
-        if room and not (mode and isinstance(quantizer, DiVeQ)):
-            close = 1e-2 if isinstance(quantizer, ResidualVQ) else 1e-6
+        if room and not (mode and isinstance(quantizer, DiVeQ | LevelDropout)):
+            close = 1e-2 if isinstance(quantizer, Several) else 1e-6
             assert torch.allclose(latents_q.double(), codes[index].double(), rtol=close, atol=close)
         limit = min(1e4, torch.finfo(codes.dtype).max ** 0.45)  # a variance must fit into the codes' type
         if all(one.abs().max() < limit for one in (latents, codes)):

@@ -12,7 +12,7 @@ from vqnotes.diagnosis.listening.calls import Call, by_example
 from vqnotes.diagnosis.listening.units import modules_of, units
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import ResidualVQ
+from vqnotes.remedies import ProductVQ, ResidualVQ
 
 
 class Around(nn.Module):
@@ -47,6 +47,7 @@ def heads(count):
 MADE = {  # name: the quantiser, its parts with their levels
     "ours": (lambda: VectorQuantizer(8, 16), levels("vq")),
     "our stages": (lambda: ResidualVQ((8, 8), 16), levels("vq.stages.0", "vq.stages.1")),
+    "our groups": (lambda: ProductVQ((8, 8), 16), [["vq.stages.0"], ["vq.stages.1"]]),
     "VectorQuantize": (lambda: theirs.VectorQuantize(16, 32), levels("vq")),
     "heads": (
         lambda: theirs.VectorQuantize(16, 32, heads=4, codebook_dim=4, separate_codebook_per_head=True),

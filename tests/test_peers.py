@@ -20,6 +20,8 @@ from vqnotes.remedies import (
     DiVeQ,
     EntropyLoss,
     LearntAffineCodes,
+    LevelDropout,
+    ProductVQ,
     ResidualVQ,
     RotationTrick,
     SimVQ,
@@ -155,7 +157,7 @@ def test_the_temperature_of_entropy_can_be_absolute():
 # ---------------------------------------------------------------- options: documented, accepted, used
 
 
-KINDS = [VectorQuantizer, *EFFECTS, ResidualVQ]
+KINDS = [VectorQuantizer, *EFFECTS, ResidualVQ, LevelDropout, ProductVQ]
 OTHERS = {  # every option with another value than the default
     "beta": 0.7,
     "bias": True,
@@ -170,7 +172,14 @@ OTHERS = {  # every option with another value than the default
     "spread_weight": 3.0,
     "variance_weight": 25.0,
     "bound": "tan",
-    "inverse_temperature": 1.0,
+    "inverse_temperature": 3.0,
+    "decorrelation_weight": 1.0,
+    "kernel_weight": 0.5,
+    "kernel_temperature": 3.0,
+    "half_life": 1,
+    "sampling_temperature": 0.01,
+    "softness": 3.0,
+    "kl_weight": 1.0,
     "levels": (8, 2 * 4),
     "update": "ema",
 }

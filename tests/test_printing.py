@@ -10,7 +10,7 @@ import sys
 import pytest
 from notebook_tools import ROOT
 
-from vqnotes._printing import IN_WORDS, printable, say
+from vqnotes._printing import IN_WORDS, in_digits, printable, say
 
 TEXT = "✓ β = 0.25 ± 1 · é 数"
 
@@ -28,6 +28,15 @@ TEXT = "✓ β = 0.25 ± 1 · é 数"
 def test_what_cannot_be_encoded_is_said_in_words(encoding, expected):
     assert printable(TEXT, encoding) == expected
     assert expected.encode(encoding)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [(1024, "1,024"), (0.10634, "0.106"), (999.4, "999"), (999.9, "1,000"), (11512.3, "11,500"), (-1234.0, "-1,230"),
+     (3.2e12, "3.2e+12"), (float("inf"), "inf"), (float("nan"), "nan"), (0.0, "0")],
+)  # fmt: skip
+def test_numbers_are_read_without_exponents(value, said):
+    assert in_digits(value) == said
 
 
 def test_the_words_are_plain():

@@ -10,22 +10,30 @@ from vqnotes import metrics
 from vqnotes.models import evaluate, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies import (
+    BSQ,
     FSQ,
     LFQ,
     AffineCodes,
     CodeExpiry,
     CosineCodes,
+    DecorrelatedCodes,
     DiVeQ,
     EntropyLoss,
+    GumbelVQ,
+    IndexBackpropagation,
+    KernelLoss,
     LeastRecentlyUsed,
     OnlineClustering,
     OrthogonalCodes,
+    ProductVQ,
     RandomRestart,
     ResidualVQ,
     RotationTrick,
     SimVQ,
     SpreadLatents,
+    StochasticVQ,
 )
+from vqnotes.remedies.residual import Several
 from vqnotes.training import fit, fit_many
 
 
@@ -34,6 +42,10 @@ class ExpiryRotation(CodeExpiry, RotationTrick):
 
 
 class EntropyCosineUsed(LeastRecentlyUsed, EntropyLoss, CosineCodes):
+    pass
+
+
+class CosineIndex(CosineCodes, IndexBackpropagation):
     pass
 
 
@@ -60,6 +72,15 @@ EVERY = {
     "LRU, entropy, cosine": lambda: EntropyCosineUsed(16, 4),
     "FSQ": lambda: FSQ(levels=(4, 4)),
     "LFQ": lambda: LFQ(4),
+    "BSQ": lambda: BSQ(4),
+    "decorrelated": lambda: DecorrelatedCodes(16, 4),
+    "kernel": lambda: KernelLoss(16, 4),
+    "stochastic": lambda: StochasticVQ(16, 4, sampling_temperature=0.1),
+    "stochastic, EMA": lambda: StochasticVQ(16, 4, sampling_temperature=0.1, update="ema"),
+    "Gumbel": lambda: GumbelVQ(16, 4, sampling_temperature=0.1),
+    "index backpropagation, cosine": lambda: CosineIndex(16, 4),
+    "product": lambda: ProductVQ((4, 4), 4),
+    "product, rotation": lambda: ProductVQ((2, 8), 4, kind=RotationTrick),
     "residual": lambda: ResidualVQ((4, 4), 4),
     "residual, rotation": lambda: ResidualVQ((2, 8), 4, kind=RotationTrick),
     "residual, DiVeQ": lambda: ResidualVQ((4, 4), 4, kind=DiVeQ, variance=0),
@@ -73,8 +94,8 @@ def made(name, seed=0):
 
 
 def one_number(quantizer, index):
-    """The index into all 16 codes: that of a residual quantiser has a number a stage."""
-    return quantizer.joint_index(index) if isinstance(quantizer, ResidualVQ) else index
+    """The index into all 16 codes: that of several quantisers has a number of each."""
+    return quantizer.joint_index(index) if isinstance(quantizer, Several) else index
 
 
 # ---------------------------------------------------------------- what holds for every one
@@ -143,7 +164,7 @@ def test_codes_can_be_placed_by_kmeans(name):
     before = quantizer(latents).index.clone()
     quantizer.init_codes("kmeans", latents)
     after = one_number(quantizer, quantizer.eval()(latents).index)
-    if name in ("FSQ", "LFQ"):
+    if name in ("FSQ", "LFQ", "BSQ"):
         assert torch.equal(before, after)  # nothing to place
     else:
         error = metrics.quantization_error(quantizer.prepare(latents), quantizer.codes().detach())

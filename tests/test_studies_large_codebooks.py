@@ -164,8 +164,9 @@ def test_what_the_texts_say_of_it_is_what_the_table_holds():
     for arm, words in {
         "warm-up": "{usage:.0%} of the codes are alive at the end after a warm-up, "
         "with a perplexity of {perplexity:,.0f} and an error of {error:.3f}",
-        "untrained k-means": "From k-means on the untrained encoder {usage:.0%} are, at {error:.3f}",
-        "random start": "from a random start {usage:.0%}, at {error:.3f}",
+        "untrained k-means": "From k-means on the untrained encoder {usage:.0%} are alive, "
+        "with an error of {error:.3f}",
+        "random start": "from a random start {usage:.0%}, with an error of {error:.3f}",
     }.items():
         assert words.format(**ends.loc[(16_384, arm)]) in notebook
     assert f"a perplexity of {ends.loc[(16_384, 'warm-up'), 'perplexity']:,.0f}" in said

@@ -8,10 +8,10 @@ import torch
 from helpers import normal
 
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import ResidualVQ
+from vqnotes.remedies import LevelDropout, ResidualVQ
 from vqnotes.studies import items, next_items, semantic_ids
 from vqnotes.studies.item_names import appended, balanced_assignment, dealt_out, name_measures, prefix_purity
-from vqnotes.studies.semantic_ids import ARMS, BalancedCodes, LevelDropout, names_of, residual_kmeans, trained_names
+from vqnotes.studies.semantic_ids import ARMS, BalancedCodes, names_of, residual_kmeans, trained_names
 
 
 def small_tree(seed=0, count=96):

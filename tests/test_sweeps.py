@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 from pytest import approx
 
 from vqnotes.metrics import summary
-from vqnotes.studies.sweeps import differences, eta_squared, grid, sweep
+from vqnotes.studies.sweeps import differences, eta_squared, grid, rank_correlation, sweep
 
 SETTINGS = grid(width=[2, 8], start=["a", "b"])
 
@@ -235,3 +235,28 @@ def test_a_summary_refuses_what_has_no_mean(wrong):
     table = pd.DataFrame({"a": [0, 0, 0], "y": pd.Series([0, 0, wrong], dtype=object)})
     with pytest.raises(ValueError):
         summary(table, ["a"], "y")
+
+
+def test_a_rank_correlation_sees_order_and_not_form():
+    runs = pd.DataFrame({"seed": np.repeat(range(6), 5), "x": np.tile(np.arange(5.0), 6)})
+    runs["y"], noise = np.exp(-runs["x"]), np.random.default_rng(0).standard_normal(30)
+    assert rank_correlation(runs, "x", "y") == approx((-1, -1, -1))
+    runs["y"] += 0.5 * noise
+    value, low, high = rank_correlation(runs, "x", "y")
+    assert -1 < low < value < high < 0 and high - low < 0.8
+
+
+def test_a_rank_correlation_draws_whole_seeds():
+    """One seed of six is the other way round: an interval over runs would be half as wide."""
+    runs = pd.DataFrame({"seed": np.repeat(range(6), 20), "x": np.tile(np.arange(20.0), 6)})
+    runs["y"] = np.where(runs["seed"] == 0, -runs["x"], runs["x"])
+    value, low, high = rank_correlation(runs, "x", "y")
+    assert high == approx(1) and low < value - 0.3
+
+
+def test_a_rank_correlation_needs_two_seeds():
+    runs = pd.DataFrame({"seed": [3, 3], "x": [0, 1], "y": [1, 0]})
+    with pytest.raises(ValueError, match=r"two seeds, got \[3\]"):
+        rank_correlation(runs, "x", "y")
+    with pytest.raises(ValueError, match="z"):
+        rank_correlation(runs, "x", "z")

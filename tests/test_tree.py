@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from helpers import normal, random_measures
 
+from vqnotes._printing import in_digits
 from vqnotes.course import explorers
 from vqnotes.diagnosis import diagnose, diagnose_stack, diagnose_tokens, draw_tree
+from vqnotes.diagnosis.conditions import conditions
 from vqnotes.diagnosis.report import VERDICTS, Diagnosis, not_started
-from vqnotes.diagnosis.rules import THRESHOLDS, TREE, Answer, decide, path
-from vqnotes.diagnosis.tree import LEAVES, PLACES, in_words, links
+from vqnotes.diagnosis.rules import THRESHOLDS, TREE, Answer, decide, path, times
+from vqnotes.diagnosis.tree import ASKED, LEAVES, PLACES, in_words, links
 
 
 def lit_leaf(drawn):
@@ -54,7 +56,8 @@ def test_every_question_and_leaf_has_a_place_of_its_own():
 
 def test_the_questions_name_the_thresholds():
     named = {name for one in TREE.values() for name in re.findall(r"{(\w+)}", one.words)}
-    assert named == THRESHOLDS.keys() - {"excess of latents", "effect", "trifle", "differs"}
+    assert named == THRESHOLDS.keys() - {"excess of latents", "effect", "trifle", "differs", "errs"}  # errs: in words
+    assert THRESHOLDS["errs"] == 1 and TREE["codebook"].words.endswith("a larger error on the latents?")
 
 
 def words_of(ax):
@@ -73,10 +76,24 @@ def test_a_diagnosis_lights_its_path(ax):
     bold = {one.get_text() for one in ax.texts if one.get_weight() == "bold"}
     assert bold == {"yes", "no", "token collapse"}
     assert sum(line.get_linewidth() > 2 for line in ax.lines) == len(found.path)
-    gap = found.evidence["lost by its own codes"]
+    own, gap = found.evidence["lost by its own codes"], found.evidence["optimality gap"]
     (codebook,) = [text for text in words_of(ax) if "yours" in text and "k-means" in text]
-    assert f"{gap.value / gap.reference:.3g} times" in codebook and "over 1.4 times" in codebook
-    assert sum("yours" in text for text in words_of(ax)) == 2  # of the encoder, and of the codebook
+    more = f"{own.value - own.reference:.3g} more"
+    asked = [times(own.value / own.reference), more, times(gap.value)]  # in the order of the question's words
+    assert codebook.endswith(f"yours: {', '.join(asked)}") and "over 1.4 times" in codebook
+    (encoder,) = [text for text in words_of(ax) if "yours" in text and "encoder" in text]
+    lost, best = found.evidence["lost by the encoder"], found.evidence["lost with the best codes"]
+    asked = [times(lost.value / lost.reference), f"{in_digits(lost.reference - lost.value)} less"]
+    assert encoder.endswith(f"yours: {', '.join(asked)}, {in_digits(lost.value / best.value)} of it")
+    assert sum("yours" in text for text in words_of(ax)) == 2
+
+
+def test_every_condition_is_shown_below_its_question():
+    """Each row of the evidence with a condition has its place in the order of the words."""
+    places = [row for rows in ASKED.values() for row in rows]
+    for m in random_measures(400):
+        assert conditions(m).keys() <= set(places)
+    assert len(set(places)) == len(places)
 
 
 def test_the_bare_tree_has_all_leaves_and_thresholds(ax):

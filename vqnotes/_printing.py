@@ -47,6 +47,14 @@ def _in_words(character: str, encoding: str) -> str:
     return character
 
 
+def in_digits(value: float, digits: int = 3) -> str:
+    """A whole number or a large one with commas, any other with so many digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    rounded = f"{value:.{digits}g}"
+    return f"{float(rounded):,.0f}" if 1000 <= abs(float(rounded)) < 1e9 else rounded
+
+
 def say(*texts: object, flush: bool = False, file: TextIO | None = None) -> None:
     """Prints the texts, one a line, so that no character of theirs can stop the program. file: sys.stdout if None."""
     encoding = getattr(file, "encoding", None)

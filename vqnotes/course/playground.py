@@ -19,6 +19,7 @@ from vqnotes._printing import say
 from vqnotes.kmeans import kmeans
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.studies.drift import FIRST, widened
 
 with course_extra("vqnotes.course.playground"):
     import matplotlib.pyplot as plt
@@ -39,7 +40,6 @@ __all__ = ["Moment", "Playground", "Training", "draw_story", "plane", "show_play
 
 SCRIPT = Path(__file__).with_suffix(".js")
 MODES, PER_MODE = 10, 200
-FIRST = 0.1  # how wide an untrained encoder spreads the latents, where 1 is where they end
 REMEDIES: dict[str, type[VectorQuantizer]] = {
     "restart": remedies.RandomRestart,
     "expiry": remedies.CodeExpiry,
@@ -184,7 +184,7 @@ class Training:
     def advance(self, steps: int, drift: float) -> None:
         """Takes so many steps. drift: the share of the way to their full width that latents go in one."""
         for _ in range(steps):
-            self.spread += drift * (1 - self.spread)
+            self.spread = widened(self.spread, drift)
             loss = self.quantizer(self.spread * self.latents).loss
             if self.quantizer.update == "gradient":
                 (gradient,) = torch.autograd.grad(loss, self.quantizer.codebook)
@@ -195,7 +195,7 @@ class Training:
     def warm_up(self, drift: float, placed: float = 0.99) -> None:
         """Spreads the latents until they have `placed` of their width, then places the codes by k-means."""
         while self.spread < placed:
-            self.spread += drift * (1 - self.spread)
+            self.spread = widened(self.spread, drift)
             self.steps += 1
         centroids = self.spread * _decoded(self.given["centroids"]).view(-1, 2)
         self.place(centroids, _decoded(self.given["centroid_share"]))

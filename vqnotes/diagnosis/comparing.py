@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from vqnotes._printing import in_digits
 from vqnotes.diagnosis import keeping
 from vqnotes.diagnosis.report import Diagnosis, Evidence, StackDiagnosis
-from vqnotes.diagnosis.showing import in_columns, in_digits, in_interval
+from vqnotes.diagnosis.showing import in_columns, in_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame

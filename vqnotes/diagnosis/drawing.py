@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-    from vqnotes.diagnosis.report import Diagnosis
+    from vqnotes.diagnosis.report import Diagnosis, Evidence
 
 __all__ = ["MARKS", "draw", "draw_watch"]
 
@@ -31,12 +31,19 @@ MARKS: dict[str, tuple[int | str, str]] = {
     "not started": ("0.6", ">"),
     "no diagnosis": ("black", "x"),
 }
+# The losses that are drawn, and the rows of the evidence whose conditions draw their line: all of them must hold.
+LOSSES = {
+    "error / variance": ("error / variance", "optimality gap"),
+    "lost by its own codes": ("lost by its own codes", "more than by the best codes"),
+    "lost by the encoder": ("lost by the encoder",),
+}
 
 
 def draw(axes: np.ndarray, found: "Diagnosis") -> "DataFrame":
     """Draws a diagnosis in four panels: codes among latents, uses, losses beside references, dimensions.
 
-    axes: four of them, in any array. Returns columns name, yours, reference: what the third and fourth panel compare.
+    axes: four of them, in any array. A black mark beside losses is the line up to which nothing is at fault.
+    Returns columns name, yours, reference, line: what the third and fourth panel compare, NaN where no line is drawn.
     Raises ValueError for another number of axes, for codes that are put together, which share no picture, for ids,
     for what was loaded from a file, which holds no latents, and for codes that are not started; ImportError without
     what draws, `pip install 'vqnotes[course]'`.
@@ -59,12 +66,16 @@ def draw(axes: np.ndarray, found: "Diagnosis") -> "DataFrame":
     latents, codes, counts = found.drawing
     codes_and_latents(where, latents, codes)
     where.set_aspect("equal", adjustable="datalim")
+    where.set(xlabel="in the plane of the latents' first two components")
     code_counts(uses, torch.arange(len(codes)).repeat_interleave(counts), len(codes))
-    evidence = found.evidence.items()
-    shown = [pair for pair in evidence if pair[0].startswith(("error", "lost")) and pair[1].reference > 0]
-    rows = [(name, one.value, one.reference) for name, one in shown]  # differences have no place on a log axis
+    uses.set(xscale="log", xlim=(0.8, 1.2 * len(codes)))  # so that few live codes among many can be seen
+    evidence = found.evidence
+    shown = {name: evidence[name] for name in LOSSES if name in evidence and evidence[name].reference > 0}
+    rows = [(name, one.value, one.reference, _line(name, evidence)) for name, one in shown.items()]
     for shift, column, label, color in ((-0.2, 1, "yours", LIVE), (0.2, 2, "reference", DATA)):
         losses.barh(np.arange(len(rows)) + shift, [row[column] for row in rows], 0.38, label=label, color=color)
+    look: dict[str, Any] = {"color": "black", "marker": "|", "markersize": 22, "markeredgewidth": 2}
+    losses.plot([row[3] for row in rows], np.arange(len(rows)) - 0.2, linestyle="none", label="line", **look)
     losses.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], xscale="log", xlabel="share left over")
     losses.invert_yaxis()
     for points, name, color in (
@@ -76,13 +87,29 @@ def draw(axes: np.ndarray, found: "Diagnosis") -> "DataFrame":
     dimensions.set(xlabel="principal component", ylabel="share of the variance", yscale="log", ylim=(1e-4, 1.2))
     if "dimensions filled" in found.evidence:
         filled = found.evidence["dimensions filled"]
-        rows.append(("dimensions filled", filled.value, filled.reference))
-        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="by codes of the inputs")
+        rows.append(("dimensions filled", filled.value, filled.reference, np.nan))
+        dimensions.axvline(filled.value, color=LIVE, linestyle="--", label="filled")
+        dimensions.axvline(filled.reference, color=DATA, linestyle="--", label="filled by the reference")
     for ax, title in zip(axes, ("codes among latents", "uses of each code", "losses", "dimensions")):
         ax.set_title(title)
+    where.legend(fontsize=9, loc="upper left", framealpha=0.6)
     for ax in (losses, dimensions):
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
-    return DataFrame(rows, columns=["name", "yours", "reference"])
+        ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3 if ax is losses else 2)
+    return DataFrame(rows, columns=["name", "yours", "reference", "line"])
+
+
+def _line(name: str, evidence: "dict[str, Evidence]") -> float:
+    """Up to which loss codebook or encoder are not at fault; NaN where nothing rests on the loss."""
+    reference = evidence[name].reference
+    if evidence[name].condition is None:
+        return np.nan
+    lines: list[float] = []
+    for one in (evidence[row].condition for row in LOSSES[name]):
+        if one is not None:
+            kept = reference + one.threshold * (1 - reference)
+            by_unit = {"times": one.threshold * reference, "more": reference + one.threshold, "of what is kept": kept}
+            lines.append(by_unit[one.unit])
+    return max(lines)
 
 
 def draw_watch(ax: "Axes", frame: "DataFrame", *, threshold: float | None = None) -> "DataFrame":
@@ -90,8 +117,8 @@ def draw_watch(ax: "Axes", frame: "DataFrame", *, threshold: float | None = None
 
     frame: `watch.looks()`, with columns step, name, verdict, gap; a line for each name. A look without a gap (codes
     that are not started, or no diagnosis) is a marker at the foot of the figure, one with an infinite gap at its top.
-    threshold: a gap, drawn as a line. Up to `diagnosis.rules.THRESHOLDS["gap"]` no codebook is at fault; above it,
-    one is whose error is large enough besides.
+    threshold: a gap, drawn as a line. Without inputs, up to `diagnosis.rules.THRESHOLDS["gap"]` no codebook is at
+    fault. With inputs it is no line between verdicts: then the losses of inputs count, and a gap above 1.
     Returns the looks as drawn, columns step, name, verdict, gap.
     Raises ValueError without looks, for a column that is missing, or a threshold not above 0; ImportError without
     what draws, `pip install 'vqnotes[course]'`.
@@ -124,5 +151,5 @@ def draw_watch(ax: "Axes", frame: "DataFrame", *, threshold: float | None = None
     ax.update_datalim([(step, 1) for step in drawn["step"]], updatey=not drawable.any())  # for markers at an edge
     ax.autoscale_view()
     ax.set(xlabel="step", ylabel="optimality gap")
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=10)
     return drawn

@@ -294,11 +294,12 @@ def _evidence(m: Measures, codebook: Answer, of_several: bool) -> dict[str, Evid
         by = "if codes of the inputs, or the encoder, lost as much"
         found["lost for want of dimensions"] = Evidence(more, 0.0, by, few)
     if m.inputs_loss is not None:
-        by = "as many codes of the inputs" + (f", by {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else "")
+        smaller = f", extrapolated from {m.inputs_codes:,}" if m.inputs_low < m.inputs_high else ""
+        by = f"as many codes of the inputs{smaller}"
         speaks = at_encoder[inputs_lost(m)]
         reach = m.interval("encoder_loss")
         found["lost by the encoder"] = Evidence(m.encoder_loss, m.inputs_loss, by, speaks, reach)
-        by, reach = "of it lost before them", m.interval("codes_loss")
+        by, reach = "of it lost by the encoder", m.interval("codes_loss")
         found["lost with the best codes"] = Evidence(m.codes_loss, m.encoder_loss, by, speaks, reach)
     if m.separability is not None:
         with_inputs = m.separability_inputs is not None

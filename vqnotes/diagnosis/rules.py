@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import NamedTuple
 
+from vqnotes._printing import in_digits
 from vqnotes.diagnosis.beside_inputs import TRIFLE
 from vqnotes.diagnosis.measures import Measures
 from vqnotes.diagnosis.observed import AT_MOST, PER_CODE
@@ -196,9 +197,9 @@ def encoder_not_judged(m: Measures) -> str:
         why.append(f"the inputs do not tell: codes placed on them leave {m.inputs_loss:.0%} of their variance")
     elif m.inputs_loss is not None:
         why.append(
-            f"the inputs are too few: they pay for {m.inputs_codes:,} codes, by which as many as the model has would "
-            f"lose {m.inputs_low:.2g} to {m.inputs_high:.2g} of their variance; the encoder loses "
-            f"{m.encoder_loss:.2g}"
+            f"the inputs are too few: they are enough for {m.inputs_codes:,} codes; extrapolated from these, as many "
+            f"as the model has would lose {m.inputs_low:.2g} to {m.inputs_high:.2g} of their variance; the encoder "
+            f"loses {m.encoder_loss:.2g}"
         )
     if m.chance is not None and m.separability is None:
         why.append("the labels do not tell: no two of them have five latents or inputs each")
@@ -255,8 +256,8 @@ class Question(NamedTuple):
 
 
 KMEANS = (
-    "Do its codes lose over {gap} times what\nthose of k-means lose, {excess} of the variance\n"
-    "more, and err over {errs} times as much?"
+    "Do its codes lose over {gap} times what those of\nk-means lose, {excess} of the variance more,\n"
+    "and have a larger error on the latents?"
 )
 
 # What `decide` asks, from the first question on. The codebook is asked after in three places.
@@ -274,8 +275,8 @@ TREE = {
     "encoder": Question(
         encoder_at_fault,
         "Does the encoder lose over {loss} times what as many\n"
-        "codes of the inputs would, and {extra} of the variance\n"
-        "more, and over {before} of what the best codes leave?\nOr are labels read off below {labels} as well?",
+        "codes of the inputs would, {extra} of the variance more,\n"
+        "and over {before} of all that is lost with the best codes?\nOr are labels read off below {labels} as well?",
         {Answer.YES: "codebook, encoder at fault", Answer.NO: "codebook", Answer.UNKNOWN: "codebook alone"},
     ),
     "codebook, encoder at fault": Question(
@@ -300,7 +301,7 @@ TREE = {
     "dimensions": Question(
         dimensions_missing,
         "Do codes tell of less than {dimensions} of the\ndimensions that codes of the inputs tell of, and\n"
-        "the best codes lose {costs} more than both?",
+        "the best codes lose {costs} more than encoder and\ncodes of the inputs?",
         {Answer.YES: "dimensional collapse", Answer.NO: "rate", Answer.UNKNOWN: "rate"},
     ),
     "rate": Question(
@@ -411,5 +412,5 @@ def _not_cleared(m: Measures, thresholds: dict) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio in words, such as "1.4 times"."""
-    return f"{ratio:.3g} times"
+    """A ratio in words, such as "1.4 times"; a large one with commas."""
+    return f"{in_digits(ratio)} times"

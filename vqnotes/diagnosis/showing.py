@@ -4,6 +4,7 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
 
+from vqnotes._printing import in_digits
 from vqnotes.diagnosis.conditions import QUESTIONS, Condition
 from vqnotes.diagnosis.rules import Answer
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from vqnotes.diagnosis.advice import Advice
     from vqnotes.diagnosis.report import Diagnosis, Evidence
 
-__all__ = ["BARS", "as_html", "as_text", "close_to_the_line", "compared", "in_columns", "in_digits", "in_interval"]
+__all__ = ["BARS", "as_html", "as_text", "close_to_the_line", "compared", "in_columns", "in_interval"]
 
 BARS = {True: "#d55e00", False: "#0072b2"}  # by whether a condition holds; both stand out on white and on black
 EMPTY = "rgba(128,128,128,0.3)"
@@ -187,11 +188,6 @@ def _verdict(found: "Diagnosis") -> str:
 
 def _where(advice: "Advice") -> str:
     return f"notebook {advice.notebook}"
-
-
-def in_digits(value: float, digits: int = 3) -> str:
-    """A whole number with commas, any other with so many digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def in_interval(interval: tuple[float, float] | None) -> str:

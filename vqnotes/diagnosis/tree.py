@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vqnotes.diagnosis.rules import THRESHOLDS, TREE, Answer
+from vqnotes.diagnosis.rules import THRESHOLDS, TREE, Answer, times
 from vqnotes.diagnosis.showing import compared
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ LEAVES: dict[tuple[str, str], tuple[float, float]] = {
     ("rate", "rate limit"): (4.4, 0.4),
     ("rate", "cannot tell"): (-4.2, 0.4),
     ("rate", "healthy"): (0, -0.2),
+}
+# The rows of the evidence that answer a question, in the order in which its words name them.
+ASKED = {
+    "encoder": ("lost by the encoder", "lost with the best codes", "labels read off"),
+    "codebook": ("lost by its own codes", "more than by the best codes", "optimality gap", "error / variance"),
+    "dimensions": ("dimensions filled", "lost for want of dimensions"),
+    "rate": ("left by k-means",),
 }
 
 
@@ -118,7 +125,16 @@ def draw_tree(ax: "Axes", found: "Diagnosis | None" = None) -> "DataFrame":
 
 
 def _figures(found: "Diagnosis", name: str) -> str:
-    """The figures that answered a question of the tree."""
-    kinds = {"encoder": ("encoder", "labels")}.get(name, (name.replace(",", " ").split()[0],))
-    each = [one.condition for one in found.evidence.values() if one.condition is not None]
-    return ", ".join(compared(one) for one in each if one.question in kinds)
+    """The figures that answered a question of the tree, in the order of its words."""
+    figures: list[str] = []
+    for row in ASKED.get(name.replace(",", " ").split()[0], ()):
+        one = found.evidence.get(row)
+        if one is None or one.condition is None:
+            continue
+        each = [compared(one.condition)]
+        if row == "lost by the encoder":  # of ratio and difference the condition is the one that is harder to meet
+            more = compared(one.condition._replace(figure=one.value - one.reference, unit="more"))
+            ratio = times(one.value / one.reference) if one.reference > 0 else ""
+            each = [ratio, more] if one.condition.unit == "more" else [*each, more]
+        figures += [figure for figure in each if figure]
+    return ", ".join(figures)

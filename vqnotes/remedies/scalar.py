@@ -10,12 +10,31 @@ from torch import Tensor
 from vqnotes._checks import check_not_negative, check_positive
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies.codes import AffineCodes, CosineCodes, LearntAffineCodes, SimVQ, need_gradient
+from vqnotes.remedies.choices import IndexBackpropagation, StochasticVQ
+from vqnotes.remedies.codes import AffineCodes, CosineCodes, LearntAffineCodes, SimVQ, need_gradient, unit
 from vqnotes.remedies.gradients import DiVeQ
-from vqnotes.remedies.losses import EntropyLoss, OrthogonalCodes, SpreadLatents, entropy_gap
+from vqnotes.remedies.losses import (
+    DecorrelatedCodes,
+    EntropyLoss,
+    KernelLoss,
+    OrthogonalCodes,
+    SpreadLatents,
+    entropy_gap,
+)
 from vqnotes.remedies.replacement import _Replacing
 
-__all__ = ["FSQ", "LFQ"]
+__all__ = ["BSQ", "FSQ", "LFQ"]
+
+MOVES_CODES = (
+    SimVQ,
+    AffineCodes,
+    LearntAffineCodes,
+    CosineCodes,
+    DiVeQ,
+    OrthogonalCodes,
+    DecorrelatedCodes,
+    KernelLoss,
+)
 
 
 class _FixedCodes(VectorQuantizer):
@@ -25,9 +44,8 @@ class _FixedCodes(VectorQuantizer):
     """
 
     excludes = dict.fromkeys(
-        (SimVQ, AffineCodes, LearntAffineCodes, CosineCodes, DiVeQ, OrthogonalCodes, _Replacing),
-        "the codes are a fixed grid, which cannot be moved or given another shape",
-    )
+        (*MOVES_CODES, _Replacing), "the codes are a fixed grid, which cannot be moved or given another shape"
+    ) | dict.fromkeys((StochasticVQ, IndexBackpropagation), "a grid rounds latents, and chooses among no codes")
 
     def __init__(self, *size: int, beta: float = 0.0, **options: Any):
         super().__init__(*size, beta=beta, **options)
@@ -141,3 +159,34 @@ class LFQ(_FixedCodes):
         halves = (flat[:, :half], codes[::many, :half]), (flat[:, half:], codes[:many, half:])
         scores = [z @ e.T * (2 * self.inverse_temperature) for z, e in halves]
         return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(*scores)
+
+
+class BSQ(LFQ):
+    """Binary spherical quantisation (arXiv:2406.07548): LFQ on the unit sphere, where codes are signs / sqrt(D).
+
+    Latents are brought to length 1, so that none is far from its code: |z - q|^2 <= 2. Loss and index are those of
+    `LFQ`, with its entropy_weight, an inverse_temperature of 1, and beta=0 unless given. The authors' code takes the
+    entropies group by group of the bits, and their sum for that of all, which cannot be less; with a single group it
+    has our formula, but for a loss divided by the inverse temperature. vector-quantize-pytorch (LFQ with
+    spherical=True) has an inverse temperature of 100.
+
+    bits: D, at least 1. They say the size: K is 2^D.
+    Raises ValueError as `LFQ`.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        entropy_weight: float = 0.1,
+        inverse_temperature: float = 1.0,
+        beta: float = 0.0,
+        **options: Any,
+    ):
+        super().__init__(
+            bits, entropy_weight=entropy_weight, inverse_temperature=inverse_temperature, beta=beta, **options
+        )
+        self.codebook.div_(bits**0.5)
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        return unit(super().prepare(latents))

@@ -3,6 +3,7 @@
 __all__ = [
     "advice",
     "codebook_size",
+    "drift",
     "generation",
     "item_names",
     "items",

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vqnotes import metrics, models, training
 from vqnotes.diagnosis.collisions import collisions
-from vqnotes.quantizers import Quantized, VectorQuantizer, rows
+from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.gradients import RotationTrick
 from vqnotes.remedies.replacement import CodeExpiry
-from vqnotes.remedies.residual import ResidualVQ
+from vqnotes.remedies.residual import LevelDropout, ResidualVQ
 from vqnotes.studies import next_items, parts
 from vqnotes.studies.item_names import appended, dealt_out, name_measures
 from vqnotes.studies.items import Items, digit_items, text_items, tree_items
@@ -30,7 +30,6 @@ __all__ = [
     "ARMS",
     "Arm",
     "BalancedCodes",
-    "LevelDropout",
     "Naming",
     "SETTINGS",
     "examine",
@@ -79,28 +78,6 @@ class BalancedCodes(VectorQuantizer):
             of_latents = 1 / (weights @ of_codes)
             of_codes = len(z) / len(codes) / (of_latents @ weights)
         return (weights * of_codes).argmax(dim=1).reshape(latents.shape[:-1])
-
-
-class LevelDropout(ResidualVQ):
-    """Residual quantisation that leaves out its last levels at random, in training (SoundStream, arXiv:2107.03312).
-
-    For each batch one number of levels is drawn, from 1 to all, each as likely; SoundStream draws one an example.
-    The first levels must then do alone, as a prefix of a name must.
-    """
-
-    def forward(self, latents: Tensor) -> Quantized:
-        """latents (..., D) to Quantized(latents_q (..., D), index (..., S), loss), with as many levels as drawn."""
-        if not self.training:
-            return super().forward(latents)
-        kept = torch.randint(1, len(self.stages) + 1, (), device=latents.device)
-        left, chosen, index, total = latents, torch.zeros_like(latents), [], torch.zeros_like(latents[..., 0].sum())
-        for level, stage in enumerate(self.stages):
-            codes, used = stage.codes().clone(), (kept > level).to(latents.dtype)
-            part = stage(left)
-            code = rows(codes, part.index)
-            chosen, left, total = chosen + used * code, left - code.detach(), total + used * part.loss
-            index.append(part.index)
-        return Quantized(self.stages[0].estimate(latents, chosen), torch.stack(index, dim=-1), total / kept)
 
 
 # ---------------------------------------------------------------- training

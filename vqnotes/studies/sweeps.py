@@ -13,7 +13,7 @@ from vqnotes._checks import check_columns
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes.metrics import summary
 
-__all__ = ["Setting", "differences", "eta_squared", "grid", "sweep"]
+__all__ = ["Setting", "differences", "eta_squared", "grid", "rank_correlation", "sweep"]
 
 Setting = Mapping[str, object]
 Outcome = tuple[list[dict], list[int], str]  # of one setting: its rows, the seeds that failed, and why
@@ -204,3 +204,22 @@ def eta_squared(runs: pd.DataFrame, y: str, causes: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(
         {"cause": [*causes, "interaction", "seeds"], "share": shares(*cells), "low": low, "high": high}
     )
+
+
+def rank_correlation(runs: pd.DataFrame, x: str, y: str) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two columns over all runs, in [-1, 1], and its bootstrap 95 % interval.
+
+    Seeds are drawn anew with replacement, 300 times, each with all of its runs. Returns (value, low, high).
+    Raises ValueError for a missing column or fewer than two seeds.
+    """
+    from scipy.stats import spearmanr
+
+    check_columns(runs, "seed", x, y)
+    parts = [part[[x, y]].to_numpy() for _, part in runs.groupby("seed")]
+    if len(parts) < 2:
+        raise ValueError(f"need runs of at least two seeds, got {runs['seed'].unique().tolist()}")
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(parts), size=(300, len(parts)))
+    values = [spearmanr(*np.concatenate([parts[one] for one in draw]).T).statistic for draw in draws]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(spearmanr(runs[x], runs[y]).statistic), float(low), float(high)
