@@ -136,7 +136,8 @@ def main(folder: Path) -> int:
             for text in found.grave:
                 say(f"{address}, {mode}, {width} pixels: {text}")
     say(
-        f"{len(pages)} pages, {problems} serious or critical findings, {unsure} texts of which axe cannot tell the contrast"
+        f"{len(pages)} pages, {problems} serious or critical findings, {unsure} texts of which axe cannot tell the"
+        " contrast"
     )
     return int(problems > 0)
 

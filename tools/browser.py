@@ -128,7 +128,7 @@ class Visit:
                 self.keep(element, re.sub(r"\W+", "_", text.split(":")[0]) + f"_cut_{i}")
 
     def judge(self) -> None:
-        """Notes what axe-core finds in the notebook, how much of that is JupyterLab's own, and what it cannot tell."""
+        """Notes what axe-core finds in the notebook, how much is JupyterLab's own, and what it cannot tell."""
         found = findings(self.page, NOTEBOOK, JUPYTERLAB)
         self.problems += found.grave
         self.aside, self.unsure = sum(found.aside.values()), sum(found.unsure.values())
