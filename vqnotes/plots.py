@@ -138,7 +138,7 @@ def curves(ax: Axes, runs: pd.DataFrame, x: str, y: str, by: str | None = None) 
     parts = table.groupby(by, sort=False, dropna=False) if by else [(None, table)]
     others = itertools.cycle([LATENT, LIVE, PALETTE[7], DEAD])  # no arm's
     for name, part in parts:
-        color = ARM_COLORS.get(name) or next(others)
+        color = ARM_COLORS.get(str(name)) or next(others)
         places = part[x] if pd.api.types.is_numeric_dtype(part[x]) else part[x].map(str)
         ax.plot(places, part["mean"], marker="o", markersize=4, color=color, label=name)
         ax.fill_between(places, part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
