@@ -111,7 +111,8 @@ class Visit:
 
     def __init__(self, page: Page, name: str, screenshots: Path | None):
         self.page, self.name, self.screenshots = page, name, screenshots
-        self.problems, self.times, self.frames, self.controls, self.links, self.aside = [], [], [], 0, 0, 0
+        self.problems, self.times, self.frames, self.controls, self.links = [], [], [], 0, 0
+        self.aside = self.unsure = 0
 
     def keep(self, element, name: str) -> None:
         if self.screenshots:
@@ -127,10 +128,10 @@ class Visit:
                 self.keep(element, re.sub(r"\W+", "_", text.split(":")[0]) + f"_cut_{i}")
 
     def judge(self) -> None:
-        """Notes what axe-core finds in the notebook, and how much of that is JupyterLab's own."""
+        """Notes what axe-core finds in the notebook, how much is JupyterLab's own, and what it cannot tell."""
         found = findings(self.page, NOTEBOOK, JUPYTERLAB)
         self.problems += found.grave
-        self.aside = sum(found.aside.values())
+        self.aside, self.unsure = sum(found.aside.values()), sum(found.unsure.values())
 
     def press(self, control: Locator, key: str) -> list[float]:
         """Presses a key on a control: after how many ms each change of the picture came."""
@@ -268,7 +269,7 @@ def visit(
     print(
         f"{path.name}: {time.perf_counter() - start:.0f} s, {cells} cells, {figures} figures, {len(explorers)}"
         f" explorers, {seen.controls} controls moved, {seen.links} links followed{speed}, {seen.aside} findings of"
-        f" JupyterLab's own set aside",
+        f" JupyterLab's own set aside, {seen.unsure} texts of which axe cannot tell the contrast",
         flush=True,
     )
     for session in page.request.get(address.format("api/sessions"), timeout=0).json():  # end its kernel

@@ -3,8 +3,11 @@
 //
 // A prebuilt extension, by hand, so that nothing is to be built: JupyterLab loads this file, gives `init` the modules
 // that it shares, and asks `get` for the renderer.
+//
+// Links in texts are underlined, too: JupyterLab tells them from the text by a colour that differs little from it.
 (() => {
   const NAME = 'vqnotes-alt', TYPES = ['image/png', 'image/jpeg'];
+  const LINKS = '.jp-RenderedHTMLCommon a[href]:not(.jp-InternalAnchorLink) { text-decoration: underline; }';
   let shared;
 
   async function renderer() {
@@ -17,6 +20,7 @@
         if (text && image) image.alt = text;
       }
     }
+    document.head.append(Object.assign(document.createElement('style'), {textContent: LINKS}));
     const rendererFactory = {safe: true, mimeTypes: TYPES, createRenderer: options => new Described(options)};
     return () => ({id: `${NAME}:renderer`, rendererFactory, rank: 90, dataType: 'string'});
   }
