@@ -94,7 +94,7 @@ def setup(app):
         raise SkipNode
 
     def block(translator, node):
-        translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
+        translator.body.append(f'<div class="math" tabindex="0">{mathml(node.astext(), "block")}</div>')
         raise SkipNode
 
     app.connect("autodoc-process-docstring", rewrite)

@@ -111,7 +111,7 @@ def copy(tmp_path, monkeypatch):
         shutil.copy(path, place)
     monkeypatch.setattr(notebook_tools, "ROOT", tmp_path)
     monkeypatch.setattr(notebook_tools, "NOTEBOOKS", sorted((tmp_path / "notebooks").glob("*.ipynb"))[:1])
-    monkeypatch.setattr(notebook_tools.NotebookClient, "execute", lambda self: None)
+    monkeypatch.setattr(notebook_tools.NotebookClient, "execute", lambda self, **_: None)
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     handouts = importlib.import_module("handouts")
     monkeypatch.setattr(handouts, "NOTEBOOKS", NOTEBOOKS[:1])
