@@ -119,9 +119,8 @@ class Trailing:
             nearest.append(codes[nearest_code(part, codes)])
         self.latents, self.spread = latents, spread
         self.followers = {"ratio": latents.clone(), "counting start": torch.stack(nearest)}
-        kind: Any = (
-            torch.optim.Adam if self.rule == "gradient" else torch.optim.SGD
-        )  # a moving average: a step of the way
+        # A moving average goes a share of the way in each step, as plain gradient descent on the distance does.
+        kind: Any = torch.optim.Adam if self.rule == "gradient" else torch.optim.SGD
         self.rule_of_codes = kind(list(self.followers.values()), lr=self.follow)
         width, none = torch.tensor(widths), torch.zeros(len(now))
         steps = width / (self.follow * math.sqrt(latents.shape[-1])) if self.rule == "gradient" else 1 / self.follow
