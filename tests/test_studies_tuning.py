@@ -50,6 +50,15 @@ def test_the_league_enters_with_others_beside_it():
     assert all(ENTRANTS[name].remedy == remedy for name, remedy in league.REMEDIES.items())
 
 
+@pytest.mark.parametrize("name", league.REMEDIES)
+def test_what_the_league_has_is_one_of_the_three_values(name):
+    remedy, option, values = ENTRANTS[name]
+    owner = remedy if hasattr(remedy, option) else remedy.kind(*remedy.size, **remedy.options)
+    now = getattr(owner, option)
+    now = owner.limit(128) if option == "patience" else tuple(now) if isinstance(now, list) else now
+    assert now in values
+
+
 @pytest.mark.parametrize("name", ENTRANTS)
 def test_every_entrant_competes_with_each_of_its_three_values(name):
     entrant = ENTRANTS[name]

@@ -1,7 +1,8 @@
 """Who enters the league of remedies: those of the first season and new ones, each with three values to try.
 
 The published or default value of an option is among its three; a remedy without an option of its own has those of the
-commitment's weight, beta.
+commitment's weight, beta. The budget is one of trials and steps, not of time: a wider encoder costs more of it.
+All have 64 codes, whatever their size is; groups must divide the dimensions, so some of them have 9 or 6 of those.
 """
 
 from dataclasses import fields, replace
