@@ -103,7 +103,7 @@ NEW = {
     "grouped": Entrant(Remedy(GroupedVQ), *GROUPS),
     "kernel rule": Entrant(Remedy(KernelLoss), "kernel_weight", (0.001, 0.01, 0.1)),
     "index backpropagation": Entrant(Remedy(IndexBackpropagation, init="normal"), *BETAS),
-    "Gumbel": Entrant(Remedy(GumbelVQ), *TEMPERATURES),
+    "Gumbel": Entrant(Remedy(GumbelVQ, init="normal"), *TEMPERATURES),  # codes all but equal are drawn alike
     "stochastic": Entrant(Remedy(StochasticVQ), *TEMPERATURES),
     "binary spherical": Entrant(Remedy(BSQ, size=(6,)), *GRIDS),
     "higher codebook rate": Entrant(Remedy(VectorQuantizer), "rate", (3.0, 10.0, 30.0)),
