@@ -207,6 +207,7 @@ def test_the_stored_table_has_each_run_once_and_says_what_is_left():
     assert set(table[["bed", "remedy", "setting"]].itertuples(index=False, name=None)) <= settings
     assert set(table["steps"]) == {tuning.TUNING_STEPS} and (table["relative error"] > 0).all()
     done = tuning.trials_done(table)
+    assert f"of {len(wanted)} trials it has {done.sum()}," in tuning.__doc__
     assert done.sum() == len(wanted) - len(remaining(table)) > 0
 
 
