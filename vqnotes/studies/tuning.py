@@ -5,7 +5,7 @@ make tuning ARGS="--season --seeds 32"   runs the league with the values chosen,
 
 Every entrant (`studies.entrants`) has the same small budget on each of four beds: three values of one option. A trial
 is 8 runs of 300 steps, and a value is chosen by the median relative error. The table that comes with the module is
-not complete: of 432 trials it has 187, bed by bed, for which there was time. `trials_done` counts them.
+not complete: of 432 trials it has 198, bed by bed, for which there was time. `trials_done` counts them.
 Errors are of the inputs that were trained on, as in the league: what is chosen is what fits these best.
 """
 
