@@ -4,6 +4,7 @@ __all__ = [
     "advice",
     "codebook_size",
     "drift",
+    "entrants",
     "generation",
     "item_names",
     "items",
@@ -15,6 +16,7 @@ __all__ = [
     "reports",
     "semantic_ids",
     "sweeps",
+    "tuning",
     "verdicts",
     "watching",
 ]
