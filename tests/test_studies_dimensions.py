@@ -25,7 +25,7 @@ def short(monkeypatch):
 
 
 def model(passed, K=4):
-    """A linear autoencoder that lets through so many directions, strongest first, with K codes where k-means has them."""
+    """A linear autoencoder that lets through so many directions, strongest first, with K codes by k-means."""
     encoder, decoder = (nn.Linear(dimensions.DIM, dimensions.DIM, bias=False) for _ in range(2))
     with torch.no_grad():
         encoder.weight.copy_(torch.diag((torch.arange(dimensions.DIM) < passed).float()))
@@ -55,11 +55,11 @@ def test_a_repair_mends_codes_and_not_latents():
 
 
 def test_idle_codes_count_in_the_rows_alone():
-    idle = model(1)
+    idle = model(1, K=64)
     with torch.no_grad():
-        idle.quantizer.codebook[0] = 10 * torch.ones(dimensions.DIM)
+        idle.quantizer.codebook[4:] = 100 * normal(60, dimensions.DIM)
     found = dimensions._measured(idle, dimensions.gaussian(3), dimensions.gaussian(4, 8192))
-    assert found["d_eff of codes"] == 1 == found["d_eff of rows"] or found["perplexity"] < 3.5
+    assert found["d_eff of codes"] == 1 and found["d_eff of rows"] > 15 and found["perplexity"] <= 4
 
 
 def test_the_decoder_gets_the_error_of_another_while_it_learns():
@@ -104,7 +104,7 @@ def test_offline_codes_are_those_of_k_means(short):
     (row,) = examine(**SETTING | {"arm": "offline"}, seeds=[3])
     codes, _ = dimensions.kmeans(dimensions.gaussian(3, 512), 8)
     assert row["error"] == pytest.approx(
-        metrics.quantization_error(dimensions.gaussian(500_003, 256), codes), rel=1e-3
+        metrics.quantization_error(dimensions.gaussian(500_003, 256), codes), rel=1e-2
     )
 
 

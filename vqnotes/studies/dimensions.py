@@ -36,8 +36,7 @@ from vqnotes.studies.sweeps import grid
 __all__ = ["ARMS", "CHECKED", "AnothersError", "DimVQ", "examine", "gaussian", "offline", "settings", "stored_table"]
 
 TABLE = Path(__file__).with_name("dimensions.csv")
-DIM = 32
-VARIANCES = np.geomspace(1, 1e-3, DIM)
+DIM, VARIANCES = 32, np.geomspace(1, 1e-3, 32)
 SHORT, WARM = 480, 144  # steps of a run in the notebook, and of its warm-up
 CHECKED = (SHORT, 5 * SHORT, 10 * SHORT)  # steps after which a long run is measured
 ROWS, FRESH, ROWS_A_CODE = 16384, 8192, 16  # inputs to train on, to measure on, and at least so many a code
