@@ -1,6 +1,6 @@
 """Dimensions: what keeps weak directions from being learnt once a quantiser is on, and what lets them in.
 
-python -m vqnotes.studies.dimensions --out build/dimensions --table dimensions.csv   about 25 minutes on one core
+python -m vqnotes.studies.dimensions --out build/dimensions --table dimensions.csv   about 20 minutes on one core
 
 Notebook 06 calls it a lock: codes do not differ in directions in which latents hardly vary, and latents do not grow
 in directions in which codes do not differ. A linear autoencoder learns 32 Gaussian numbers, whose variances fall from
