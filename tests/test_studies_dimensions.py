@@ -19,9 +19,9 @@ SETTING = {"arm": "reference", "optimizer": "SGD", "lr": 0.375, "size": 1e-3, "K
 def short(monkeypatch):
     for name, value in {"CHECKED": (6, 30), "ROWS": 512, "FRESH": 256, "REFITTED_ON": 64}.items():
         monkeypatch.setattr(dimensions, name, value)
-    dimensions.gaussian.cache_clear()
+    dimensions.gaussian_numbers.cache_clear()
     yield
-    dimensions.gaussian.cache_clear()
+    dimensions.gaussian_numbers.cache_clear()
 
 
 def model(passed, K=4):
@@ -31,12 +31,12 @@ def model(passed, K=4):
         encoder.weight.copy_(torch.diag((torch.arange(dimensions.DIM) < passed).float()))
         decoder.weight.copy_(torch.eye(dimensions.DIM))
     found = models.VQAutoencoder(encoder, VectorQuantizer(K, dimensions.DIM), decoder)
-    found.quantizer.init_codes("kmeans", found.encode(dimensions.gaussian(3)).detach())
+    found.quantizer.init_codes("kmeans", found.encode(dimensions.gaussian_numbers(3)).detach())
     return found
 
 
 def test_what_is_measured_of_a_net_that_passes_one_direction():
-    found = dimensions._measured(model(1), dimensions.gaussian(3), dimensions.gaussian(4, 8192))
+    found = dimensions._measured(model(1), dimensions.gaussian_numbers(3), dimensions.gaussian_numbers(4, 8192))
     assert found["learnt"] == found["d_eff of latents"] == found["d_eff of codes"] == found["d_eff of rows"] == 1
     total, best = dimensions.VARIANCES.sum(), 0.1175  # the error of the best four codes for one Gaussian (Max, 1960)
     assert found["error"] == pytest.approx((total - 1 + best) / total, rel=0.01)
@@ -48,8 +48,8 @@ def test_a_repair_mends_codes_and_not_latents():
     broken = model(4, K=16)
     with torch.no_grad():
         broken.quantizer.codebook.mul_(0.01)
-    found = dimensions._measured(broken, dimensions.gaussian(3), dimensions.gaussian(4, 8192))
-    whole = dimensions._measured(model(4, K=16), dimensions.gaussian(3), dimensions.gaussian(4, 8192))
+    found = dimensions._measured(broken, dimensions.gaussian_numbers(3), dimensions.gaussian_numbers(4, 8192))
+    whole = dimensions._measured(model(4, K=16), dimensions.gaussian_numbers(3), dimensions.gaussian_numbers(4, 8192))
     assert found["error"] > 0.95 > 1.2 * whole["error"] and found["gap"] > 2
     assert found["repaired"] == pytest.approx(whole["error"], rel=0.02)
 
@@ -58,7 +58,7 @@ def test_idle_codes_count_in_the_rows_alone():
     idle = model(1, K=64)
     with torch.no_grad():
         idle.quantizer.codebook[4:] = 100 * normal(60, dimensions.DIM)
-    found = dimensions._measured(idle, dimensions.gaussian(3), dimensions.gaussian(4, 8192))
+    found = dimensions._measured(idle, dimensions.gaussian_numbers(3), dimensions.gaussian_numbers(4, 8192))
     assert found["d_eff of codes"] == 1 and found["d_eff of rows"] > 15 and found["perplexity"] <= 4
 
 
@@ -88,7 +88,7 @@ def test_codes_that_are_refitted_lie_where_k_means_has_them(short, monkeypatch):
     seen = []
     monkeypatch.setattr(dimensions, "_measured", lambda model, x, fresh: seen.append(model) or {})
     examine(**SETTING | {"arm": "refitted each step"}, seeds=[3])
-    latents = seen[-1].encode(dimensions.gaussian(3)[:64]).detach()
+    latents = seen[-1].encode(dimensions.gaussian_numbers(3)[:64]).detach()
     assert torch.allclose(seen[-1].quantizer.codebook, dimensions.kmeans(latents, 8)[0])
 
 
@@ -102,9 +102,9 @@ def test_each_arm_gives_a_row_a_seed_and_a_step(arm, optimizer, warmup, short):
 
 def test_offline_codes_are_those_of_k_means(short):
     (row,) = examine(**SETTING | {"arm": "offline"}, seeds=[3])
-    codes, _ = dimensions.kmeans(dimensions.gaussian(3, 512), 8)
+    codes, _ = dimensions.kmeans(dimensions.gaussian_numbers(3, 512), 8)
     assert row["error"] == pytest.approx(
-        metrics.quantization_error(dimensions.gaussian(500_003, 256), codes), rel=1e-2
+        metrics.quantization_error(dimensions.gaussian_numbers(500_003, 256), codes), rel=1e-2
     )
 
 

@@ -33,7 +33,7 @@ from vqnotes.remedies import DecorrelatedCodes, SimVQ
 from vqnotes.studies import parts
 from vqnotes.studies.sweeps import grid
 
-__all__ = ["ARMS", "CHECKED", "AnothersError", "DimVQ", "examine", "gaussian", "offline", "settings", "stored_table"]
+__all__ = ["ARMS", "CHECKED", "AnothersError", "examine", "gaussian_numbers", "offline", "settings", "stored_table"]
 
 TABLE = Path(__file__).with_name("dimensions.csv")
 DIM, VARIANCES = 32, np.geomspace(1, 1e-3, 32)
@@ -66,7 +66,7 @@ class _NetBySGD(torch.optim.Adam):
         return super().step(closure)
 
 
-class DimVQ(DecorrelatedCodes, SimVQ):
+class _DimVQ(DecorrelatedCodes, SimVQ):
     """The regulariser of DimVQ on SimVQ, where its authors have it."""
 
 
@@ -81,14 +81,14 @@ ARMS: dict[str, tuple[type[VectorQuantizer], dict[str, Any]]] = {  # the quantis
     "gradient": (VectorQuantizer, {}),
     "SimVQ": (SimVQ, {}),
     **{f"decorrelated, {weight:g}": (DecorrelatedCodes, {"decorrelation_weight": weight}) for weight in WEIGHTS},
-    **{f"DimVQ, {weight:g}": (DimVQ, {"decorrelation_weight": weight}) for weight in WEIGHTS},
+    **{f"DimVQ, {weight:g}": (_DimVQ, {"decorrelation_weight": weight}) for weight in WEIGHTS},
 }
 REFITTED = {"refitted each step": 1, "refitted each tenth step": 10}
 REFITTED_ON, CODES_LR = 1024, 2e-3  # latents; learning rate of codes that a gradient moves, by Adam
 
 
 @lru_cache(maxsize=2 * len(SEEDS))
-def gaussian(seed: int, count: int = ROWS) -> Tensor:
+def gaussian_numbers(seed: int, count: int = ROWS) -> Tensor:
     """Inputs (count, 32): independent Gaussian numbers, whose variances are VARIANCES."""
     generator = torch.Generator().manual_seed(seed)
     return torch.tensor(VARIANCES).sqrt().float() * torch.randn(count, DIM, generator=generator)
@@ -121,7 +121,7 @@ def offline(K: int, seeds: Iterable[int]) -> list[dict[str, float]]:
     """k-means on the inputs: `error` on fresh ones, and `d_eff of codes`, one dict a seed. Nothing is trained."""
     rows = []
     for seed in seeds:
-        x, fresh = gaussian(seed, max(ROWS, ROWS_A_CODE * K)), gaussian(seed + 500_000, FRESH)
+        x, fresh = gaussian_numbers(seed, max(ROWS, ROWS_A_CODE * K)), gaussian_numbers(seed + 500_000, FRESH)
         codes, _ = kmeans(x, K)
         nearest = codes[nearest_code(fresh, codes)]
         d_eff, error = metrics.effective_dimension(nearest), metrics.reconstruction_error(nearest, fresh)
@@ -148,7 +148,7 @@ def examine(
     if arm == "offline":
         return [{**setting, "seed": seed, "step": 0} | found for seed, found in zip(seeds, offline(K, seeds))]
     (kind, options), every = ARMS[arm], REFITTED.get(arm)
-    sets = [gaussian(seed, max(ROWS, ROWS_A_CODE * K)) for seed in seeds]
+    sets = [gaussian_numbers(seed, max(ROWS, ROWS_A_CODE * K)) for seed in seeds]
 
     def build(seed: int) -> models.VQAutoencoder:
         halves = [nn.Linear(DIM, DIM, bias=False) for _ in range(2)]
@@ -161,7 +161,7 @@ def examine(
             model.quantizer.place_codes(*kmeans(model.encode(one[:REFITTED_ON]), K))
         for seed, one, model in zip(seeds, sets, now) if step in (*CHECKED, steps) else ():
             place = {**setting, "seed": seed, "step": step}
-            rows.append(place | _measured(model, one, gaussian(seed + 500_000, FRESH)))
+            rows.append(place | _measured(model, one, gaussian_numbers(seed + 500_000, FRESH)))
 
     by_sgd = torch.optim.SGD if options.get("update") == "ema" else _NetBySGD
     training.fit_many(
