@@ -3,6 +3,7 @@
 __all__ = [
     "advice",
     "codebook_size",
+    "consequences",
     "drift",
     "generation",
     "item_names",
