@@ -9,7 +9,7 @@ import torch
 
 from vqnotes import data
 from vqnotes.studies import consequences
-from vqnotes.studies.consequences import ARMS, KEPT, PRIOR_STEPS, SEEDS, WIDTHS, consequences_of, parts_of
+from vqnotes.studies.consequences import ARMS, EVERY, KEPT, PRIOR_STEPS, SEEDS, WIDTHS, consequences_of, parts_of
 
 PRIORS = [("kept", float(share)) for share in KEPT] + [("width", float(width)) for width in WIDTHS]
 
@@ -21,9 +21,9 @@ def table():
 
 def test_every_arm_is_there_with_all_its_seeds_and_priors(table):
     assert table.equals(consequences.in_order(table))
-    assert list(table.groupby(["data", "arm"], sort=False).groups) == consequences.all_arms()
-    for (name, arm), part in table.groupby(["data", "arm"], sort=False):
-        assert part["codes"].unique().tolist() == [ARMS[name][arm][0]]
+    assert table["arm"].unique().tolist() == list(ARMS)
+    for arm, part in table.groupby("arm"):
+        assert part["codes"].unique().tolist() == [ARMS[arm][0]]
         for seed, own in part.groupby("seed"):
             assert seed in SEEDS and own.iloc[0]["prior"] == "real"
             assert list(own.iloc[1:][["prior", "value"]].itertuples(index=False, name=None)) == PRIORS
@@ -37,16 +37,14 @@ def test_its_figures_are_possible(table):
     assert (table["live"] <= table["codes"]).all() and table["coverage"].between(0, 1).all()
     assert (table["density"] > 0).all() and (table["spread"] > 0).all() and table["error"].between(0, 1).all()
     assert (table["NLL"][learnt] < table["bits"][learnt]).all()
-    most = table["data"].map(PRIOR_STEPS)
-    assert (table["step"][learnt] % 40 == 0).all() and (table["step"][learnt] <= most[learnt]).all()
+    assert (table["step"][learnt] % EVERY == 0).all() and table["step"][learnt].between(EVERY, PRIOR_STEPS).all()
 
 
 def test_the_partners_have_the_bits_of_the_collapsed_one(table):
     """Within a tenth of them, as the docstring says by "about": so few codes were chosen for that."""
-    bits = table.groupby(["data", "arm"])["bits"].mean()
-    for name in ARMS:
-        for arm in list(ARMS[name])[2:]:
-            assert abs(bits[name, arm] / bits[name, "random start"] - 1) < 0.1, (name, arm)
+    bits = table.groupby("arm")["bits"].mean()
+    for arm in list(ARMS)[2:]:
+        assert abs(bits[arm] / bits["random start"] - 1) < 0.1, bits
 
 
 def test_parts_are_disjoint_and_all_there():
@@ -72,13 +70,13 @@ def test_a_small_one_end_to_end():
 
 
 def scripted(monkeypatch, done, cut_at=None):
-    """Arms that take no time, noted as (data, arm)."""
+    """Arms that take no time, noted by name."""
 
-    def one_arm(name, arm):
-        done.append((name, arm))
+    def one_arm(arm):
+        done.append(arm)
         if len(done) == cut_at:
             raise KeyboardInterrupt
-        row = {"data": name, "arm": arm, "seed": 0, "prior": "real", "value": math.nan}
+        row = {"arm": arm, "seed": 0, "prior": "real", "value": math.nan}
         return [row | dict.fromkeys(["bits", "error", "NLL", "coverage", "density"], 0.5)]
 
     monkeypatch.setattr(consequences, "one_arm", one_arm)
@@ -87,7 +85,7 @@ def scripted(monkeypatch, done, cut_at=None):
 
 def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
     done, out = [], tmp_path / "found.csv"
-    wanted = consequences.all_arms()
+    wanted = list(ARMS)
     monkeypatch.setattr("sys.argv", ["consequences", "--out", str(out)])
     scripted(monkeypatch, done, cut_at=3)
     with pytest.raises(KeyboardInterrupt):
@@ -97,14 +95,14 @@ def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
     assert done == wanted[:3] + wanted[2:]
     consequences.main()
     assert len(done) == len(wanted) + 1
-    assert list(pd.read_csv(out)[["data", "arm"]].itertuples(index=False, name=None)) == wanted
-    assert "8 codes, random start" in capsys.readouterr().out
+    assert pd.read_csv(out)["arm"].tolist() == wanted
+    assert "10 codes, random start" in capsys.readouterr().out
 
 
 def test_it_stops_by_itself_and_says_what_is_missing(monkeypatch, tmp_path):
     done, out = [], tmp_path / "found.csv"
     scripted(monkeypatch, done)
     monkeypatch.setattr("sys.argv", ["consequences", "--out", str(out), "--limit-s", "0"])
-    with pytest.raises(SystemExit, match=f"^0 of {len(consequences.all_arms())} arms are in .*: run it again"):
+    with pytest.raises(SystemExit, match=f"^0 of {len(ARMS)} arms are in .*: run it again"):
         consequences.main()
     assert not done
