@@ -12,10 +12,10 @@ use, before their samples were judged.
 Six tenths of the images are for both stages to learn from. A tenth says when a prior is at its best step. The rest
 judges: `coverage`, `density` and `spread` of as many samples, and NLL, the bits that the prior pays for it. Priors
 are transformers of three widths, and beside them what needs none: grids whose places keep their codes by a given
-chance, from 0 (shuffled) to 1 (ideal). All widths have one learning
-rate, and at most 600 steps: a best step at that end is not known to be the best. Images are the first 2,000 of the
-training set, 7 × 7 pixels to a code, so that a grid has 4 × 4 codes as those of the digits in notebook 07. Not run,
-for time: priors of three widths on digits, and grids of 7 × 7 codes.
+chance, from 0 (shuffled) to 1 (ideal). All widths have one learning rate, and at most 600 steps: a best step at that
+end is not known to be the best. Images are the first 2,000 of the training set, 7 × 7 pixels to a code, so that a
+grid has 4 × 4 codes as those of the digits in notebook 07. Not run, for time: priors of three widths on digits, and
+grids of 7 × 7 codes.
 """
 
 import argparse
