@@ -6,7 +6,7 @@ python -m vqnotes.studies.consequences   trains them and writes the table into t
 
 Four tokenisers, all trained for 300 steps of 32 images: 64 codes from a random start, which collapse; 64 from
 warm-up; and two with few codes that use about as many bits as the collapsed one, one from warm-up and one from the
-random start. So what few bits do and what a bad start does are told apart. Ten codes were chosen by the bits that they
+random start. So what few bits do and what a bad start does are told apart. Ten codes were chosen by the bits they
 use, before their samples were judged.
 
 Six tenths of the images are for both stages to learn from. A tenth says when a prior is at its best step. The rest
