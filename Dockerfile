@@ -1,7 +1,7 @@
 # What `make grade-image` builds: the course, to grade in. `make grade-locked` starts it without a network.
 FROM python:3.12-slim
 WORKDIR /course
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt PACKAGE.md LICENSE ./
 COPY vqnotes vqnotes
 # CPU builds of PyTorch: the others bring gigabytes of CUDA libraries.
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \

@@ -19,6 +19,7 @@
 # make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
 # make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
 # make league      reruns the long table of remedies (20 minutes; ARGS="--workers 16" where there are 16 cores)
+# make tuning      tries options for the league on other seeds (goes on where it stopped); ARGS=--season: the league with them
 # make validation  retrains the models that the diagnosis is judged by (hours; goes on where it was cut off)
 # make advice      follows what the diagnosis advises, and what it does not (half an hour; goes on where it stopped)
 # Each target does all of its own set-up in .venv; `make setup` does nothing else.
@@ -32,7 +33,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
 .PHONY: setup lab test test-busy lint run browser-test book slides student grade grade-image grade-locked claims \
-	colab-test colab-versions versions-test newest-test outside-links dist paper libraries-test mutants random-mutants bench league validation advice stamp clean
+	colab-test colab-versions versions-test newest-test outside-links dist paper libraries-test mutants random-mutants bench league tuning validation advice stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small
@@ -122,6 +123,9 @@ bench: $(ready)
 
 league: $(ready)
 	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.remedies --out vqnotes/studies/remedies.csv $(ARGS)
+
+tuning: $(ready)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.tuning --folder vqnotes/studies $(ARGS)
 
 validation: $(ready)
 	.venv/bin/python -m vqnotes.studies.verdicts --out build/verdicts --table vqnotes/studies/verdicts.csv $(ARGS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import between_neighbours, brute_force, normal, peak_memory
 
-from vqnotes import _rounding, nearest
+from vqnotes import _rounding, _scores, nearest
 from vqnotes.models import image_autoencoder, mlp_autoencoder
 from vqnotes.nearest import nearest_by_product, nearest_code
 from vqnotes.quantizers import VectorQuantizer
@@ -141,7 +141,7 @@ def test_nearest_code_takes_any_float_dtype_and_leading_axes(dtype):
 
 @pytest.mark.parametrize("in_dims", [(0, 0), (1, 0), (None, 0), (0, None)])
 def test_nearest_code_under_vmap_is_the_same_run_by_run(in_dims, monkeypatch):
-    monkeypatch.setattr(nearest, "SCORES_PER_CHUNK", 3 * 20 * 32)  # several chunks, the last one shorter
+    monkeypatch.setattr(_scores, "SCORES_PER_CHUNK", 3 * 20 * 32)  # several chunks, the last one shorter
     many, codebooks = normal(3, 10, 7, 8), torch.stack([normal(20, 8, seed=seed) + 100 * seed for seed in range(3)])
     codebooks[2, 5] = codebooks[2, 4]  # a tie, and runs far from each other
     many = many + 100 * torch.arange(3)[:, None, None, None]
@@ -152,6 +152,23 @@ def test_nearest_code_under_vmap_is_the_same_run_by_run(in_dims, monkeypatch):
         own = many[0] if in_dims[0] is None else many[run]
         assert torch.equal(found[run], nearest_code(own, codebooks[1 if in_dims[1] is None else run]))
     assert found.shape == (3, 10, 7) and found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_finds_the_same_codes(threads, monkeypatch):
+    monkeypatch.setattr(_scores, "SCORES_PER_CHUNK", 100 * 64)
+    latents, codebook = normal(3001, 8).requires_grad_(), normal(64, 8, seed=1)
+    codebook[7] = codebook[3]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = nearest_code(latents, codebook)
+        with pytest.raises(ValueError, match="1 NaN"):
+            nearest_code(torch.cat([latents, torch.full((1, 8), torch.nan)])[:, :1], codebook[:, :1])
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, brute_force(latents.detach(), codebook)) and not found.requires_grad
 
 
 def test_nearest_code_under_vmap_refuses_one_bad_run():

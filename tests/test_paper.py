@@ -4,7 +4,8 @@ import json
 import re
 
 import yaml
-from notebook_tools import ROOT, project
+from notebook_tools import ROOT, project, repository
+from stamping import site
 
 PAPER = (ROOT / "paper" / "paper.md").read_text(encoding="utf-8")
 _, HEAD, TEXT = PAPER.split("---\n", 2)
@@ -60,6 +61,19 @@ def test_the_archive_knows_what_the_citation_says():
     assert [one["name"] for one in archive["creators"]] == [one["name"] for one in citation["authors"]]
     related = {one["identifier"] for one in archive["related_identifiers"]}
     assert related == {project("Repository"), "arXiv:" + citation["references"][0]["doi"].split("arXiv.")[1]}
+
+
+def test_the_package_page_leads_out_of_itself_to_what_is_there():
+    """It is shown where the package is, not in the repository: a link that is relative there leads nowhere."""
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("PACKAGE.md", "README.md"))
+    assert project("readme") == "PACKAGE.md"
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    allowed = (f"https://github.com/{repository()}", f"https://{site(repository())}/")
+    assert len(links) > 5 and all(link.startswith(allowed) for link in links), links
+    for path in re.findall(r"/blob/main/([^)]+)\)", page):
+        assert (ROOT / path).is_file(), path
+    block = re.compile(r"```python\n(.*?)```", re.S)
+    assert block.findall(page)[0] == block.findall(readme)[0]
 
 
 def test_the_licences_are_there_whole_and_said_where_readers_look():

@@ -207,7 +207,7 @@ def test_what_needs_the_extra_says_how_to_install_it(use, package):
 
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
-    "_files _printing _interrupts _progress _threads _workload _checks _extras _rounding _two_lowest nearest "
+    "_files _printing _interrupts _progress _threads _workload _checks _extras _rounding _two_lowest _scores nearest "
     "_kmeans_start kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling _counts "
     "metrics _downloads data _images "
     "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.choices "
@@ -228,7 +228,7 @@ ORDER = (
     "diagnosis.defect_checks diagnosis.conformance diagnosis.arrays diagnosis __main__ "
     "studies.sweeps studies.parts studies.remedies studies.families studies.cases studies.interventions "
     "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "
-    "studies.recreated studies.reports studies.peers "
+    "studies.recreated studies.reports studies.peers studies.entrants studies.tuning "
     "studies.codebook_size studies.drift studies.large_codebooks studies.generation studies.consequences "
     "studies.items studies.item_names studies.next_items studies.semantic_ids studies "
     "course.margins course.figures course.claims course.explorers course.playground course.exercises "

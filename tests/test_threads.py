@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from vqnotes import _threads, models
-from vqnotes._threads import is_small, one_thread, one_torch_thread
+from vqnotes._threads import is_small, one_thread, one_torch_thread, shared_out
 from vqnotes._workload import multiplications
 from vqnotes.metrics import effective_rank, separability
 from vqnotes.models import VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
@@ -84,6 +84,52 @@ def test_libraries_are_looked_for_again_when_a_module_has_been_imported(monkeypa
     monkeypatch.setitem(_threads.sys.modules, "vqnotes_test_new_module", _threads)
     with one_thread():
         assert _threads._pools.cache_info().misses == found + 1
+
+
+# ---------------------------------------------------------------- one thread a part
+
+CPU = torch.device("cpu")
+
+
+def test_parts_are_shared_out_among_as_many_threads_and_each_is_done_once():
+    together, done = threading.Barrier(3), []
+
+    def work(parts):
+        together.wait(60)  # three at once, or this raises
+        assert torch.get_num_threads() == 1 and not torch.is_grad_enabled()
+        for part in parts:
+            done.append(part)
+
+    shared_out(work, range(1000), CPU)
+    assert sorted(done) == list(range(1000))
+    assert torch.is_grad_enabled() and torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("parts, device", [([1], CPU), ([1, 2, 3], torch.device("meta"))])
+def test_one_part_or_another_device_stays_with_the_calling_thread(parts, device):
+    found = []
+    shared_out(lambda left: found.append((threading.get_ident(), list(left))), parts, device)
+    assert found == [(threading.get_ident(), parts)]
+    with one_torch_thread():
+        shared_out(lambda left: found.append((threading.get_ident(), list(left))), [1, 2], CPU)
+    assert found[1] == (threading.get_ident(), [1, 2])
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_an_error_in_any_thread_is_raised_and_nobody_begins_another_part(where):
+    me, done, failed = threading.get_ident(), [], threading.Event()
+
+    def work(parts):
+        if (threading.get_ident() == me) == (where == "here"):
+            failed.set()
+            raise ZeroDivisionError
+        failed.wait(60)
+        for part in parts:
+            done.append(part)
+
+    with pytest.raises(ZeroDivisionError):
+        shared_out(work, range(3), CPU)
+    assert torch.get_num_threads() == 3 and torch.is_grad_enabled()
 
 
 # ---------------------------------------------------------------- which work is small

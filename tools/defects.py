@@ -6,10 +6,11 @@ NOTEBOOK_DEFECTS: the same for the code cells of a notebook. Plausible slips, ch
 
 # fmt: off
 DEFECTS = [
-    ("nearest", "torch.sub(flat[:, part], center, out=", "torch.sub(flat[:, part], 0, out=",
+    ("_scores", "torch.sub(flat[:, part], center, out=", "torch.sub(flat[:, part], 0, out=",
      "codes are shifted to their centre, latents are not"),
+    ("_threads", "list(left)  # after", "pass  # after", "after an error the others go on to the end"),
     ("_two_lowest", "torch.minimum(second, elsewhere)", "second", "a rival in another block is not seen"),
-    ("nearest", "matrix[:, size:, -1] = torch.inf", "pass", "the last block is filled up with codes at the centre"),
+    ("_scores", "matrix[:, size:, -1] = torch.inf", "pass", "the last block is filled up with codes at the centre"),
     ("nearest", "second - lowest > 2 * (z.shape[2] + 4) * kind.eps * largest + kind.tiny", "second > lowest",
      "what rounding hides is sure"),
     ("_rounding", "again = unsure.byte()", "again = (~unsure).byte()",

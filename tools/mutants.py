@@ -34,6 +34,7 @@ PARTS = [
     "constraints.txt",
     "environment.yml",
     "README.md",
+    "PACKAGE.md",
 ]
 PARTS += ["Makefile", ".ci", ".pre-commit-config.yaml", "conftest.py", "LICENSE"]
 PARTS += ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", ".zenodo.json", ".devcontainer", ".github", "Dockerfile"]

@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
@@ -62,6 +63,32 @@ def one_thread() -> Iterator[None]:
     finally:
         if first:
             _blas.release()
+
+
+def shared_out(work: Callable[[Iterator], None], parts: Sequence, device: torch.device) -> None:
+    """Has `work` done on all parts by as many Python threads as PyTorch would use, each with one of its own.
+
+    work: takes parts from an iterator until there are none. Where several threads compute one part, each operation
+    ends when the last of them does, and beside a busy neighbour that is late each time; here they wait once, at the
+    end. Another device than the processor gets all parts from the calling thread. No gradient is recorded.
+    """
+    left, threads = iter(parts), min(torch.get_num_threads(), len(parts)) if device.type == "cpu" else 1
+    if threads < 2:
+        work(left)
+        return
+
+    def alone() -> None:
+        with torch.no_grad(), one_torch_thread():
+            work(left)  # the next of a list's iterator is given to one thread only
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(alone) for _ in range(threads - 1)]
+        try:
+            alone()
+        finally:
+            list(left)  # after an error: nobody begins another part
+    for other in others:
+        other.result()
 
 
 def threads_for(multiplications: float) -> AbstractContextManager:

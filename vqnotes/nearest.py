@@ -4,16 +4,15 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqnotes._checks import Array, check_codebook_form, check_latents_form
-from vqnotes._rounding import among_distinct, full_precision, measure_again, wide_type
-from vqnotes._two_lowest import BLOCK, two_lowest
+from vqnotes._rounding import among_distinct, measure_again, wide_type
+from vqnotes._scores import parts_of, score_matrix, scored
+from vqnotes._threads import shared_out
+from vqnotes._two_lowest import two_lowest
 
 __all__ = ["nearest_by_product", "nearest_code"]
-
-SCORES_PER_CHUNK = 2**20  # held at once: 4 MB in float32, about a processor's cache; 64 times on a GPU
 
 
 def nearest_by_product(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -87,46 +86,20 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tens
     codes = codebooks.to(wide_type(latents, codebooks))
     center = codes.mean(dim=1, keepdim=True)
     codes = codes - center
-    matrix, longest = _score_matrix(codes), codes.norm(dim=2).amax(dim=1)[:, None, None]
+    matrix, longest = score_matrix(codes), codes.norm(dim=2).amax(dim=1)[:, None, None]
 
     flat = latents.reshape(len(codes), -1, codes.shape[2])
     index = torch.empty(flat.shape[:2], dtype=torch.int64, device=flat.device)
     sure = torch.empty_like(index, dtype=torch.bool)
-    for part, z, scores in _chunks(flat, center, matrix):
-        lowest, best, second = two_lowest(scores)
-        index[:, part], sure[:, part] = best[..., 0], _is_sure(lowest, second, z, longest)[..., 0]
+
+    def search(parts: Iterator[slice]) -> None:
+        for part, z, scores in scored(flat, center, matrix, parts):
+            lowest, best, second = two_lowest(scores)
+            index[:, part], sure[:, part] = best[..., 0], _is_sure(lowest, second, z, longest)[..., 0]
+
+    shared_out(search, parts_of(flat, matrix), flat.device)
     measure_again(index, ~sure, flat, codebooks, may_wait, _nearest_in_each)
     return index.reshape(latents.shape[:-1])
-
-
-def _score_matrix(codes: Tensor) -> Tensor:
-    """(-e, ||e||^2 / 2) for each code e of codes (R, K, D): times (z, 1) it is the score, in one product.
-
-    More than one block is filled up with codes that are infinitely far away, to whole blocks.
-    """
-    matrix = torch.cat([-codes, codes.square().sum(dim=2, keepdim=True) / 2], dim=2)
-    size = codes.shape[1]
-    if size > BLOCK:
-        matrix = F.pad(matrix, (0, 0, 0, -size % BLOCK))
-        matrix[:, size:, -1] = torch.inf
-    return matrix
-
-
-def _chunks(flat: Tensor, center: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Which latents of (R, N, D), these shifted (R, n, D), and their scores (R, n, K); both are overwritten next."""
-    (runs, count, dim), per_latent = flat.shape, matrix.shape[0] * matrix.shape[1]
-    wanted = SCORES_PER_CHUNK * (64 if flat.is_cuda else 1) // per_latent
-    rows = min(max(dim + 1, wanted), count)  # fewer would read large codebooks more often than scores
-    buffer = torch.empty(rows * per_latent, dtype=matrix.dtype, device=flat.device)
-    extended = torch.ones(runs, rows, dim + 1, dtype=matrix.dtype, device=flat.device)
-    for start in range(0, count, rows):
-        part = slice(start, min(start + rows, count))
-        some = part.stop - start
-        z = torch.sub(flat[:, part], center, out=extended[:, :some, :dim])
-        scores = buffer[: some * per_latent].view(runs, some, -1)
-        with full_precision(flat.device.type):
-            torch.bmm(extended[:, :some], matrix.mT, out=scores)
-        yield part, z, scores
 
 
 def _is_sure(lowest: Tensor, second: Tensor, z: Tensor, longest: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ __all__ = [
     "codebook_size",
     "consequences",
     "drift",
+    "entrants",
     "generation",
     "item_names",
     "items",
@@ -16,6 +17,7 @@ __all__ = [
     "reports",
     "semantic_ids",
     "sweeps",
+    "tuning",
     "verdicts",
     "watching",
 ]

@@ -25,7 +25,7 @@ from vqnotes.remedies.codes import AffineCodes, CosineCodes, SimVQ
 from vqnotes.remedies.gradients import DiVeQ, RotationTrick
 from vqnotes.remedies.losses import EntropyLoss, OrthogonalCodes
 from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
-from vqnotes.remedies.residual import ResidualVQ
+from vqnotes.remedies.residual import ResidualVQ, Several
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies import sweeps
 
@@ -58,6 +58,7 @@ class Remedy:
     init: str | None = "uniform"
     warmup: float = 0.0  # share of the steps
     wider: int = 1  # times as many hidden units in the encoder
+    rate: float = 1.0  # times the learning rate, for the quantiser's parameters
 
 
 class ExpiryRotation(CodeExpiry, RotationTrick):
@@ -97,20 +98,24 @@ def modes(seed: int) -> data.LabelledData:
     return data.gaussian_modes(modes=32, per_mode=150, dim=16, seed=seed)
 
 
+Bed = tuple[Callable[[int], data.LabelledData], int]
 RANKED = ("tokens", "digits")  # the beds of the long league
-BEDS = {  # data, width of the encoder
+BEDS: dict[str, Bed] = {  # data, width of the encoder
     "tokens": (modes, 64),
     "digits": (lambda seed: data.digit_vectors(), 64),
     "starved": (modes, 2),
 }
 
 
-def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options: Any) -> list[tuple]:
+def trained(
+    remedy: str | Remedy, bed: str | Bed, seeds: Iterable[int], steps: int, **options: Any
+) -> list[tuple[data.LabelledData, models.VQAutoencoder]]:
     """One model a seed, with its data: [(data, model)]. options: of `fit_many`, in place of the league's.
 
-    Raises KeyError for an unknown remedy or bed.
+    remedy, bed: the name of one of the league, or one of your own. Raises KeyError for an unknown name.
     """
-    chosen, (make, width) = REMEDIES[remedy], BEDS[bed]
+    chosen = REMEDIES[remedy] if isinstance(remedy, str) else remedy
+    make, width = BEDS[bed] if isinstance(bed, str) else bed
     seeds = list(seeds)
     sets = [make(seed) for seed in seeds]
 
@@ -119,6 +124,7 @@ def trained(remedy: str, bed: str, seeds: Iterable[int], steps: int, **options: 
         return models.mlp_autoencoder(sets[0].x.shape[1], quantizer, width=width * chosen.wider)
 
     plan: dict[str, Any] = {"init": chosen.init, "warmup": int(chosen.warmup * steps), "lr": LR, "batch_size": BATCH}
+    plan |= {"codebook_lr": None if chosen.rate == 1 else chosen.rate * LR}
     plan |= {"steps": steps, "seeds": seeds, "progress": False}
     runs = training.fit_many(build, [one.x for one in sets], **(plan | options))
     return [(one, model) for one, (model, _) in zip(sets, runs)]
@@ -131,7 +137,7 @@ def measures(one: data.LabelledData, model: models.VQAutoencoder) -> dict[str, f
     """
     outcome, quantizer = models.evaluate(model, one.x), model.quantizer
     codes, index = quantizer.codes().detach(), outcome.index
-    if isinstance(quantizer, ResidualVQ):
+    if isinstance(quantizer, Several):
         index = quantizer.joint_index(index)
     return {
         "gap": metrics.optimality_gap(quantizer.prepare(outcome.latents[:2400]), codes),
