@@ -30,7 +30,7 @@ from vqnotes.studies.parts import completed
 
 __all__ = [
     "BEDS", "SEASON_SEEDS", "TUNING_SEEDS", "Trial", "chosen_values", "examine", "relative_error",
-    "remaining", "season", "stored_table", "trials", "trials_done"
+    "remaining", "season_trials", "stored_table", "trials", "trials_done"
 ]  # fmt: skip
 
 TABLE = Path(__file__).with_name("tuning.csv")
@@ -123,7 +123,7 @@ def trials() -> list[Trial]:
     return [Trial(bed, name, value) for bed in BEDS for name, entrant in ENTRANTS.items() for value in entrant.values]
 
 
-def season(chosen: dict[tuple[str, str], Any]) -> list[Trial]:
+def season_trials(chosen: dict[tuple[str, str], Any]) -> list[Trial]:
     """The settings of the season: of each bed and remedy the value chosen, where there is one."""
     return [Trial(*place, value) for place, value in chosen.items() if value is not None]
 
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     tuned, out = options.folder / TABLE.name, options.folder / ("season.csv" if options.season else TABLE.name)
     table = pd.read_csv(out) if out.exists() else pd.DataFrame()
     if options.season:
-        wanted = season(chosen_values(pd.read_csv(tuned) if tuned.exists() else stored_table()))
+        wanted = season_trials(chosen_values(pd.read_csv(tuned) if tuned.exists() else stored_table()))
         lacking = remaining(table, wanted, SEASON_SEEDS[: options.seeds])
         todo = [(one, seeds[at : at + AT_ONCE]) for one, seeds in lacking for at in range(0, len(seeds), AT_ONCE)]
         run = _played
