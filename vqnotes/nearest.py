@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqnotes._checks import Array, check_codebook_form, check_latents_form
 from vqnotes._rounding import among_distinct, measure_again, wide_type
-from vqnotes._scores import parts_of, score_matrix, chunks_of
+from vqnotes._scores import chunks_of, parts_of, score_matrix
 from vqnotes._threads import shared_out
 from vqnotes._two_lowest import two_lowest
 
