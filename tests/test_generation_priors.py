@@ -11,9 +11,11 @@ from torch import nn
 
 from vqnotes.studies import generation
 from vqnotes.studies.generation import (
+    BestOf,
     Block,
     CodeTransformer,
     fit_priors,
+    mix_positions,
     negative_log_likelihood,
     sample,
     shuffle_positions,
@@ -235,3 +237,39 @@ def test_the_others_refuse_bad_input_too():
     ]:
         with pytest.raises(ValueError, match=shown):
             call()
+
+
+# ---------------------------------------------------------------- the best step, and grids between shuffled and ideal
+
+
+def test_each_prior_is_kept_as_it_was_at_its_own_best_step():
+    """A few grids of random codes: what is learnt of them is of no use for others, and the bits soon rise."""
+    learnt, unseen = [grids(24, seed=s) for s in (0, 1)], [grids(200, seed=s) for s in (2, 3)]
+    best = BestOf(unseen, patience=4)
+    options = {"seeds": [0, 1], "every": 5, "batch_size": 8, "lr": 0.02} | QUIET
+    ended = fit_priors(learnt, 5, steps=2000, callback=best, **options)
+    steps = len(ended[0][1])
+    assert steps < 2000 and steps == max(best.steps) + 4 * 5
+    for run, own in enumerate(best.priors):
+        looks = best.looks[run]
+        assert len(looks) == steps // 5 and best.steps[run] == 5 * (1 + looks.index(min(looks)))
+        bits = negative_log_likelihood(own, unseen[run]).mean().item()
+        assert bits == best.bits[run] == min(looks) < negative_log_likelihood(ended[run][0], unseen[run]).mean()
+    short = fit_priors(learnt, 5, steps=best.steps[0], **options)
+    for one, other in zip(short[0][0].parameters(), best.priors[0].parameters()):
+        assert torch.allclose(one, other, atol=1e-5)
+    with pytest.raises(ValueError, match="2 and 1 priors"):
+        best(5, [ended[0][0]])
+    with pytest.raises(ValueError, match="every"):
+        fit_priors(learnt, 5, steps=2, **(options | {"every": 0}))
+
+
+def test_grids_are_mixed_from_shuffled_to_ideal():
+    some = grids(400, codes=50)
+    assert torch.equal(mix_positions(some, 3, 1.0), some)
+    assert torch.equal(mix_positions(some, 3, 0.0), shuffle_positions(some, 3))
+    same = [(mix_positions(some, 3, kept) == some).double().mean().item() for kept in (0.25, 0.75)]
+    assert same == pytest.approx([0.25 + 0.75 / 50, 0.75 + 0.25 / 50], abs=0.03)
+    for kept in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"{kept}"):
+            mix_positions(some, 3, kept)

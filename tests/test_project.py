@@ -230,6 +230,7 @@ ORDER = (
     "studies.judging studies.verdicts studies.sample_sizes studies.sickened studies.advice studies.watching "
     "studies.recreated studies.reports studies.peers studies.entrants studies.tuning "
     "studies.codebook_size studies.drift studies.dimensions studies.large_codebooks studies.generation "
+    "studies.consequences "
     "studies.items studies.item_names studies.next_items studies.semantic_ids studies "
     "course.margins course.figures course.claims course.explorers course.playground course.exercises "
     "course.growing course"

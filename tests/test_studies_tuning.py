@@ -188,7 +188,10 @@ def test_the_smallest_median_is_chosen(small):
 def test_nothing_is_chosen_where_a_trial_is_missing(small):
     table = by_hand({"plain": [0.3, 0.2, 0.4], "product": [0.1, 0.5]})
     assert chosen_values(table) == {("crowd", "plain"): 0.25, ("crowd", "product"): None}
-    assert chosen_values(table.iloc[:-1])["crowd", "plain"] == 0.25 and len(tuning.season(chosen_values(table))) == 1
+    assert (
+        chosen_values(table.iloc[:-1])["crowd", "plain"] == 0.25
+        and len(tuning.season_trials(chosen_values(table))) == 1
+    )
     assert chosen_values(pd.DataFrame()) == {("crowd", "plain"): None, ("crowd", "product"): None}
     with pytest.raises(ValueError, match="setting"):
         remaining(table.drop(columns="setting"))

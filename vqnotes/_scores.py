@@ -33,7 +33,7 @@ def parts_of(flat: Tensor, matrix: Tensor) -> list[slice]:
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
-def scored(flat: Tensor, center: Tensor, matrix: Tensor, parts: Iterator[slice]) -> Iterator[tuple]:
+def chunks_of(flat: Tensor, center: Tensor, matrix: Tensor, parts: Iterator[slice]) -> Iterator[tuple]:
     """Each part, its latents shifted (R, n, D), and their scores (R, n, K); both are overwritten next."""
     (runs, _, dim), buffer, extended = flat.shape, matrix[:0], matrix[:, :0]
     for part in parts:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqnotes._checks import Array, check_codebook_form, check_latents_form
 from vqnotes._rounding import among_distinct, measure_again, wide_type
-from vqnotes._scores import parts_of, score_matrix, scored
+from vqnotes._scores import chunks_of, parts_of, score_matrix
 from vqnotes._threads import shared_out
 from vqnotes._two_lowest import two_lowest
 
@@ -93,7 +93,7 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tens
     sure = torch.empty_like(index, dtype=torch.bool)
 
     def search(parts: Iterator[slice]) -> None:
-        for part, z, scores in scored(flat, center, matrix, parts):
+        for part, z, scores in chunks_of(flat, center, matrix, parts):
             lowest, best, second = two_lowest(scores)
             index[:, part], sure[:, part] = best[..., 0], _is_sure(lowest, second, z, longest)[..., 0]
 

@@ -3,6 +3,7 @@
 __all__ = [
     "advice",
     "codebook_size",
+    "consequences",
     "dimensions",
     "drift",
     "entrants",

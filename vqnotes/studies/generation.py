@@ -9,8 +9,9 @@ and samples (M, ...); both are flattened to vectors and compared by Euclidean di
 N * (N + M). These functions raise ValueError for empty, NaN, infinite or mismatched input, and show its shape.
 """
 
+import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from vqnotes._interrupts import interruptible, note_end
 from vqnotes._threads import torch_threads_for
 
 __all__ = [
+    "BestOf",
     "Block",
     "CodeTransformer",
     "as_rows",
@@ -34,6 +36,7 @@ __all__ = [
     "expected_coverage",
     "fit_priors",
     "histograms",
+    "mix_positions",
     "negative_log_likelihood",
     "sample",
     "shuffle_positions",
@@ -107,6 +110,8 @@ def fit_priors(
     steps: int,
     batch_size: int = 32,
     lr: float = 5e-3,
+    callback: Callable[[int, list[CodeTransformer]], bool | None] | None = None,
+    every: int = 25,
     progress: bool = True,
     **options: int,
 ) -> list[tuple[CodeTransformer, list[float]]]:
@@ -114,18 +119,20 @@ def fit_priors(
 
     grids: one index tensor (N, ...) a seed, all of one shape; each (...) is read as a row, line by line.
     codes: K. seeds: of the weights and of the batches. options: of `CodeTransformer`.
+    callback: called as callback(step, priors) after every so many steps; the training ends if it returns True.
     A step is on one thread if it is small, see `_threads.is_small`: a weight counts once for each code of a batch.
     Returns for each seed the prior and its negative log-likelihood on the batch of every step, in bits a grid.
     An interrupt ends all runs after the same number of steps, and they are returned as they are then; a line
     says after how many.
     Raises ValueError for grids that are empty, of different shapes, too few or too many, or hold other codes than
-    0 .. K-1; for no seed or one given twice; for steps or batch_size < 1 or a learning rate not above 0.
+    0 .. K-1; for no seed or one given twice; for steps, batch_size or every < 1 or a learning rate not above 0.
     """
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"need at least one seed, and all different, got {seeds}")
-    if min(steps, batch_size) < 1 or not 0 < lr < math.inf:
-        raise ValueError(f"need steps and batch_size >= 1 and lr > 0, got {steps}, {batch_size} and {lr}")
+    if min(steps, batch_size, every) < 1 or not 0 < lr < math.inf:
+        got = f"{steps}, {batch_size}, {every} and {lr}"
+        raise ValueError(f"need steps, batch_size and every >= 1 and lr > 0, got {got}")
     shapes = [tuple(one.shape) for one in grids]
     if len(shapes) != len(seeds) or len(set(shapes)) > 1:
         raise ValueError(f"need one tensor of grids for each of {len(seeds)} seeds, all of one shape, got {shapes}")
@@ -146,9 +153,16 @@ def fit_priors(
     bits_of_each = torch.vmap(bits)
     work = batch_size * rows.shape[2] * _parameters(weights)
     losses_of_steps: list[Tensor] = []
+
+    def write_back() -> list[CodeTransformer]:
+        for run, prior in enumerate(priors):
+            prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
+        return priors
+
+    enough = False
     with interruptible() as stopped, torch.enable_grad():
         for _ in tqdm(range(steps), desc="training", leave=False, disable=not progress):
-            if stopped():
+            if stopped() or enough:
                 break
             with torch_threads_for(work):
                 losses = bits_of_each(weights, rows[which, next(batches)])
@@ -156,14 +170,44 @@ def fit_priors(
                 losses.sum().backward()
                 optimizer.step()
             losses_of_steps.append(losses.detach())
+            if callback and len(losses_of_steps) % every == 0:
+                enough = bool(callback(len(losses_of_steps), write_back()))
     data = (tuple(rows.shape), codes, rows.double().var(dim=(1, 2)).tolist())
     same_run = ("fit_priors", repr(data), tuple(seeds), steps, batch_size, lr, repr(options))
     title = f"fit_priors (seed {', '.join(map(str, seeds))})"
     note_end(same_run, title, len(losses_of_steps), steps, "steps", cut=stopped())
-    for run, prior in enumerate(priors):
-        prior.load_state_dict({name: stacked[run].detach() for name, stacked in weights.items()})
+    write_back()
     curves = torch.stack(losses_of_steps, dim=1).tolist() if losses_of_steps else [[] for _ in priors]
     return list(zip(priors, curves))
+
+
+class BestOf:
+    """A callback of `fit_priors` that keeps each prior as it was at its own best step on grids not learnt.
+
+    unseen: one index tensor (N, ...) a prior. patience: after so many looks without a better one for any of them the
+    training ends. Then `priors` holds them, `bits` their negative log-likelihood of the unseen grids, in bits a grid,
+    and `steps` the steps at which they had it; `looks` has the bits of every look, one list a prior.
+    """
+
+    def __init__(self, unseen: Sequence[Tensor], patience: int = 3):
+        self.unseen, self.patience = list(unseen), patience
+        self.bits, self.steps = [math.inf] * len(self.unseen), [0] * len(self.unseen)
+        self.looks: list[list[float]] = [[] for _ in self.unseen]
+        self.priors: list[CodeTransformer | None] = [None] * len(self.unseen)
+        self.waited = 0
+
+    def __call__(self, step: int, priors: Sequence[CodeTransformer]) -> bool:
+        """Raises ValueError for another number of priors than of sets of grids."""
+        if len(priors) != len(self.unseen):
+            raise ValueError(f"need grids for each prior, got {len(self.unseen)} and {len(priors)} priors")
+        self.waited += 1
+        for run, (prior, grids) in enumerate(zip(priors, self.unseen)):
+            bits = negative_log_likelihood(prior, grids).mean().item()
+            self.looks[run].append(bits)
+            if bits < self.bits[run]:
+                self.bits[run], self.steps[run], self.waited = bits, step, 0
+                self.priors[run] = copy.deepcopy(prior)
+        return self.waited >= self.patience
 
 
 @torch.no_grad()
@@ -223,6 +267,19 @@ def shuffle_positions(grids: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(rows.shape, generator=generator).argsort(dim=0).to(rows.device)
     return rows.gather(0, order).reshape(grids.shape)
+
+
+def mix_positions(grids: Tensor, seed: int, kept: float) -> Tensor:
+    """Grids (N, ...) between ideal and shuffled: each place keeps its code with chance `kept`, or has another grid's.
+
+    kept: in [0, 1]; at 1 the grids stay as they are, at 0 they are those of `shuffle_positions`.
+    Raises ValueError for another share, and as `shuffle_positions` does.
+    """
+    if not 0 <= kept <= 1:
+        raise ValueError(f"kept must be in [0, 1], got {kept}")
+    shuffled = shuffle_positions(grids, seed)
+    keeps = torch.rand(grids.shape, generator=torch.Generator().manual_seed(seed)) < kept
+    return torch.where(keeps.to(grids.device), grids, shuffled)
 
 
 def as_rows(grids: Tensor, codes: int | None = None) -> Tensor:

@@ -5,6 +5,7 @@ predicts ids is the same on names of one code each.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def _rows(names: Tensor, sizes: Sequence[int], sessions: Tensor) -> Tensor:
 
 
 def fit_recommenders(
-    names: Sequence[Tensor], sizes: Sequence[int], sessions: Sequence[Tensor], *, seeds: Iterable[int], **options: int
+    names: Sequence[Tensor], sizes: Sequence[int], sessions: Sequence[Tensor], *, seeds: Iterable[int], **options: Any
 ) -> list[CodeTransformer]:
     """One recommender a seed, which has learnt sessions (M, T) of items as rows of their names (N, S).
 
