@@ -12,7 +12,7 @@ from helpers import between_neighbours, brute_force, normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqnotes import _rounding, nearest
+from vqnotes import _rounding, _scores, nearest
 from vqnotes._batches import AHEAD
 from vqnotes.models import mlp_autoencoder
 from vqnotes.nearest import nearest_code
@@ -97,7 +97,7 @@ def test_no_step_of_a_prior_waits_and_the_watch_would_see_it(waits):
 
 @pytest.mark.parametrize("remedy", league.REMEDIES)
 def test_a_quantizer_mixes_no_devices(remedy, waits, monkeypatch):
-    monkeypatch.setattr(nearest, "full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
+    monkeypatch.setattr(_scores, "full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
     quantizer = quantizer_of(remedy).to("meta")
     latents = torch.randn(96, quantizer.dim, device="meta", requires_grad=True)
     waits.watching = True
