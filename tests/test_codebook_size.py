@@ -1,11 +1,14 @@
 """The sweep over codebook sizes: what it measures, and that it goes on where it stopped, whatever stopped it."""
 
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from vqnotes.studies import codebook_size
 
 TINY = replace(codebook_size.SMALL, sizes=(4, 16), seeds=2, together=1, steps=16, batch_size=8, width=8)
 PARTS = 8  # two sizes, two arms, two seeds
+PROCESSOR = codebook_size.device_name(torch.device("cpu"))
 
 
 def sweep(folder, tiny=TINY, seeds=range(2)):
@@ -44,11 +48,11 @@ def whole(tmp_path_factory):
 
 
 def test_the_scale_is_chosen_by_the_environment(monkeypatch):
-    for name, expected in (("small", codebook_size.SMALL), ("full", codebook_size.FULL)):
-        monkeypatch.setenv("VQNOTES_SCALE", name)
-        assert codebook_size.chosen() is expected and expected.name == name
+    for expected in (codebook_size.SMALL, codebook_size.MEDIUM, codebook_size.FULL):
+        monkeypatch.setenv("VQNOTES_SCALE", name := expected.name)
+        assert codebook_size.chosen() is expected and name in ("small", "medium", "full")
     monkeypatch.setenv("VQNOTES_SCALE", "large")
-    with pytest.raises(ValueError, match="'small' or 'full', got 'large'"):
+    with pytest.raises(ValueError, match="'small', 'medium' or 'full', got 'large'"):
         codebook_size.chosen()
     monkeypatch.delenv("VQNOTES_SCALE")
     for found, expected in ((True, codebook_size.FULL), (False, codebook_size.SMALL)):
@@ -152,11 +156,12 @@ def test_the_table_holds_every_run_and_look(whole):
     results, folder = whole
     assert (results.trained, results.left) == (PARTS, 0) and len(list(folder.iterdir())) == PARTS
     runs = results.runs
-    assert not runs.duplicated(["arm", "K", "seed", "step"]).any() and (runs["device"] == "CPU").all()
+    assert not runs.duplicated(["arm", "K", "seed", "step"]).any() and set(runs["device"]) == {PROCESSOR}
     looks = runs.groupby(["arm", "K", "seed"])["step"].agg(list)
     assert len(looks) == PARTS
-    assert all(looks["untrained k-means"].map(lambda steps: steps == [2, 4, 8, 16]))
-    assert all(looks["warm-up"].map(lambda steps: steps == [16]))
+    assert all(looks["untrained k-means"].map(lambda steps: steps == [0, 2, 4, 8, 16]))
+    assert all(looks["warm-up"].map(lambda steps: steps == [8, 10, 12, 16]))
+    assert (runs["age"] == runs["step"] - 8 * (runs["arm"] == "warm-up")).all()
     assert (runs["gap"].notna() == (runs["step"] == 16)).all() and runs.drop(columns="gap").notna().all(axis=None)
     for (arm, size), (counts, pictures) in results.shown.items():
         last = runs[(runs["arm"] == arm) & (runs["K"] == size) & (runs["seed"] == 0) & (runs["step"] == 16)]
@@ -278,3 +283,39 @@ def test_seeds_must_be_there_and_differ(tmp_path):
     for seeds in ([], [1, 1]):
         with pytest.raises(ValueError, match="seed"):
             sweep(tmp_path, seeds=seeds)
+
+
+# ---------------------------------------------------------------- the command, and the stored table
+
+
+def test_a_processor_is_named_with_its_threads(monkeypatch):
+    assert re.fullmatch(r".*\w.*, \d+ threads?", PROCESSOR)
+    monkeypatch.setattr(codebook_size, "Path", lambda name: Path("none there"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert codebook_size.device_name(torch.device("cpu")) == f"{platform.machine()}, 2 threads"
+
+
+def test_the_command_gathers_what_the_folder_has_and_trains_what_it_lacks(monkeypatch, tmp_path):
+    loaders(monkeypatch, fashion_mnist=28)
+    monkeypatch.setattr(codebook_size, "MEDIUM", replace(codebook_size.MEDIUM, steps=64, batch_size=2, width=8))
+    out, options = tmp_path / "table.csv", ["--folder", str(tmp_path / "parts"), "--out", str(tmp_path / "table.csv")]
+    few = [*options, "--sizes", "16", "8", "--seeds"]
+    assert codebook_size.main([*few, "1"]) == 0
+    first = pd.read_csv(out)
+    assert codebook_size.main([*few, "2", "--minutes", "0"]) == 1 and pd.read_csv(out).equals(first)
+    assert codebook_size.main([*few, "2"]) == 0
+    table = pd.read_csv(out)
+    assert table[table["seed"] == 0].reset_index(drop=True).equals(first) and set(table["device"]) == {PROCESSOR}
+    assert sorted(table["K"].unique()) == [8, 16] and len(table) == 2 * 2 * (6 + 5)
+
+
+def test_the_stored_table_holds_every_run_and_look_of_the_medium_scale():
+    table, scale = codebook_size.stored_table(), codebook_size.MEDIUM
+    runs = table.groupby(["arm", "K", "seed"])["age"].agg(list)
+    wanted = {(arm, size, seed) for arm in codebook_size.ARMS for size in scale.sizes for seed in range(scale.seeds)}
+    assert set(runs.index) == wanted and table["device"].str.contains("thread").all()
+    for (arm, _, _), ages in runs.items():
+        assert ages == [0, 8, 64, 128, 256] + [512] * (arm == "untrained k-means")
+    assert (table["gap"].notna() == (table["step"] == scale.steps)).all()
+    assert table.drop(columns="gap").notna().all(axis=None) and table["usage"].between(0, 1).all()

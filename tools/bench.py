@@ -243,8 +243,7 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU here")
     device = codebook_size.device_name(torch.device(options.device))
-    threads, versions = torch.get_num_threads(), f"PyTorch {torch.__version__}"
-    print(f"{device}, {versions}, {threads} threads, {options.repeats} repeats\n")
+    print(f"{device}, PyTorch {torch.__version__}, {options.repeats} repeats\n")
     print("| case | ratio | measured | goal |\n|---|---|---|---|", flush=True)
     failed = False
     for name in chosen:

@@ -1,14 +1,21 @@
-"""The sweep over codebook sizes at two scales, small for a laptop and full for a GPU; it goes on where it stopped."""
+"""The sweep over codebook sizes at three scales; it goes on where it stopped.
 
+Small takes seconds, medium less than an hour on one core, full is made for a GPU.
+python -m vqnotes.studies.codebook_size   the medium one, on the processor: trains what the folder lacks, and gathers
+                                          all that is there into a table in the folder you are in
+"""
+
+import argparse
 import atexit
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +28,7 @@ from tqdm.auto import tqdm
 from vqnotes import data, metrics, models, training
 from vqnotes._files import replaced
 from vqnotes._interrupts import interruptible
+from vqnotes._printing import say
 from vqnotes.kmeans import kmeans
 from vqnotes.models import latents_for_codes
 from vqnotes.quantizers import VectorQuantizer
@@ -28,6 +36,7 @@ from vqnotes.quantizers import VectorQuantizer
 __all__ = [
     "ARMS",
     "FULL",
+    "MEDIUM",
     "SMALL",
     "Images",
     "Results",
@@ -39,13 +48,15 @@ __all__ = [
     "measure_model",
     "results_folder",
     "run_sweep",
+    "stored_table",
     "train_part",
 ]
 
 ARMS = {"untrained k-means": 0.0, "warm-up": 0.5}  # share of the steps before k-means places the codes
-LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps: when a run is measured
+LOOKS = (0, 1 / 64, 1 / 8, 1 / 4, 1 / 2, 1)  # of the steps, since the codes were placed: when a run is measured
 SHOWN = 12  # test images whose rebuilds are kept
-VERSION = {"protocol": 2}  # goes up whenever a change changes results, so that older ones are not mixed in
+TABLE = Path(__file__).with_name("codebook_size.csv")
+VERSION = {"protocol": 3}  # goes up whenever a change changes results, so that older ones are not mixed in
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,10 @@ SMALL = Scale(
     "small", ("digits",), (4, 16, 64, 256), seeds=8, together=8, minutes=None,
     steps=512, batch_size=32, lr=3e-3, width=64, **MODEL,
 )  # fmt: skip
+MEDIUM = Scale(
+    "medium", ("fashion_mnist",), tuple(2**n for n in range(6, 13)), seeds=3, together=1, minutes=None,
+    steps=512, batch_size=64, lr=3e-3, width=64, **MODEL,
+)  # fmt: skip
 FULL = Scale(
     "full", ("cifar10", "fashion_mnist"), tuple(2**n for n in range(6, 15)), seeds=3, together=1, minutes=27,
     steps=2000, batch_size=128, lr=1e-3, width=256, **MODEL,
@@ -95,10 +110,11 @@ class Images(NamedTuple):
 class Results(NamedTuple):
     """What is saved of a sweep.
 
-    runs: one row a run and look, columns arm, K, seed, step, the measures of `measure_model`, gap (at the last step),
-    device, seconds (of the run, shared among those trained together). shown: for each (arm, K), of the first seed,
-    the counts of all codes over the test images, most used first, and SHOWN test images as rebuilt, uint8
-    (SHOWN, C, H, W). trained, left: how many parts this call trained, how many are still to do.
+    runs: one row a run and look, columns arm, K, seed, step, age (steps since the codes were placed), the measures of
+    `measure_model`, gap (at the last step), device, seconds (of the run, shared among those trained together).
+    shown: for each (arm, K), of the first seed, the counts of all codes over the test images, most used first, and
+    SHOWN test images as rebuilt, uint8 (SHOWN, C, H, W). trained, left: how many parts this call trained, how many
+    are still to do.
     """
 
     runs: pd.DataFrame
@@ -111,18 +127,19 @@ class Results(NamedTuple):
 
 
 def chosen() -> Scale:
-    """What VQNOTES_SCALE names, "small" or "full" (else ValueError); without it, full where PyTorch finds a GPU."""
+    """What VQNOTES_SCALE names (ValueError if that is no scale); without it, full where PyTorch finds a GPU."""
     name = os.environ.get("VQNOTES_SCALE", "full" if torch.cuda.is_available() else "small")
-    if name not in ("small", "full"):
-        raise ValueError(f"VQNOTES_SCALE must be 'small' or 'full', got {name!r}")
-    return SMALL if name == "small" else FULL
+    scales = {one.name: one for one in (SMALL, MEDIUM, FULL)}
+    if name not in scales:
+        raise ValueError(f"VQNOTES_SCALE must be 'small', 'medium' or 'full', got {name!r}")
+    return scales[name]
 
 
 def results_folder(scale: Scale) -> Path:
     """The folder that VQNOTES_RESULTS names, made if need be.
 
-    Without it, the full scale has "vqnotes-results" in the working folder, and the small one an empty folder that
-    goes with the process, so that a notebook under test never finds results of an earlier run.
+    Without it, that is "vqnotes-results" in the working folder, but for the small scale an empty folder that goes
+    with the process, so that a notebook under test never finds results of an earlier run.
     """
     named = os.environ.get("VQNOTES_RESULTS", "" if scale.name == "small" else "vqnotes-results")
     if not named:
@@ -151,8 +168,14 @@ def images(scale: Scale) -> Images:
 
 
 def device_name(device: torch.device) -> str:
-    """What its maker calls a GPU, as "NVIDIA H100 80GB HBM3", and "CPU" for any processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    """What its maker calls it, as "NVIDIA H100 80GB HBM3"; of a processor also how many threads PyTorch may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # Linux only; elsewhere Python knows the name, or the kind at least
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{[*named, platform.processor() or platform.machine()][0]}, {threads} thread{'s' * (threads > 1)}"
 
 
 # ---------------------------------------------------------------- one part: an arm, a size, some seeds
@@ -188,7 +211,7 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
     Returns what is saved of it: "rows", one a look and seed, and "shown", of the first seed: see `Results`.
     k-means places the codes before the first step that uses them, in the arm "untrained k-means" at step 0.
     """
-    warmup, looks = int(ARMS[arm] * scale.steps), [int(share * scale.steps) for share in LOOKS]
+    warmup, looks = int(ARMS[arm] * scale.steps), {int(share * scale.steps) for share in LOOKS}
     start = time.perf_counter()
     rows: list[dict] = []
     shown: dict[str, list] = {}
@@ -202,11 +225,11 @@ def train_part(scale: Scale, arm: str, size: int, seeds: Sequence[int], train: T
         for seed, model in zip(seeds, trained):
             if step == warmup:
                 model.quantizer.place_codes(*kmeans(latents_for_codes(model, train, seed), size, seed))
-            if step not in looks or step <= warmup:
+            if step - warmup not in looks and step != scale.steps:
                 continue
             found, outcome = measure_model(model, test)
             last = {"gap": gap(model, train, seed)} if step == scale.steps else {}
-            rows.append({"arm": arm, "K": size, "seed": seed, "step": step} | found | last)
+            rows.append({"arm": arm, "K": size, "seed": seed, "step": step, "age": step - warmup} | found | last)
             if last and seed == seeds[0]:
                 counts = torch.bincount(outcome.index.flatten(), minlength=size).sort(descending=True).values
                 rebuilt = (255 * outcome.reconstruction[:SHOWN].clamp(0, 1)).round().int()
@@ -302,3 +325,34 @@ def _read(path: Path, settings: dict) -> dict:
         shown = ", ".join(f"{key} {theirs.get(key)} there and {settings.get(key)} here" for key in different)
         raise ValueError(f"{path} was made with other settings: {shown}. Set VQNOTES_RESULTS to another folder.")
     return part
+
+
+# ---------------------------------------------------------------- the medium one, as a command
+
+
+def stored_table() -> pd.DataFrame:
+    """The table of the medium scale that comes with the module, `Results.runs` of three seeds a size and arm."""
+    return pd.read_csv(TABLE)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    command = "python -m vqnotes.studies.codebook_size"
+    parser = argparse.ArgumentParser(prog=command, description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="of a file a part (default: as VQNOTES_RESULTS says)")
+    parser.add_argument("--out", type=Path, default=TABLE.name, help="the table (default: %(default)s, here)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=MEDIUM.sizes, metavar="K")
+    parser.add_argument("--seeds", type=int, default=MEDIUM.seeds, help="how many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="no run begins after so many")
+    options = parser.parse_args(arguments)
+    scale = replace(MEDIUM, sizes=tuple(options.sizes), minutes=options.minutes)
+    folder = options.folder or results_folder(scale)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = run_sweep(scale, folder, range(options.seeds), device="cpu")
+    with replaced(options.out) as beside:
+        found.runs.sort_values(["arm", "K", "seed", "step"]).to_csv(beside, index=False, float_format="%.5g")
+    say(f"{options.out}: {len(found.runs)} rows, {found.left} parts are still to do")
+    return int(found.left > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
