@@ -470,7 +470,7 @@ DEFECTS = [
     ("studies/generation", "np.fill_diagonal(among, np.inf)", "pass", "a point is its own nearest neighbour"),
     ("studies/generation", "ddof=1", "ddof=0", "spread: pairs of a point with itself count"),
     ("studies/codebook_size", "if theirs != settings:", "if not theirs:", "results of other settings are taken"),
-    ("studies/codebook_size", "if step not in looks or step <= warmup:", "if step not in looks:",
+    ("studies/codebook_size", "if step - warmup not in looks and", "if step not in looks and",
      "measured before codes are placed"),
     ("studies/reports", "found[self.part or next(iter(found))]", "found[next(iter(found))]",
      "what is expected of a level is asked of the whole"),
