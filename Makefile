@@ -18,8 +18,8 @@
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
 # make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
 # make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
-# make league      reruns the long table of remedies (20 minutes; ARGS="--workers 16" where there are 16 cores)
-# make tuning      tries options for the league on other seeds (goes on where it stopped); ARGS=--season: the league with them
+# make tuning      tries options for the league of remedies (an hour or two; ARGS="--workers 16" where there are 16 cores; goes on where it stopped)
+# make league      plays the season with the options chosen, on other seeds (as long; goes on where it stopped)
 # make validation  retrains the models that the diagnosis is judged by (hours; goes on where it was cut off)
 # make advice      follows what the diagnosis advises, and what it does not (half an hour; goes on where it stopped)
 # Each target does all of its own set-up in .venv; `make setup` does nothing else.
@@ -122,7 +122,7 @@ bench: $(ready)
 	.venv/bin/python tools/bench.py $(ARGS)
 
 league: $(ready)
-	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.remedies --out vqnotes/studies/remedies.csv $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.tuning --season --folder vqnotes/studies $(ARGS)
 
 tuning: $(ready)
 	OMP_NUM_THREADS=1 .venv/bin/python -m vqnotes.studies.tuning --folder vqnotes/studies $(ARGS)

@@ -58,14 +58,12 @@ PRINTS = {
     "an exercise": """
 from vqnotes.course.exercises import check
 check('1.2', 1, 2, None, [(1, '2 · bits / D, η² and ✓')])""",
-    "the league": """
-import pandas as pd
-from vqnotes.studies import remedies as league, sweeps
-runs = league.long_table().assign(**{"ms a step": 1.0})
-runs["remedy"] = runs["remedy"].replace({"plain": "plain, β"})
-runs.attrs["failed"] = []
-sweeps.sweep = lambda *_, **__: runs
-league.main()""",
+    "a study in one table": """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from vqnotes.studies import parts
+parts.completed(Path(sys.argv[2]), [("β",)], lambda one: [{"setting": one}], ThreadPoolExecutor(1), 1)""",
     "a study in parts": """
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""The league: every competitor can compete, on every bed; ranks are what they say; the long table is whole."""
+"""The league: every competitor can compete, on every bed; ranks, their intervals and groups are what they say."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,7 +12,7 @@ def test_every_remedy_competes(remedy):
     rows = league.compete([0, 5], remedy, "tokens", steps=4)
     assert len(rows) == 2 and all(set(row) == set(rows[0]) for row in rows)
     for row in rows:
-        assert row["gap"] > 0.9 and 0 < row["relative error"] < 5 and row["ms a step"] > 0
+        assert row["gap"] > 0.9 and 0 < row["relative error"] < 5
         assert 0 < row["codes in effect"] <= 1 and 0 < row["usage"] <= 1 and 0 <= row["separability"] <= 1
 
 
@@ -39,18 +40,50 @@ def test_the_table_ranks_by_gap_and_error():
     assert table.loc["best", "gap"] == 2 and list(table) == ["rank", "gap", "relative error", "usage"]
 
 
-def test_the_long_table_holds_every_remedy_32_times_a_bed():
-    runs = league.long_table()
-    counts = runs.groupby(["bed", "remedy"]).size()
-    assert set(counts.index) == {(bed, remedy) for bed in league.RANKED for remedy in league.REMEDIES}
-    assert (counts == 32).all() and runs[["gap", "relative error"]].notna().all().all()
-    assert len(league.table(runs, "tokens")) == len(league.REMEDIES)
+def entered(**errors):
+    """Runs of one bed: the errors of each remedy, by seed."""
+    rows = [
+        {"bed": "tokens", "remedy": name, "seed": seed, "relative error": error}
+        for name, each in errors.items()
+        for seed, error in enumerate(each)
+    ]
+    return pd.DataFrame(rows)
 
 
-def test_an_unknown_name_is_refused():
+SEEDS = np.arange(9.0)  # what the seed adds to all errors
+FOUR = entered(worst=SEEDS + 20, close=SEEDS + 0.1, best=SEEDS, other=SEEDS + [4, -1, 4, -1, 0.2, -1, 4, -1, 4])
+
+
+def test_standings_by_hand():
+    """Seed by seed "close" is always above "best": told apart, though their medians are 4.1 and 4. "other" is above
+    or below it by turns, and so cannot be told apart, though its median of 4.2 is the larger."""
+    found = league.standings(FOUR, "tokens")
+    assert found.index.tolist() == ["best", "other", "close", "worst"] and found["group"].tolist() == [1, 1, 2, 3]
+    assert found["error"].tolist() == pytest.approx([4, 4.2, 4.1, 24]) and found["rank"].tolist() == [1, 3, 2, 4]
+    assert found.loc["worst", ["low", "high"]].tolist() == [4, 4], "by whatever seeds"
+    assert found.loc["other", ["low", "high"]].tolist() == [1, 3] and found.loc["best", "high"] == 2
+    assert found.equals(league.standings(FOUR.sample(frac=1, random_state=0), "tokens")), "in any order of rows"
+
+
+def test_equals_share_their_rank_and_their_group():
+    found = league.standings(entered(one=SEEDS, two=SEEDS, three=SEEDS + 1), "tokens")
+    assert found["rank"].tolist() == [1.5, 1.5, 3] and found["group"].tolist() == [1, 1, 2]
+    assert (found["low"] == found["rank"]).all() and (found["high"] == found["rank"]).all()
+
+
+def test_what_cannot_be_ranked_is_refused():
     with pytest.raises(KeyError, match="magic"):
         league.compete([0], "magic", "tokens", steps=3)
-    with pytest.raises(ValueError, match=r"runs of the bed 'starved', got those of \['digits', 'tokens'\]"):
-        league.table(league.long_table(), "starved")
+    runs = FOUR.assign(gap=1.0)
+    with pytest.raises(ValueError, match=r"runs of the bed 'starved', got those of \['tokens'\]"):
+        league.table(runs, "starved")
     with pytest.raises(ValueError, match="need rows with columns .*'gap'"):
-        league.table(league.long_table().drop(columns="gap"), "tokens")
+        league.table(FOUR, "tokens")
+    with pytest.raises(ValueError, match=r"of the bed 'starved', got 0 runs of \['tokens'\]"):
+        league.standings(FOUR, "starved")
+    with pytest.raises(ValueError, match="need each seed once of the bed 'tokens', got 37 runs"):
+        league.standings(pd.concat([FOUR, FOUR[:1]]), "tokens")
+    with pytest.raises(ValueError, match="every remedy needs every seed"):
+        league.standings(FOUR[1:], "tokens")
+    with pytest.raises(ValueError, match="need rows with columns .*'seed'"):
+        league.standings(FOUR.drop(columns="seed"), "tokens")

@@ -1,4 +1,4 @@
-"""Who enters the league of remedies: those of the first season and new ones, each with three values to try.
+"""Who enters the season of the league: those that notebook 05 trains and others, each with three values to try.
 
 The published or default value of an option is among its three; a remedy without an option of its own has those of the
 commitment's weight, beta. The budget is one of trials and steps, not of time: a wider encoder costs more of it.
@@ -20,7 +20,7 @@ from vqnotes.remedies.product import ProductVQ
 from vqnotes.remedies.replacement import CodeSplitting, OnlineClustering
 from vqnotes.remedies.residual import LevelDropout
 from vqnotes.remedies.scalar import BSQ
-from vqnotes.studies.remedies import CODES, QUICK, REMEDIES, Remedy
+from vqnotes.studies.remedies import BATCH, CODES, QUICK, REMEDIES, Remedy
 
 __all__ = ["ENTRANTS", "DimVQ", "Entrant", "GroupedVQ", "SplitDiVeQ"]
 
@@ -53,6 +53,16 @@ class Entrant(NamedTuple):
     remedy: Remedy
     option: str
     values: tuple
+
+    @property
+    def own(self) -> Any:
+        """The value that it has where none is chosen, a default or one of `REMEDIES`."""
+        one: Any = self.remedy
+        if self.option not in {field.name for field in fields(Remedy)}:
+            with torch.random.fork_rng(devices=[]):
+                one = self.remedy.kind(*self.remedy.size, **self.remedy.options)
+        value = one.limit(BATCH) if self.option == "patience" else getattr(one, self.option)
+        return tuple(value) if isinstance(value, list) else value
 
     def with_value(self, value: Any) -> Remedy:
         """The remedy with another value of its option."""

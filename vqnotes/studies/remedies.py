@@ -1,25 +1,18 @@
 """The league of remedies: every one at the same budget of steps, on the same seeds, on three test beds.
 
-python -m vqnotes.studies.remedies --seeds 32 --steps 600   writes the long table into the folder you are in
-make league                                                   puts it where `long_table` reads it
+Here are those that notebook 05 trains before the reader's eyes, what is measured of them, and how they are ranked.
+The season, with more entrants and tuned options, is in `studies.tuning`.
 """
 
-import argparse
-import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 
 from vqnotes import data, metrics, models, training
 from vqnotes._checks import check_columns
-from vqnotes._files import replaced
-from vqnotes._printing import say
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.codes import AffineCodes, CosineCodes, SimVQ
 from vqnotes.remedies.gradients import DiVeQ, RotationTrick
@@ -27,7 +20,6 @@ from vqnotes.remedies.losses import EntropyLoss, OrthogonalCodes
 from vqnotes.remedies.replacement import CodeExpiry, LeastRecentlyUsed, OnlineClustering, RandomRestart
 from vqnotes.remedies.residual import ResidualVQ, Several
 from vqnotes.remedies.scalar import FSQ, LFQ
-from vqnotes.studies import sweeps
 
 __all__ = [
     "BEDS",
@@ -37,15 +29,14 @@ __all__ = [
     "ExpiryRotation",
     "Remedy",
     "compete",
-    "long_table",
     "measures",
     "modes",
+    "standings",
     "table",
     "trained",
 ]
 
 CODES, LR, BATCH = 64, 5e-3, 128
-LONG = Path(__file__).with_name("remedies.csv")
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def modes(seed: int) -> data.LabelledData:
 
 
 Bed = tuple[Callable[[int], data.LabelledData], int]
-RANKED = ("tokens", "digits")  # the beds of the long league
+RANKED = ("tokens", "digits")  # where there is something to rank
 BEDS: dict[str, Bed] = {  # data, width of the encoder
     "tokens": (modes, 64),
     "digits": (lambda seed: data.digit_vectors(), 64),
@@ -150,14 +141,8 @@ def measures(one: data.LabelledData, model: models.VQAutoencoder) -> dict[str, f
 
 
 def compete(seeds: Iterable[int], remedy: str, bed: str, steps: int) -> list[dict]:
-    """The measures of one remedy on one bed, one dict a seed, with the milliseconds that a step took a run.
-
-    Raises KeyError for an unknown remedy or bed.
-    """
-    start = time.perf_counter()
-    entered = trained(remedy, bed, seeds, steps)
-    spent = {"ms a step": 1000 * (time.perf_counter() - start) / steps / len(entered)}
-    return [measures(*pair) | spent for pair in entered]
+    """The measures of one remedy on one bed, one dict a seed. Raises KeyError for an unknown remedy or bed."""
+    return [measures(*pair) for pair in trained(remedy, bed, seeds, steps)]
 
 
 def table(runs: pd.DataFrame, bed: str) -> pd.DataFrame:
@@ -174,29 +159,40 @@ def table(runs: pd.DataFrame, bed: str) -> pd.DataFrame:
     return league.sort_values("rank")
 
 
-def long_table() -> pd.DataFrame:
-    """The runs of the long league that comes with the module: 32 seeds, more steps (`make league`)."""
-    return pd.read_csv(LONG)
+def standings(runs: pd.DataFrame, bed: str, draws: int = 2000) -> pd.DataFrame:
+    """The ranks of one bed by the relative error, how sure they are, and who cannot be told apart.
 
+    One row a remedy. error: the median over seeds. rank: 1 for the smallest. low, high:
+    the middle 95 % of the ranks where seeds are drawn anew, with replacement and the same for all. group: 1 is that
+    of the best, 2 that of the best who is not in 1, and so on; rows go by group, then by rank.
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.remedies", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=LONG.name, help="the table (default: %(default)s, here)")
-    options = parser.parse_args()
-    settings = sweeps.grid(bed=RANKED, remedy=REMEDIES)
-    run, seeds = partial(compete, steps=options.steps), range(10_000, 10_000 + options.seeds)
-    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        runs = sweeps.sweep(run, settings, seeds=seeds, executor=pool)
-    if runs.attrs["failed"]:
-        raise SystemExit("some runs failed: nothing was written")
-    with replaced(options.out) as beside:
-        runs.drop(columns="ms a step").round(4).to_csv(beside, index=False)
-    for bed in RANKED:
-        say(bed, table(runs, bed).round(3).to_string())
+    With a group's first stand all that *cannot be told apart from it*: their errors less its error, seed by seed,
+    have a median whose 95 % interval holds 0 (by the same draws). So whoever is in a later group is told apart from
+    the first of each group before, and two of one group may still differ. Of comparisons where nothing differs, one
+    in twenty finds a difference.
 
+    runs: one row a run, with columns bed, remedy, seed and relative error, the same seeds for all.
+    Raises ValueError for a bed without runs, or where a remedy lacks a seed or has it twice.
+    """
+    check_columns(runs, "bed", "remedy", "seed", "relative error")
+    part = runs[runs["bed"] == bed]
+    if part.empty or part.duplicated(["remedy", "seed"]).any():
+        raise ValueError(
+            f"need each seed once of the bed {bed!r}, got {len(part)} runs of {sorted(set(runs['bed']))}"
+        )
+    errors = part.pivot(index="seed", columns="remedy", values="relative error")
+    if errors.isna().to_numpy().any():
+        raise ValueError(f"every remedy needs every seed:\n{errors.notna().sum()}")
+    errors = errors[errors.median().sort_values(kind="stable").index]
+    drawn = np.random.default_rng(0).integers(len(errors), size=(draws, len(errors)))
 
-if __name__ == "__main__":
-    main()
+    def medians(values: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame(np.median(values.to_numpy()[drawn], axis=1), columns=values.columns)
+
+    ranks = medians(errors).rank(axis=1).quantile([0.025, 0.975])
+    found = pd.DataFrame({"error": errors.median(), "rank": errors.median().rank()})
+    found = found.assign(low=ranks.loc[0.025], high=ranks.loc[0.975], group=0)
+    while (left := found.index[found["group"] == 0]).size:
+        low, high = medians(errors[left].sub(errors[left[0]], axis=0)).quantile([0.025, 0.975]).to_numpy()
+        found.loc[left[(low <= 0) & (high >= 0)], "group"] = found["group"].max() + 1
+    return found.sort_values(["group", "rank"], kind="stable")

@@ -1,12 +1,12 @@
-"""Options for the league of remedies, tuned: one of each remedy, by three trials each, on seeds that no league has.
+"""A season of the league with tuned options: one of each remedy, by three trials each, on seeds that no season has.
 
-make tuning                              tries what `tuning.csv` lacks; cut off, it goes on where it stopped
-make tuning ARGS="--season --seeds 32"   runs the league with the values chosen, into `season.csv`
+make tuning   tries what `tuning.csv` lacks; cut off, it goes on where it stopped
+make league   plays the season with the values chosen: what `season.csv` lacks
 
 Every entrant (`studies.entrants`) has the same small budget on each of four beds: three values of one option. A trial
 is 8 runs of 300 steps, and a value is chosen by the median relative error. The table that comes with the module
-holds all: of 432 trials it has 432, see `trials_done`. The season has not been played yet.
-Errors are of the inputs that were trained on, as in the league: what is chosen is what fits these best.
+holds all: of 432 trials it has 432, see `trials_done`. So does the season's: 16 other seeds, 600 steps.
+Errors are of the inputs that were trained on: what is chosen, and what is ranked, is what fits these best.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from vqnotes.studies.entrants import ENTRANTS
 from vqnotes.studies.parts import completed
 
 __all__ = [
-    "BEDS", "SEASON_SEEDS", "TUNING_SEEDS", "Trial", "chosen_values", "examine", "relative_error",
-    "remaining", "season_trials", "stored_table", "trials", "trials_done"
+    "BEDS", "SEASON_SEEDS", "TUNING_SEEDS", "Trial", "chosen_values", "examine", "gains", "relative_error",
+    "remaining", "season_table", "season_trials", "stored_table", "trials", "trials_done"
 ]  # fmt: skip
 
-TABLE = Path(__file__).with_name("tuning.csv")
+TABLE, SEASON = (Path(__file__).with_name(name) for name in ("tuning.csv", "season.csv"))
 TUNING_SEEDS = range(9_000, 9_008)
 SEASON_SEEDS = range(10_000, 10_032)  # those of the league
 TUNING_STEPS, SEASON_STEPS = 300, 600
@@ -162,9 +162,37 @@ def chosen_values(table: pd.DataFrame) -> dict[tuple[str, str], Any]:
     return best
 
 
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """What tuning changed, for those who had values of their own before: the entrants of `remedies.REMEDIES`.
+
+    One row a bed and remedy. own, tuned: median relative errors with its own value and with the best of three, both
+    of the tuning's runs, so that tuned is never above own; rank own, rank tuned: among these on the bed, 1 is best.
+    Raises ValueError if the table lacks a trial.
+    """
+    chosen = chosen_values(table)
+    if None in chosen.values():
+        raise ValueError(f"every trial is needed, and of {len(remaining(table))} there are runs missing")
+    medians = table.groupby(["bed", "remedy", "setting"])["relative error"].median()
+    found = pd.DataFrame(
+        {"bed": bed, "remedy": name}
+        | {what: medians[bed, name, Trial(bed, name, one).setting] for what, one in (("own", own), ("tuned", best))}
+        for (bed, name), best in chosen.items()
+        if name in remedies.REMEDIES
+        for own in [ENTRANTS[name].own]
+    )
+    for what in ("own", "tuned"):
+        found[f"rank {what}"] = found.groupby("bed")[what].rank()
+    return found
+
+
 def stored_table() -> pd.DataFrame:
     """The trials that come with the module, one row a run: what it lacks, `remaining` says."""
     return pd.read_csv(TABLE)
+
+
+def season_table() -> pd.DataFrame:
+    """The season that comes with the module, a row a run: bed, remedy, setting, seed, steps, `remedies.measures`."""
+    return pd.read_csv(SEASON)
 
 
 def trials_done(table: pd.DataFrame) -> pd.Series:
@@ -186,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="no trial begins after so many seconds")
     options = parser.parse_args(arguments)
-    tuned, out = options.folder / TABLE.name, options.folder / ("season.csv" if options.season else TABLE.name)
+    tuned, out = options.folder / TABLE.name, options.folder / (SEASON if options.season else TABLE).name
     table = pd.read_csv(out) if out.exists() else pd.DataFrame()
     if options.season:
         wanted = season_trials(chosen_values(pd.read_csv(tuned) if tuned.exists() else stored_table()))
