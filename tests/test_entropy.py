@@ -6,17 +6,18 @@ from helpers import normal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vqnotes._threads import one_torch_thread
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import LFQ, EntropyLoss, losses
-from vqnotes.remedies.losses import entropy_gap, entropy_gap_of_products
+from vqnotes.remedies import LFQ, EntropyLoss, _entropy
+from vqnotes.remedies._entropy import entropy_gap, entropy_gap_of_products
 
 SIZES = [(1, 1, 1), (1, 5, 2), (7, 1, 3), (50, 9, 3), (300, 65, 4)]  # latents, codes, dimensions
 
 
 @pytest.fixture(params=[60, 2**18], ids=["many chunks", "one chunk"])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(losses, "SCORES_PER_CHUNK", request.param)
+    monkeypatch.setattr(_entropy, "SCORES_PER_CHUNK", request.param)
 
 
 def gap(scores):
@@ -74,6 +75,17 @@ def test_runs_at_once_are_the_runs_one_by_one(dims, chunks):
     assert same(*(torch.vmap(work, dims)(*given) for work in of_each))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_finds_the_same(threads, monkeypatch):
+    monkeypatch.setattr(_entropy, "SCORES_PER_CHUNK", 60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    given = doubles(70, 3), doubles(9, 3, seed=1)
+    found, again, expected = entropy_gap_of_products(*given), entropy_gap_of_products(*given), of_products(*given)
+    gradients, same_gradients = (torch.autograd.grad(value, given) for value in (found, again))
+    assert torch.equal(found, again) and all(torch.equal(*pair) for pair in zip(gradients, same_gradients))
+    assert same([found, *gradients], [expected, *torch.autograd.grad(expected, given)])
+
+
 def test_nothing_that_a_step_makes_grows_with_latents_times_codes():
     class Watch(TorchDispatchMode):
         largest = 0
@@ -85,7 +97,7 @@ def test_nothing_that_a_step_makes_grows_with_latents_times_codes():
 
     def largest(count, work):
         z, watch = normal(count, 2).requires_grad_(), Watch()
-        with watch:
+        with watch, one_torch_thread():  # it watches this thread alone
             work(z).backward()
         return watch.largest
 

@@ -1,21 +1,17 @@
 """loss(): something more to make small, of the codes, the choices or the latents."""
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqnotes._checks import check_not_negative, check_positive
-from vqnotes._rounding import full_precision
-from vqnotes.nearest import _exporting
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies._entropy import entropy_gap_of_products
 from vqnotes.remedies.codes import need_gradient, unit
 
 __all__ = ["DecorrelatedCodes", "EntropyLoss", "KernelLoss", "OrthogonalCodes", "SpreadLatents"]
-
-SCORES_PER_CHUNK = 2**18  # of which the entropy loss holds two kinds at once; 64 times as many on a GPU
 
 
 class OrthogonalCodes(VectorQuantizer):
@@ -186,84 +182,3 @@ def square_distances(latents: Tensor, codes: Tensor) -> Tensor:
     center = e.detach().mean(0)  # far from the origin nothing would be left of the differences
     z, e = z - center, e - center
     return z.square().sum(1, keepdim=True) - 2 * z @ e.T + e.square().sum(1)
-
-
-def entropy_gap(*scores: Tensor) -> Tensor:
-    """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K).
-
-    Two scores (N, I) and (N, J) are those of choices made independently, that together make one of K = I * J.
-    """
-    logs = [one.log_softmax(dim=-1) for one in scores]
-    shares = [one.exp() for one in logs]
-    of_each = -sum((share * log).sum(-1).mean() for share, log in zip(shares, logs))
-    mean = shares[0].mean(0) if len(scores) == 1 else shares[0].T @ shares[1] / len(shares[0])
-    return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
-
-
-def entropy_gap_of_products(z: Tensor, weights: Tensor) -> Tensor:
-    """entropy_gap(z @ weights.T) for z (N, D) and weights (K, D), in memory for a chunk of the scores (N, K)."""
-    if _exporting():
-        return entropy_gap(z @ weights.T)
-    return cast(Any, _EntropyGap).apply(z[None], weights[None])[0][0]
-
-
-class _EntropyGap(torch.autograd.Function):
-    """The same for R runs at once, which `torch.vmap` asks for: z (R, N, D), weights (R, K, D) to the gaps (R,).
-
-    With p_n the softmax of the scores of latent n, q the mean of all p_n, and r_nk = log p_nk - log q_k, the gap is
-    -mean_n sum_k p_nk r_nk, and its derivative by a score -p_nk (r_nk - sum_j p_nj r_nj) / N: what the score changes
-    in the logarithms adds up to 0. So all that the way back has to know of the other chunks is q.
-    """
-
-    @staticmethod
-    def forward(z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        total, of_each = z.new_zeros(len(z), weights.shape[1]), z.new_zeros(len(z))
-        for _, logs, shares in _choices(z, weights):
-            total += shares.sum(1)
-            of_each -= logs.mul_(shares).sum((1, 2))
-        mean = total / z.shape[1]
-        log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
-        return of_each / z.shape[1] + (mean * log_mean).sum(1), log_mean
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.save_for_backward(*inputs, output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        z, weights, log_mean = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to be differentiated too: by way of all scores
-            return torch.func.vjp(lambda z, w: torch.vmap(entropy_gap)(z @ w.mT), z, weights)[1](gradient)
-        to_z, to_weights = torch.empty_like(z), torch.zeros_like(weights)
-        for part, logs, shares in _choices(z, weights):
-            products = logs.sub_(log_mean[:, None]).mul_(shares)  # p r
-            slopes = products.addcmul_(shares, products.sum(2, keepdim=True), value=-1)
-            with full_precision(z.device.type):
-                to_z[:, part] = slopes @ weights
-                to_weights.baddbmm_(slopes.mT, z[:, part])
-        scale = -gradient[:, None, None] / z.shape[1]
-        return scale * to_z, scale * to_weights
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple:
-        many = [
-            one.expand(info.batch_size, *one.shape) if dim is None else one.movedim(dim, 0)
-            for one, dim in zip(tensors, in_dims)
-        ]
-        found = cast(Any, _EntropyGap).apply(*(one.flatten(0, 1) for one in many))
-        return tuple(one.unflatten(0, (info.batch_size, -1)) for one in found), (0, 0)
-
-
-def _choices(z: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """A part of the latents, their log p and their p, (R, n, K) each; both are overwritten next."""
-    (runs, count, dim), size = z.shape, weights.shape[1]
-    rows = min(count, max(dim, SCORES_PER_CHUNK * (64 if z.is_cuda else 1) // (runs * size)))
-    buffers = z.new_empty(2, runs * rows * size)
-    for start in range(0, count, rows):
-        part = slice(start, min(start + rows, count))
-        shares, logs = buffers[:, : runs * (part.stop - start) * size].view(2, runs, -1, size)
-        with full_precision(z.device.type):
-            torch.bmm(z[:, part], weights.mT, out=shares)
-        torch.log_softmax(shares, dim=2, out=logs)
-        yield part, logs, torch.exp(logs, out=shares)
