@@ -9,15 +9,15 @@ from torch.utils._pytree import tree_leaves
 from vqnotes._threads import one_torch_thread
 from vqnotes.models import mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies import LFQ, EntropyLoss, _entropy
-from vqnotes.remedies._entropy import entropy_gap, entropy_gap_of_products
+from vqnotes.remedies import LFQ, EntropyLoss, entropy
+from vqnotes.remedies.entropy import entropy_gap, entropy_gap_of_products
 
 SIZES = [(1, 1, 1), (1, 5, 2), (7, 1, 3), (50, 9, 3), (300, 65, 4)]  # latents, codes, dimensions
 
 
 @pytest.fixture(params=[60, 2**18], ids=["many chunks", "one chunk"])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(_entropy, "SCORES_PER_CHUNK", request.param)
+    monkeypatch.setattr(entropy, "SCORES_PER_CHUNK", request.param)
 
 
 def gap(scores):
@@ -77,7 +77,7 @@ def test_runs_at_once_are_the_runs_one_by_one(dims, chunks):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads_finds_the_same(threads, monkeypatch):
-    monkeypatch.setattr(_entropy, "SCORES_PER_CHUNK", 60)
+    monkeypatch.setattr(entropy, "SCORES_PER_CHUNK", 60)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     given = doubles(70, 3), doubles(9, 3, seed=1)
     found, again, expected = entropy_gap_of_products(*given), entropy_gap_of_products(*given), of_products(*given)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vqnotes._checks import check_not_negative, check_positive
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies._entropy import entropy_gap_of_products
 from vqnotes.remedies.codes import need_gradient, unit
+from vqnotes.remedies.entropy import entropy_gap_of_products
 
 __all__ = ["DecorrelatedCodes", "EntropyLoss", "KernelLoss", "OrthogonalCodes", "SpreadLatents"]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from vqnotes._checks import check_not_negative, check_positive
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
-from vqnotes.remedies._entropy import entropy_gap
 from vqnotes.remedies.choices import IndexBackpropagation, StochasticVQ
 from vqnotes.remedies.codes import AffineCodes, CosineCodes, LearntAffineCodes, SimVQ, need_gradient, unit
+from vqnotes.remedies.entropy import entropy_gap
 from vqnotes.remedies.gradients import DiVeQ
 from vqnotes.remedies.losses import DecorrelatedCodes, EntropyLoss, KernelLoss, OrthogonalCodes, SpreadLatents
 from vqnotes.remedies.replacement import _Replacing

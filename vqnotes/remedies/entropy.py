@@ -11,6 +11,8 @@ from vqnotes._rounding import full_precision
 from vqnotes._threads import shared_out
 from vqnotes.nearest import _exporting
 
+__all__ = ["entropy_gap", "entropy_gap_of_products"]
+
 SCORES_PER_CHUNK = 2**18  # of a thread, which holds two numbers for each; on a GPU 64 times as many
 
 
@@ -40,8 +42,8 @@ class _EntropyGap(torch.autograd.Function):
     """The same for R runs at once, which `torch.vmap` asks for: z (R, N, D), weights (R, K, D) to the gaps (R,).
 
     With p_n the softmax of the scores of latent n, q the mean of all p_n, and r_nk = log p_nk - log q_k, the gap is
-    mean_n sum_k -p_nk r_nk, and its derivative by a score -p_nk (r_nk - sum_j p_nj r_nj) / N: what the score changes
-    in the logarithms adds up to 0. So all that the way back has to know of the other chunks is q.
+    -mean_n sum_k p_nk r_nk, and its derivative by a score -p_nk (r_nk - sum_j p_nj r_nj) / N: what the score changes
+    in the logarithms adds up to 0. So q is all that the way back has to know of other latents; it makes p again.
     """
 
     @staticmethod
