@@ -210,7 +210,7 @@ ORDER = (
     "_files _printing _interrupts _progress _threads _workload _checks _extras _rounding _two_lowest _scores nearest "
     "_kmeans_start kmeans _combining quantizers models _batches _stacked _optimizers training _water_filling _counts "
     "metrics _downloads data _images "
-    "plots remedies.codes remedies.gradients remedies.losses remedies.replacement remedies.choices "
+    "plots remedies.codes remedies.gradients remedies.entropy remedies.losses remedies.replacement remedies.choices "
     "remedies.residual remedies.product remedies.scalar remedies "
     "diagnosis.inputs diagnosis.observed diagnosis.on_disk diagnosis.stages diagnosis.stability diagnosis.collisions "
     "diagnosis.resampling diagnosis.readers diagnosis.references diagnosis.beside_inputs "
