@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections import Counter
 
+import nbformat
 import yaml
-from notebook_tools import ROOT, project, repository
+from exercise_tools import exercises
+from notebook_tools import NOTEBOOKS, ROOT, project, repository
 from stamping import site
 
 PAPER = (ROOT / "paper" / "paper.md").read_text(encoding="utf-8")
@@ -34,6 +37,36 @@ def test_the_paper_has_the_parts_that_the_journal_asks_for():
     assert {author["affiliation"] for author in head["authors"]} <= {one["index"] for one in head["affiliations"]}
     assert re.findall(r"^# (.*)$", TEXT, re.M) == WANTED
     assert 700 < len(TEXT.split()) < 1400
+
+
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
+LEAST = re.compile(r"at\s+least\s+(\w+)\s+(?:exercises|in\s+each\s+notebook)", re.I)
+
+
+def test_texts_count_notebooks_and_exercises_as_they_are():
+    counted = re.compile(rf"\b({'|'.join(NUMBERS)}|\d+)\s+(?:Jupyter\s+)?notebooks\b", re.I)
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("*.cff"),
+        ROOT / ".zenodo.json",
+        ROOT / "pyproject.toml",
+    ]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in pages if path.name != "CHANGELOG.md"}
+    texts["paper.md"] = TEXT
+    said = [(name, number.lower()) for name, text in texts.items() for number in counted.findall(text)]
+    assert {"paper.md", "reviewers.md"} <= {name for name, _ in said}
+    assert {number for _, number in said} <= {NUMBERS[len(NOTEBOOKS)], str(len(NOTEBOOKS))}, said
+    kinds = [Counter(one.kind for one in exercises(nbformat.read(path, as_version=4).cells)) for path in NOTEBOOKS]
+    least = {name: LEAST.findall(texts[name]) for name in ("README.md", "reviewers.md", "paper.md")}
+    assert least == dict.fromkeys(least, [NUMBERS[min(kind["Exercise"] for kind in kinds)]])
+    assert {kind["Think"] for kind in kinds} == {1}
+
+
+def test_the_paper_names_every_notebook():
+    design = TEXT.split("# Content and design\n")[1].split("\nFive habits")[0]
+    named = [int(one) for group in re.findall(r"\((\d\d(?:, \d\d)*)\)", design) for one in group.split(", ")]
+    assert named == [*range(len(NOTEBOOKS))]
 
 
 def test_every_reference_of_the_paper_is_listed_and_can_be_found():
