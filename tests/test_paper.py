@@ -63,6 +63,15 @@ def test_texts_count_notebooks_and_exercises_as_they_are():
     assert {kind["Think"] for kind in kinds} == {1}
 
 
+def test_the_readme_says_which_notebooks_hold_controls():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = {path.name[:2]: path.read_text(encoding="utf-8") for path in NOTEBOOKS}
+    without = re.search(r"All but (.*) hold\s+explorers:", readme)[1]
+    assert re.findall(r"\d\d", without) == [number for number, text in texts.items() if "[Explorer" not in text]
+    playground = re.search(r"(\d\d[^.:]*) hold\s+the \*\*playground\*\*", readme)[1]
+    assert re.findall(r"\d\d", playground) == [number for number, text in texts.items() if "show_playground(" in text]
+
+
 def test_the_paper_names_every_notebook():
     design = TEXT.split("# Content and design\n")[1].split("\nFive habits")[0]
     named = [int(one) for group in re.findall(r"\((\d\d(?:, \d\d)*)\)", design) for one in group.split(", ")]
