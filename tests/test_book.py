@@ -354,7 +354,7 @@ def test_every_paper_that_is_cited_stands_in_the_list():
     everything = "\n".join(texts())
     listed = {paper.fields.get(name) for paper in papers().values() for name in ("eprint", "doi")}
     ids = set(re.findall(r"(?<![\d.])\d\d(?:0[1-9]|1[0-2])\.\d{4,5}(?!\d)", everything))
-    ids |= set(re.findall(r"doi\.org/([^)\s]+)", everything))
+    ids |= set(re.findall(r"doi(?:\.org/|:)(10\.[^),;\s\]]+)", everything))
     assert len(ids) > 15 and ids <= listed, ids - listed
 
 

@@ -58,8 +58,9 @@ def test_the_citation_says_what_the_project_says():
     assert citation["repository-code"] == project("Repository") and citation["license"] == project("license")
     assert project("description").lower() in citation["title"].lower()
     (paper,) = citation["references"]
-    titles = re.findall(r"title   = {(.*)}", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert titles == [paper["title"], citation["title"]]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"title   = {(.*)}", readme) == [paper["title"], citation["title"]]
+    assert re.findall(r"version = {(.*)}", readme) == [citation["version"]]
     assert paper["doi"].endswith(paper["url"].removeprefix("https://arxiv.org/abs/"))
 
 
@@ -283,6 +284,7 @@ def test_the_core_is_short_enough_to_be_read():
     core = "nearest kmeans quantizers models training metrics data plots".split()
     lines = {name: len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in core}
     assert sum(lines.values()) <= 1600, lines
+    assert f"at most {1600:,} lines" in (ROOT / "paper" / "paper.md").read_text(encoding="utf-8")
 
 
 def test_each_defect_that_can_be_planted_has_its_place():
