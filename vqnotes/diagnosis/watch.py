@@ -14,7 +14,7 @@ from vqnotes._checks import Array
 from vqnotes.diagnosis.listening import quantisers
 from vqnotes.diagnosis.listening.units import modules_of, named_by
 from vqnotes.diagnosis.listening.use import Use
-from vqnotes.diagnosis.model import diagnose_model
+from vqnotes.diagnosis.model import verdicts_of_model
 from vqnotes.diagnosis.observed import MOST_NUMBERS
 from vqnotes.diagnosis.report import Diagnosis
 from vqnotes.metrics import entropy
@@ -162,7 +162,7 @@ class CollapseWatch:
         """The verdicts on a model's quantisers, or what stands in the place of one, with the diagnoses."""
         unused = self._use.unused(run, model) if self._use else set()
         found = {}
-        diagnosed = diagnose_model(model, self.probe, labels=self.labels, progress=False, **self._options)
+        diagnosed = verdicts_of_model(model, self.probe, labels=self.labels, progress=False, **self._options)
         names = self._names(model, diagnosed)
         for name, one in diagnosed.items():
             idle = unused and unused.issuperset(modules_of(name, names))
