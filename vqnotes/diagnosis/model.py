@@ -106,7 +106,7 @@ def diagnose_model(
 def verdicts_of_model(model: nn.Module, data: Any, **options: Any) -> dict[str, Diagnosis]:
     """The same for a watch: no network reads the latents where the verdict is the same, however much it reads.
 
-    The evidence then has an encoder that loses more than a network may find. options: of `diagnose_model`.
+    The evidence then has an encoder that may lose less than is said. options: of `diagnose_model`.
     """
     return _diagnosed(model, data, **options, settled=settled)
 

@@ -52,7 +52,9 @@ class CollapseWatch:
     log: called as log(scalars, step) after each look, with what `scalars()` gives, so that any logger can hear of it.
     `vqnotes.diagnosis.callbacks` has callbacks for Lightning and transformers, which log where their trainers do.
     turns: [(step, name of the quantiser, verdict)], one entry for each change at once, the first verdict included.
-    latest: the newest diagnoses by name. `looks()`: all looks, as `draw_watch` draws them.
+    latest: the newest diagnoses by name, as `diagnose_model` makes them; but where the verdict is the same without,
+    no network has read the latents, and the encoder may lose less than is said. `looks()`: all looks, as `draw_watch`
+    draws them.
 
     Two entries stand in the place of a verdict, and neither is a collapse.
     "not started": the codes are not in use yet. Some libraries say so (see `diagnose_model`). For all others the
