@@ -12,6 +12,7 @@
 # make colab-versions  renews the list of those versions, tools/colab.txt
 # make newest-test   every notebook with the newest versions of all packages, PyTorch too
 # make outside-links  asks each address in texts and notebooks whether it is still there (needs a network)
+# make release-check   says what is to be filled in before a release: names, address
 # make dist     wheel and source archive, in dist             make paper    the paper as a PDF, in build (needs pandoc)
 # make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
 # make libraries-test   diagnose_model with models of diffusers, transformers, encodec, descript-audio-codec, audiocraft (5 minutes)
@@ -33,7 +34,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
 .PHONY: setup lab test test-busy lint run browser-test book slides student grade grade-image grade-locked claims \
-	colab-test colab-versions versions-test newest-test outside-links dist paper libraries-test mutants random-mutants bench league tuning validation advice stamp clean
+	colab-test colab-versions versions-test newest-test outside-links release-check dist paper libraries-test mutants random-mutants bench league tuning validation advice stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small
@@ -137,6 +138,9 @@ paper:
 	@command -v pandoc >/dev/null || { echo "make paper needs pandoc, and a TeX or PDF_ENGINE=weasyprint"; exit 1; }
 	mkdir -p build
 	pandoc --citeproc --resource-path paper --pdf-engine $(PDF_ENGINE) --output build/paper.pdf paper/paper.md
+
+release-check: $(ready)
+	.venv/bin/python tools/releasing.py
 
 # Builds what is committed, stamped or not: `git status` should be clean.
 dist: .venv-dist/ready

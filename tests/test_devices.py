@@ -17,6 +17,7 @@ from vqnotes._batches import AHEAD
 from vqnotes.models import mlp_autoencoder
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies import entropy
 from vqnotes.studies import remedies as league
 from vqnotes.studies.generation import fit_priors
 from vqnotes.training import fit, fit_many
@@ -97,7 +98,8 @@ def test_no_step_of_a_prior_waits_and_the_watch_would_see_it(waits):
 
 @pytest.mark.parametrize("remedy", league.REMEDIES)
 def test_a_quantizer_mixes_no_devices(remedy, waits, monkeypatch):
-    monkeypatch.setattr(_scores, "full_precision", lambda device: contextlib.nullcontext())  # not known to autocast
+    for module in (_scores, entropy):  # autocast does not know this device
+        monkeypatch.setattr(module, "full_precision", lambda device: contextlib.nullcontext())
     quantizer = quantizer_of(remedy).to("meta")
     latents = torch.randn(96, quantizer.dim, device="meta", requires_grad=True)
     waits.watching = True

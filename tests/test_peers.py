@@ -27,7 +27,7 @@ from vqnotes.remedies import (
     SimVQ,
     SpreadLatents,
 )
-from vqnotes.remedies.losses import entropy_gap
+from vqnotes.remedies.entropy import entropy_gap
 
 
 class TurnedSimVQ(RotationTrick, SimVQ):

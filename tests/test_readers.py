@@ -1,5 +1,6 @@
 """What is read off latents: an encoder that can be inverted is not convicted, one that lost something is."""
 
+import functools
 import math
 
 import numpy as np
@@ -172,6 +173,7 @@ def test_a_regression_guesses_in_the_inputs_own_type(monkeypatch):
 # ---------------------------------------------------------------- what as many codes of the inputs would lose
 
 
+@functools.cache
 def many(family):
     """Inputs (32,768, P): 32 for each of 1,024 codes."""
     if family == "patches":
@@ -183,6 +185,11 @@ def many(family):
     return normal(32768, int(number))
 
 
+@functools.cache
+def components(family):
+    return Components(many(family), readers.MOST_COMPONENTS, 0).reduced
+
+
 def mixed(x, seed):
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
 
@@ -191,12 +198,11 @@ def mixed(x, seed):
 @pytest.mark.parametrize("size", [64, 256, 1024])
 def test_the_interval_holds_what_all_codes_lose_once_inputs_pay_for_them(family, size):
     """With as many modes as codes as well, where k-means itself finds them all or not by chance."""
-    x = many(family)
-    reduced = Components(x, readers.MOST_COMPONENTS, 0).reduced
+    x, reduced = many(family), components(family)
     measured = [loss_by_codes(x, reduced, 16 * size, [size], seed).loss for seed in range(1 + 256 // size)]
     truth, held = np.mean(measured), []
     for share in (2, 4, 8, 16):  # of the inputs that pay for all codes, one in so many is there
-        for seed in range(10 if size < 1024 else 3):
+        for seed in range(5 if size < 1024 else 2):
             rows = mixed(torch.arange(len(x)), 1000 * share + seed)[: 32 * size // share]
             found = loss_by_as_many_codes(x[rows], reduced[rows], [size], seed)
             assert found.low <= found.loss <= found.high and found.codes == size // share

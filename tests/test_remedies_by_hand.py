@@ -26,7 +26,7 @@ from vqnotes.remedies import (
     SimVQ,
     SpreadLatents,
 )
-from vqnotes.remedies.losses import entropy_gap
+from vqnotes.remedies.entropy import entropy_gap
 from vqnotes.training import fit
 
 

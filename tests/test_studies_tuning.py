@@ -260,9 +260,9 @@ def test_the_stored_season_has_all_entrants_with_the_values_chosen_and_the_same_
     assert list(dict.fromkeys(table["bed"])) == list(BEDS)
 
 
-@pytest.mark.parametrize("bed", ["tokens", "digits", "photographs"])
+@pytest.mark.parametrize("bed", ["digits", "photographs"])
 def test_a_run_of_the_stored_season_comes_out_again(bed):
-    """The best of each bed: nearly the same again, where other machines compute in another order."""
+    """The best of a bed: nearly the same again, where other machines compute in another order."""
     best = league.standings(tuning.season_table(), bed).index[0]
     value = chosen_values(tuning.stored_table())[bed, best]
     (found,) = tuning._played(Trial(bed, best, value), SEASON_SEEDS[:1])

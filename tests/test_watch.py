@@ -120,7 +120,7 @@ def test_a_watch_refuses_nonsense(options):
 
 def test_a_watch_of_many_runs_names_them():
     x = data.gaussian_modes(modes=32, per_mode=50, dim=16, seed=3).x
-    watch, options = CollapseWatch(x[:600], every=30), {"steps": 60, "init": "uniform", "lr": 5e-3, "progress": False}
+    watch, options = CollapseWatch(x[:600], every=30), {"steps": 30, "init": "uniform", "lr": 5e-3, "progress": False}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         many = fit_many(

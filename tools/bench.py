@@ -22,6 +22,7 @@ from growth import growth
 from vqnotes import diagnosis, metrics, training
 from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
+from vqnotes.remedies import EntropyLoss
 from vqnotes.studies import codebook_size, sweeps
 from vqnotes.studies import remedies as league
 
@@ -52,7 +53,7 @@ def quantizer(repeats: int, device: str) -> Rows:
 PEAK = """
 import torch
 from vqnotes import diagnosis
-from vqnotes.quantizers import VectorQuantizer
+from {kind.__module__} import {kind.__name__} as Kind
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
 def both_ways(latents, quantizer):
@@ -61,7 +62,7 @@ def both_ways(latents, quantizer):
     return latents_q, latents.grad
 def diagnose(latents, quantizer):
     return diagnosis.diagnose(latents.detach(), quantizer.codes().detach()).drawing.codebook,
-quantizer = VectorQuantizer({size}, 64, update="{update}")
+quantizer = Kind({size}, 64, update="{update}")
 {work}(torch.randn(512, 64, requires_grad=True), quantizer)
 latents = torch.randn({count}, 64, requires_grad=True)
 open("/proc/self/clear_refs", "w").write("5")
@@ -71,17 +72,17 @@ print((kilobytes("VmHWM") - before) / 1024 - sum(one.nbytes for one in kept) / 2
 """
 
 
-def megabytes(work: str, count: int, size: int, update: str) -> str:
+def megabytes(work: str, count: int, size: int, update: str, kind: type = VectorQuantizer) -> str:
     """The peak beyond inputs and outputs, in a process of its own that gives back at once what it no longer needs."""
-    code = PEAK.format(work=work, count=count, size=size, update=update)
+    code = PEAK.format(work=work, count=count, size=size, update=update, kind=kind)
     given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=given_back)
     return f"{float(run.stdout):.0f}"
 
 
-def megabytes_on_gpu(count: int, size: int, update: str) -> str:
+def megabytes_on_gpu(count: int, size: int, update: str, kind: type) -> str:
     """The same of a forward and a backward pass on a GPU, as PyTorch counts its memory."""
-    ours = VectorQuantizer(size, 64, update=update).cuda()
+    ours = kind(size, 64, update=update).cuda()
     for some in (512, count):  # the first also takes what PyTorch keeps for good
         latents = torch.randn(some, 64, device="cuda", requires_grad=True)
         ours.zero_grad()
@@ -95,12 +96,16 @@ def megabytes_on_gpu(count: int, size: int, update: str) -> str:
 
 
 def memory(repeats: int, device: str) -> Rows:
-    for update in ("gradient", "ema"):
-        case, what = f"65,536 x 64, 8,192 codes, {update}", "peak, MiB (N x K: 2,048)"
+    for name, update, kind, goal in (
+        ("gradient", "gradient", VectorQuantizer, "<= 64"),
+        ("ema", "ema", VectorQuantizer, "<= 64"),
+        ("entropy loss", "gradient", EntropyLoss, "<= 128"),
+    ):
+        case, what = f"65,536 x 64, 8,192 codes, {name}", "peak, MiB (N x K: 2,048)"
         if device == "cuda":
-            yield case, what, megabytes_on_gpu(65_536, 8192, update), "bounded"
+            yield case, what, megabytes_on_gpu(65_536, 8192, update, kind), "bounded"
         else:
-            yield case, what, megabytes("both_ways", 65_536, 8192, update), "<= 64"
+            yield case, what, megabytes("both_ways", 65_536, 8192, update, kind), goal
 
 
 FITTING = {"FSQ": ((), {"levels": (4,) * 5}), "LFQ": ((10,), {}), "residual": (((32, 32), 64), {})}

@@ -15,7 +15,7 @@ def kind_of(figure: "Figure") -> str:
 
 
 def encoded(image: "Image", kind: str) -> str:
-    """The image as a file, in base64. kind: "jpeg", or "png" of 128 colours."""
+    """The image as a file, in base64. kind: "jpeg", or "png" of 32 colours."""
     stored = io.BytesIO()
-    (image if kind == "jpeg" else image.quantize(128)).save(stored, kind, quality=85, optimize=True)
+    (image if kind == "jpeg" else image.quantize(32)).save(stored, kind, quality=85, optimize=True)
     return base64.b64encode(stored.getvalue()).decode()

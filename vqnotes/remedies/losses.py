@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqnotes._checks import check_not_negative, check_positive
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.codes import need_gradient, unit
+from vqnotes.remedies.entropy import entropy_gap_of_products
 
 __all__ = ["DecorrelatedCodes", "EntropyLoss", "KernelLoss", "OrthogonalCodes", "SpreadLatents"]
 
@@ -115,6 +117,7 @@ class EntropyLoss(VectorQuantizer):
     with T = temperature * (mean squared distance to the nearest code), held constant, so that it means the same at
     any scale; or T = temperature with relative=False, as in MaskGIT's code, which has temperature=0.01.
     The bracket, in nats, is at least -log K. It sends gradients to latents and, with update="gradient", to all codes.
+    Neither way holds all N x K probabilities; only a derivative of the gradient (create_graph=True) does.
     Raises ValueError for a negative weight or a temperature not above 0.
     """
 
@@ -135,8 +138,9 @@ class EntropyLoss(VectorQuantizer):
         if self.relative:
             scale = scale * (latents - chosen).detach().square().sum(-1).mean().clamp_min(1e-12)
         codes, flat = self.codes().to(latents.dtype, copy=True), latents.reshape(-1, self.dim)
-        scores = (flat @ codes.T - codes.square().sum(1) / 2) * (2 / scale)  # -||z - e||^2 / T, but for z alone
-        return super().loss(latents, chosen) + self.entropy_weight * entropy_gap(scores)
+        z = F.pad(flat, (0, 1), value=1)  # (z, 1) times (e, -||e||^2 / 2) 2 / T: -||z - e||^2 / T, but for z alone
+        weights = torch.cat([codes, -codes.square().sum(1, keepdim=True) / 2], dim=1) * (2 / scale)
+        return super().loss(latents, chosen) + self.entropy_weight * entropy_gap_of_products(z, weights)
 
 
 class SpreadLatents(VectorQuantizer):
@@ -178,15 +182,3 @@ def square_distances(latents: Tensor, codes: Tensor) -> Tensor:
     center = e.detach().mean(0)  # far from the origin nothing would be left of the differences
     z, e = z - center, e - center
     return z.square().sum(1, keepdim=True) - 2 * z @ e.T + e.square().sum(1)
-
-
-def entropy_gap(*scores: Tensor) -> Tensor:
-    """Mean entropy of softmax(scores) minus the entropy of its mean, in nats, in [-log K, 0]: scores (N, K).
-
-    Two scores (N, I) and (N, J) are those of choices made independently, that together make one of K = I * J.
-    """
-    logs = [one.log_softmax(dim=-1) for one in scores]
-    shares = [one.exp() for one in logs]
-    of_each = -sum((share * log).sum(-1).mean() for share, log in zip(shares, logs))
-    mean = shares[0].mean(0) if len(scores) == 1 else shares[0].T @ shares[1] / len(shares[0])
-    return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()

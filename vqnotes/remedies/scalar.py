@@ -12,15 +12,9 @@ from vqnotes.nearest import nearest_code
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.choices import IndexBackpropagation, StochasticVQ
 from vqnotes.remedies.codes import AffineCodes, CosineCodes, LearntAffineCodes, SimVQ, need_gradient, unit
+from vqnotes.remedies.entropy import entropy_gap
 from vqnotes.remedies.gradients import DiVeQ
-from vqnotes.remedies.losses import (
-    DecorrelatedCodes,
-    EntropyLoss,
-    KernelLoss,
-    OrthogonalCodes,
-    SpreadLatents,
-    entropy_gap,
-)
+from vqnotes.remedies.losses import DecorrelatedCodes, EntropyLoss, KernelLoss, OrthogonalCodes, SpreadLatents
 from vqnotes.remedies.replacement import _Replacing
 
 __all__ = ["BSQ", "FSQ", "LFQ"]
