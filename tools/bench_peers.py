@@ -187,8 +187,13 @@ class Track:
         return self.made[steps]
 
     def first_within(self, bound: float) -> int | None:
-        """The least number of STEPS after which the error is no larger; None if it is after none."""
-        return next((steps for steps in STEPS if self.after(steps)[0] <= bound), None)
+        """The least number of STEPS after which the error is no larger, as it falls; None if it is after none."""
+        found = None
+        for steps in reversed(STEPS):  # the most are made anyway; end at the first that is too few
+            if self.after(steps)[0] > bound:
+                break
+            found = steps
+        return found
 
     def again(self, steps: int) -> float:
         """The seconds of as many steps, measured anew with the start."""
