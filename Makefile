@@ -18,7 +18,8 @@
 # make libraries-test   diagnose_model with models of diffusers, transformers, encodec, descript-audio-codec, audiocraft (5 minutes)
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
 # make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
-# make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
+# make bench  how fast the module is, beside its peers and beside the limit of the machine (forty minutes).
+#             Beside faiss too once it is there: .venv/bin/python -m pip install -c constraints.txt -e ".[bench]"
 # make tuning      tries options for the league of remedies (an hour or two; ARGS="--workers 16" where there are 16 cores; goes on where it stopped)
 # make league      plays the season with the options chosen, on other seeds (as long; goes on where it stopped)
 # make validation  retrains the models that the diagnosis is judged by (hours; goes on where it was cut off)

@@ -32,7 +32,7 @@ def study(small, monkeypatch, tmp_path):
     """The command in this process, few steps: from further arguments to its status and the table."""
     monkeypatch.setattr(tuning, "_tried", lambda trial, seeds: examine(trial, seeds, steps=3))
     monkeypatch.setattr(tuning, "SEASON_STEPS", 4)
-    monkeypatch.setattr(tuning, "_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(tuning, "processes", ThreadPoolExecutor)
 
     def run(*more):
         out = tmp_path / ("season.csv" if "--season" in more else "tuning.csv")
