@@ -15,7 +15,14 @@ def kind_of(figure: "Figure") -> str:
 
 
 def encoded(image: "Image", kind: str) -> str:
-    """The image as a file, in base64. kind: "jpeg", or "png" of 32 colours."""
+    """The image as a file, in base64. kind: "jpeg", or "png" of 32 colours.
+
+    They are chosen by how far they are apart: Pillow's default mixes rare ones, such as those of arms.
+    """
+    from PIL.Image import Quantize
+
+    if kind == "png":
+        image = image.quantize(32, Quantize.MAXCOVERAGE, kmeans=1)
     stored = io.BytesIO()
-    (image if kind == "jpeg" else image.quantize(32)).save(stored, kind, quality=85, optimize=True)
+    image.save(stored, kind, quality=85, optimize=True)
     return base64.b64encode(stored.getvalue()).decode()
