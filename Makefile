@@ -12,12 +12,14 @@
 # make colab-versions  renews the list of those versions, tools/colab.txt
 # make newest-test   every notebook with the newest versions of all packages, PyTorch too
 # make outside-links  asks each address in texts and notebooks whether it is still there (needs a network)
+# make release-check   says what is to be filled in before a release: names, address
 # make dist     wheel and source archive, in dist             make paper    the paper as a PDF, in build (needs pandoc)
 # make versions-test   the unit tests with the lowest versions that are allowed, then with the newest (15 minutes)
 # make libraries-test   diagnose_model with models of diffusers, transformers, encodec, descript-audio-codec, audiocraft (5 minutes)
 # make mutants  plants defects, one at a time, and counts how many the tests notice (half an hour)
 # make random-mutants  400 random changes of the module: which share of them lives, file by file (hours; resumable)
-# make bench  how fast the module is, beside its peers and beside the limit of the machine (half an hour)
+# make bench  how fast the module is, beside its peers and beside the limit of the machine (forty minutes).
+#             Beside faiss too once it is there: .venv/bin/python -m pip install -c constraints.txt -e ".[bench]"
 # make tuning      tries options for the league of remedies (an hour or two; ARGS="--workers 16" where there are 16 cores; goes on where it stopped)
 # make league      plays the season with the options chosen, on other seeds (as long; goes on where it stopped)
 # make validation  retrains the models that the diagnosis is judged by (hours; goes on where it was cut off)
@@ -33,7 +35,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 ready = .venv/ready
 
 .PHONY: setup lab test test-busy lint run browser-test book slides student grade grade-image grade-locked claims \
-	colab-test colab-versions versions-test newest-test outside-links dist paper libraries-test mutants random-mutants bench league tuning validation advice stamp clean
+	colab-test colab-versions versions-test newest-test outside-links release-check dist paper libraries-test mutants random-mutants bench league tuning validation advice stamp clean
 
 # Notebook 10 in its small scale, also where there is a GPU:
 run browser-test claims colab-test: export VQNOTES_SCALE ?= small
@@ -137,6 +139,9 @@ paper:
 	@command -v pandoc >/dev/null || { echo "make paper needs pandoc, and a TeX or PDF_ENGINE=weasyprint"; exit 1; }
 	mkdir -p build
 	pandoc --citeproc --resource-path paper --pdf-engine $(PDF_ENGINE) --output build/paper.pdf paper/paper.md
+
+release-check: $(ready)
+	.venv/bin/python tools/releasing.py
 
 # Builds what is committed, stamped or not: `git status` should be clean.
 dist: .venv-dist/ready

@@ -3,6 +3,7 @@
 - nbval waits for 5 to 60 seconds in places, which a busy machine exceeds. Here all waits are of hours, and a kernel
   that dies ends them at once.
 - A cell that the time limit cuts off fails, also if what it ran took the interrupt as a wish to stop.
+- The notebooks come first, the longest before the others: one that began last would leave a worker idle.
 - Cells after a failed one are not run, since what they say would be about that one: they are skipped, and say why.
 - The last lines of a run that fails are one line a failed cell: notebook, cell, and why.
 """
@@ -15,7 +16,7 @@ from queue import Empty
 import nbval.plugin
 import pytest
 from nbval.kernel import RunningKernel
-from notebook_tools import HOURS, NOTEBOOKS, minutes_to_run, stamped
+from notebook_tools import HOURS, NOTEBOOKS, ROUNDED, minutes_to_run, stamped
 
 SLOWEST = 3  # cells of a run that are named
 
@@ -56,6 +57,13 @@ def is_cell(item) -> bool:
 def pytest_itemcollected(item):
     if is_cell(item):
         item.output_timeout = HOURS
+
+
+def pytest_collection_modifyitems(items):
+    minutes = {text: most for most, text in ROUNDED.items()}
+    stamps = {path: stamped(path)[:1] for path in {item.path for item in items if is_cell(item)}}
+    longest = {path: minutes.get(*stamp, max(minutes.values())) for path, stamp in stamps.items() if stamp}
+    items.sort(key=lambda item: -longest.get(item.path, 0))  # in a file the order stays
 
 
 @pytest.hookimpl(tryfirst=True)

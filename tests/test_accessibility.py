@@ -1,6 +1,5 @@
 """A notebook in JupyterLab for who cannot see it: no serious finding of axe-core, and every picture with its text."""
 
-import json
 import re
 from types import SimpleNamespace
 
@@ -137,11 +136,3 @@ def test_only_what_is_named_is_set_aside_and_by_its_rule_only(opened):
     assert reason(opened.page, "button-name", target, aside) == "why"
     assert reason(opened.page, "image-alt", target, aside) is None
     assert reason(opened.page, "button-name", "[data-do=run]", aside) is None
-
-
-def test_the_extension_of_jupyterlab_has_the_version_of_the_project_and_what_it_names():
-    (path,) = (ROOT / "tools" / "labextensions").glob("*/package.json")
-    said = json.loads(path.read_text(encoding="utf-8"))
-    assert said["name"] == path.parent.name and (path.parent / said["jupyterlab"]["_build"]["load"]).exists()
-    script = (path.parent / "alt.js").read_text(encoding="utf-8")
-    assert f"'{said['name']}'" in script and f'version = "{said["version"]}"' in (ROOT / "pyproject.toml").read_text()

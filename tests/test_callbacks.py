@@ -401,31 +401,26 @@ def test_a_loop_logs_to_weights_and_biases(tmp_path, wandb, sick):
 # ---------------------------------------------------------------- whatever is installed
 
 
-@pytest.mark.parametrize(
-    "use, package",
-    [
-        ("lightning_callback(CollapseWatch(torch.ones(9, 2)))", "lightning"),
-        ("transformers_callback(CollapseWatch(torch.ones(9, 2)))", "transformers"),
-        ("usage_metric(8)", "torchmetrics"),
-    ],
-)
-def test_a_library_that_is_not_installed_is_named(use, package):
+def test_a_library_is_imported_when_its_callback_is_made_and_named_if_it_is_missing():
+    uses = {
+        "lightning_callback(CollapseWatch(torch.ones(9, 2)))": "lightning",
+        "transformers_callback(CollapseWatch(torch.ones(9, 2)))": "transformers",
+        "usage_metric(8)": "torchmetrics",
+    }
     code = (
-        "import sys\n"
-        "sys.modules |= dict.fromkeys(['lightning', 'pytorch_lightning', 'transformers', 'torchmetrics'])\n"
-        "import torch; from vqnotes.diagnosis import CollapseWatch, callbacks\n"
-        f"try:\n    callbacks.{use}\nexcept ImportError as error: print(error)"
+        "import sys; from vqnotes.diagnosis import CollapseWatch, callbacks\n"
+        "libraries = ['lightning', 'pytorch_lightning', 'transformers', 'torchmetrics', 'wandb']\n"
+        "print(sys.modules.keys() & libraries)\n"
+        "sys.modules |= dict.fromkeys(libraries); import torch\n"
+        f"for use in {list(uses)}:\n"
+        "    try:\n        eval(f'callbacks.{use}')\n"
+        "    except ImportError as error:\n        print(error)"
     )
-    needs = f"{use.partition('(')[0]} needs {package}, which is not installed: pip install {package}"
-    assert run_python(code).stdout.strip() == needs
-
-
-def test_no_library_is_imported_before_its_callback_is_made():
-    code = (
-        "import sys; from vqnotes.diagnosis import callbacks\n"
-        "print({'lightning', 'pytorch_lightning', 'transformers', 'torchmetrics', 'wandb'} & sys.modules.keys())"
-    )
-    assert run_python(code).stdout.strip() == "set()"
+    needs = [
+        f"{use.partition('(')[0]} needs {package}, which is not installed: pip install {package}"
+        for use, package in uses.items()
+    ]
+    assert run_python(code).stdout.splitlines() == ["set()", *needs]
 
 
 @pytest.mark.parametrize("callback", [lightning_callback, transformers_callback])

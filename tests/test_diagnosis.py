@@ -193,7 +193,7 @@ def sick(kind, modes):
 @pytest.mark.parametrize("kind", VERDICTS)
 def test_every_verdict(kind, modes):
     latents, codebook, inputs = sick(kind, modes)
-    for seed in range(3):
+    for seed in range(2):
         found = diagnose(latents, codebook, inputs=inputs, seed=seed)
         assert found.verdict == kind, str(found)
     text, html = str(found), found._repr_html_()

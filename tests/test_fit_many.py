@@ -46,9 +46,9 @@ def assert_same(many, single, x):
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
-@pytest.mark.parametrize("init, warmup", [("uniform", 0), ("kmeans", 0), ("data", 20), ("kmeans", 25), (None, 0)])
+@pytest.mark.parametrize("init, warmup", [("uniform", 0), ("kmeans", 0), ("data", 10), ("kmeans", 15), (None, 0)])
 def test_vectors_train_as_one_by_one(update, init, warmup):
-    x, options = normal(400, 4), {"steps": 50, "init": init, "warmup": warmup, "batch_size": 64, "progress": False}
+    x, options = normal(400, 4), {"steps": 30, "init": init, "warmup": warmup, "batch_size": 64, "progress": False}
     many = fit_many(lambda seed: small(seed, update=update), x, seeds=SEEDS, **options)
     assert_same(many, one_by_one(lambda seed: small(seed, update=update), [x] * 3, SEEDS, **options), x)
 
@@ -56,7 +56,7 @@ def test_vectors_train_as_one_by_one(update, init, warmup):
 @pytest.mark.parametrize("update", ["gradient", "ema"])
 def test_images_train_as_one_by_one(update):
     x = data.random_crops(data.photographs(), 64, 16, seed=0)
-    options = {"steps": 50, "warmup": 10, "batch_size": 16, "progress": False}
+    options = {"steps": 30, "warmup": 10, "batch_size": 16, "progress": False}
     many = fit_many(lambda seed: convolutional(seed, update=update), x, seeds=SEEDS, **options)
     assert_same(many, one_by_one(lambda seed: convolutional(seed, update=update), [x] * 3, SEEDS, **options), x)
 
@@ -67,12 +67,12 @@ def test_images_train_as_one_by_one(update):
         {"shuffle": False},
         {"codebook_lr": 0.1},
         {"batch_size": 7},
-        {"lr": 0.03, "warmup": 50},
+        {"lr": 0.03, "warmup": 30},
         {"optimizer": torch.optim.SGD, "lr": 0.03, "codebook_lr": 0.1},
     ],
 )
 def test_the_other_options_mean_the_same(options):
-    x, options = normal(300, 4), {"steps": 50, "progress": False} | options
+    x, options = normal(300, 4), {"steps": 30, "progress": False} | options
     many = fit_many(small, x, seeds=SEEDS, **options)
     assert_same(many, one_by_one(small, [x] * 3, SEEDS, **options), x)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import vector_quantize_pytorch as theirs
 from helpers import normal
+from test_libraries_codebooks import with_one_fault
 from torch import nn
 from vector_quantize_models import GRID, PEERS, arguments, healthy, named
 
@@ -15,7 +16,7 @@ from vqnotes.diagnosis.observed import Kind
 GRIDS = [peer for peer in PEERS if peer.faults is GRID]
 
 
-@pytest.mark.parametrize("peer", GRIDS, ids=named)
+@pytest.mark.parametrize("peer", with_one_fault(GRIDS), ids=named)
 def test_healthy_and_ill_ones_are_told_apart(peer):
     assert [row["verdict"] for row in page.rows_of(peer)] == [*peer.right]
 

@@ -97,18 +97,37 @@ def of_exercises(text):
 
 
 def of_parts(text):
-    """Minutes of the parts of notebooks that a text names."""
-    named = [(NOTEBOOKS[int(number)], int(part)) for number, part in re.findall(r"Notebook (\d\d), part (\d)", text)]
-    return sum(int(stamped(path)[1].split(" + ")[part - 1]) for path, part in named)
+    """Minutes of the notebooks, or of the parts of them, that a text names."""
+    total = 0
+    for number, *parts in re.findall(r"Notebook (\d\d)(?:, parts? (\d)(?: and (\d))?)?", text):
+        minutes = [int(part) for part in stamped(NOTEBOOKS[int(number)])[1].split(" + ")]
+        total += sum(minutes[int(part) - 1] for part in parts if part) if any(parts) else sum(minutes)
+    return total
+
+
+def section(heading):
+    """A section of the teaching guide."""
+    guide = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    return guide.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def test_the_lab_leaves_time_for_the_parts_and_exercises_that_it_names():
-    guide = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
-    lab = guide.split("\n## A lab, 3 hours\n")[1].split("\n## ")[0]
+    lab = section("A lab, 3 hours")
     rows = [(int(minutes), text) for minutes, text in re.findall(r"^\| (\d+) \| (.+) \|$", lab, re.M)]
     needed = {text: (of_parts(text) + of_exercises(text.split("Who is fast")[0]), minutes) for minutes, text in rows}
     assert lab.count(", part ") >= 4
     assert {text: both for text, both in needed.items() if both[0] > both[1]} == {}
+
+
+def test_no_evening_of_the_unit_is_longer_than_75_minutes():
+    rows = re.findall(r"^\| (\d+) \| (.*)\| (.*)\| (.*)\|$", section("A unit, two weeks"), re.M)
+    assert [int(row[0]) for row in rows] == [*range(1, 11)]
+    for day, in_class, at_home, stated in rows:
+        lesson = re.search(r"\((\d+) min\)", in_class)
+        assert of_parts(in_class) + of_exercises(in_class) <= (int(lesson[1]) if lesson else 0), day
+        others = sum(map(int, re.findall(r"\((\d+) minutes\)", at_home)))
+        needed = of_parts(at_home) + of_exercises(at_home) + others
+        assert needed == int(stated.strip() or 0) <= 75, (day, needed)
 
 
 # ---------------------------------------------------------------- the measure

@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import groupby
+from types import SimpleNamespace
 
 import nbformat
+import notebook_reports
 import pytest
-from notebook_tools import METADATA, ROOT
+from notebook_tools import METADATA, NOTEBOOKS, ROOT, ROUNDED, stamped
 
 CELLS = {
     "claim": [
@@ -68,7 +71,7 @@ def last_lines(printed, count):
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    return pytest_on(tmp_path_factory.mktemp("project"), CELLS)
+    return pytest_on(tmp_path_factory.mktemp("project"), CELLS, "-n1")  # reports come from another process
 
 
 def test_the_last_lines_name_each_failed_cell_and_the_reason(printed):
@@ -102,3 +105,14 @@ def test_a_cell_that_is_cut_off_says_so(tmp_path):
     ]
     assert "not judged, since cell 0 failed" in printed
     assert "KeyboardInterrupt" in printed, "where it was"
+
+
+def test_the_longest_notebook_comes_first_with_its_cells_in_order(monkeypatch):
+    monkeypatch.setattr(notebook_reports, "is_cell", lambda item: item.path.suffix == ".ipynb")
+    files = [ROOT / "tests" / "test_metrics.py", *NOTEBOOKS]
+    items = [SimpleNamespace(path=path, cell=cell) for path in files for cell in range(3)]
+    notebook_reports.pytest_collection_modifyitems(items)
+    groups = [(path, [one.cell for one in each]) for path, each in groupby(items, key=lambda one: one.path)]
+    assert len(groups) == len(files) and groups[-1][0] == files[0] and all(cells == [0, 1, 2] for _, cells in groups)
+    places = [list(ROUNDED.values()).index(stamped(path)[0]) for path, _ in groups[:-1]]
+    assert places == sorted(places, reverse=True)

@@ -1,6 +1,7 @@
 """The notebooks as files: run in order, really compared, linked, small, and the same where they must be the same."""
 
 import ast
+import functools
 import io
 import re
 
@@ -184,16 +185,19 @@ def defined(body):
     return names.union(*(defined(node.body) for node in nodes if isinstance(node, ast.ClassDef)))
 
 
+@functools.cache
+def defined_in_the_module():
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "vqnotes").rglob("*.py")]
+    return set().union(*(defined(ast.parse(source).body) for source in sources))
+
+
 @each_notebook
 def test_code_uses_the_module_and_does_not_copy_it(path):
     if path.name.startswith("01"):
         return  # there the quantiser is taught; the next test compares it
-    module = set()
-    for file in (ROOT / "vqnotes").rglob("*.py"):
-        module |= defined(ast.parse(file.read_text(encoding="utf-8")).body)
     for cell in code_cells(path)[1:]:
         names = defined(ast.parse(without_pip(cell.source)).body)
-        assert not names & module, names & module
+        assert not names & defined_in_the_module(), names & defined_in_the_module()
 
 
 def definitions(path):

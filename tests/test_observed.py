@@ -36,7 +36,7 @@ def test_the_axis_of_the_dimensions():
 
 @pytest.mark.parametrize("steps", [15, 16])
 def test_a_sequence_is_judged_alike_at_every_length(steps):
-    x = normal(400, steps, 4) @ normal(4, 64, seed=1) + 0.05 * normal(400, steps, 64, seed=2)
+    x = normal(200, steps, 4) @ normal(4, 64, seed=1) + 0.05 * normal(200, steps, 64, seed=2)
     axes = torch.linalg.svd(x.reshape(-1, 64), full_matrices=False).Vh[:8]
     latents = x @ axes.T
     codes = kmeans(latents.reshape(-1, 8), 64)[0]

@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections import Counter
 
+import nbformat
 import yaml
-from notebook_tools import ROOT, project, repository
+from exercise_tools import exercises
+from notebook_tools import NOTEBOOKS, ROOT, project, repository
 from stamping import site
 
 PAPER = (ROOT / "paper" / "paper.md").read_text(encoding="utf-8")
@@ -36,6 +39,45 @@ def test_the_paper_has_the_parts_that_the_journal_asks_for():
     assert 700 < len(TEXT.split()) < 1400
 
 
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
+LEAST = re.compile(r"at\s+least\s+(\w+)\s+(?:exercises|in\s+each\s+notebook)", re.I)
+
+
+def test_texts_count_notebooks_and_exercises_as_they_are():
+    counted = re.compile(rf"\b({'|'.join(NUMBERS)}|\d+)\s+(?:Jupyter\s+)?notebooks\b", re.I)
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("*.cff"),
+        ROOT / ".zenodo.json",
+        ROOT / "pyproject.toml",
+    ]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in pages if path.name != "CHANGELOG.md"}
+    texts["paper.md"] = TEXT
+    said = [(name, number.lower()) for name, text in texts.items() for number in counted.findall(text)]
+    assert {"paper.md", "reviewers.md"} <= {name for name, _ in said}
+    assert {number for _, number in said} <= {NUMBERS[len(NOTEBOOKS)], str(len(NOTEBOOKS))}, said
+    kinds = [Counter(one.kind for one in exercises(nbformat.read(path, as_version=4).cells)) for path in NOTEBOOKS]
+    least = {name: LEAST.findall(texts[name]) for name in ("README.md", "reviewers.md", "paper.md")}
+    assert least == dict.fromkeys(least, [NUMBERS[min(kind["Exercise"] for kind in kinds)]])
+    assert {kind["Think"] for kind in kinds} == {1}
+
+
+def test_the_readme_says_which_notebooks_hold_controls():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = {path.name[:2]: path.read_text(encoding="utf-8") for path in NOTEBOOKS}
+    without = re.search(r"All but (.*) hold\s+explorers:", readme)[1]
+    assert re.findall(r"\d\d", without) == [number for number, text in texts.items() if "[Explorer" not in text]
+    playground = re.search(r"(\d\d[^.:]*) hold\s+the \*\*playground\*\*", readme)[1]
+    assert re.findall(r"\d\d", playground) == [number for number, text in texts.items() if "show_playground(" in text]
+
+
+def test_the_paper_names_every_notebook():
+    design = TEXT.split("# Content and design\n")[1].split("\nFive habits")[0]
+    named = [int(one) for group in re.findall(r"\((\d\d(?:, \d\d)*)\)", design) for one in group.split(", ")]
+    assert named == [*range(len(NOTEBOOKS))]
+
+
 def test_every_reference_of_the_paper_is_listed_and_can_be_found():
     entries = bibliography()
     cited = set(re.findall(r"@([a-z]+\d{4}[a-z]*)", TEXT))
@@ -58,7 +100,6 @@ def test_the_archive_knows_what_the_citation_says():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert archive["title"] == citation["title"] and archive["license"] == citation["license"] == project("license")
     assert archive["keywords"] == citation["keywords"]
-    assert [one["name"] for one in archive["creators"]] == [one["name"] for one in citation["authors"]]
     related = {one["identifier"] for one in archive["related_identifiers"]}
     assert related == {project("Repository"), "arXiv:" + citation["references"][0]["doi"].split("arXiv.")[1]}
 

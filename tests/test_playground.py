@@ -1,5 +1,6 @@
 """The playground: its JavaScript takes the module's steps and shows the module's figures."""
 
+import functools
 import json
 import re
 import shutil
@@ -57,6 +58,14 @@ def same(seen, training, tolerance=1e-5):
     assert (seen["step"], seen["spread"]) == (training.steps, pytest.approx(training.spread))
 
 
+@functools.cache
+def live_without_a_remedy(rule):
+    """After as many steps as those of the next test."""
+    plain = Training(plane("remedies", codebook_size=32, seed=3), rule, 0.2)
+    plain.advance(500, 0.03)
+    return plain.as_moment("").live
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("remedy", [None, *REMEDIES])
 def test_steps_and_figures_are_those_of_the_module(rule, remedy):
@@ -69,9 +78,7 @@ def test_steps_and_figures_are_those_of_the_module(rule, remedy):
         training.advance(count, 0.03)
         same(seen, training)
     if remedy is not None:
-        plain = Training(given, rule, 0.2)
-        plain.advance(500, 0.03)
-        assert training.as_moment("").live > 1.5 * plain.as_moment("").live, "it acted"
+        assert training.as_moment("").live > 1.5 * live_without_a_remedy(rule), "it acted"
 
 
 @pytest.mark.parametrize("preset", playground.PRESETS)
@@ -127,7 +134,7 @@ def test_random_numbers_are_those_of_the_module():
 # ---------------------------------------------------------------- the widget and the pictures
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_stories_tell_of_a_collapse_and_of_its_cure(seed):
     for preset in playground.PRESETS:
         moments = story(preset, seed=seed)

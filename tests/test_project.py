@@ -58,8 +58,9 @@ def test_the_citation_says_what_the_project_says():
     assert citation["repository-code"] == project("Repository") and citation["license"] == project("license")
     assert project("description").lower() in citation["title"].lower()
     (paper,) = citation["references"]
-    titles = re.findall(r"title   = {(.*)}", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert titles == [paper["title"], citation["title"]]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"title   = {(.*)}", readme) == [paper["title"], citation["title"]]
+    assert re.findall(r"version = {(.*)}", readme) == [citation["version"]]
     assert paper["doi"].endswith(paper["url"].removeprefix("https://arxiv.org/abs/"))
 
 
@@ -139,21 +140,15 @@ def test_environment_takes_python_from_conda_and_the_project_by_pip():
 HEAVY = {"torch", "numpy", "sklearn", "matplotlib", "seaborn", "pandas", "pooch", "scipy"}
 
 
-def test_a_bare_import_loads_nothing_and_its_names_load_when_used():
-    code = (
-        f"import sys, vqnotes; print(sorted({HEAVY} & sys.modules.keys()))\n"
-        "print(vqnotes.diagnosis.diagnose is vqnotes.diagnose, vqnotes.metrics.UsageMeter is vqnotes.UsageMeter)"
-    )
-    assert run_python(code).stdout.splitlines() == ["[]", "True True"]
-
-
-def test_the_core_loads_nothing_heavy_but_torch():
+def test_a_bare_import_loads_nothing_the_core_only_torch_and_names_load_when_used():
     notebooks = ", ".join(f"vqnotes.course.exercises.{path.stem}" for path in EXERCISES)
     code = (
-        f"import sys, vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.course.claims, {notebooks}\n"
-        f"print(sorted({HEAVY - {'torch', 'numpy'}} & sys.modules.keys()))"
+        f"import sys, vqnotes; print(sorted({HEAVY} & sys.modules.keys()))\n"
+        f"import vqnotes.training, vqnotes.metrics, vqnotes.data, vqnotes.course.claims, {notebooks}\n"
+        f"print(sorted({HEAVY - {'torch', 'numpy'}} & sys.modules.keys()))\n"
+        "print(vqnotes.diagnosis.diagnose is vqnotes.diagnose, vqnotes.metrics.UsageMeter is vqnotes.UsageMeter)"
     )
-    assert run_python(code).stdout.strip() == "[]"
+    assert run_python(code).stdout.splitlines() == ["[]", "[]", "True True"]
 
 
 def test_the_public_names_are_there():
@@ -187,22 +182,26 @@ def test_a_diagnosis_needs_no_package_of_the_extra():
     assert run_python(WITHOUT_THE_EXTRA + code).stdout.splitlines() == ["token collapse", "1 0.5"]
 
 
-@pytest.mark.parametrize(
-    "use, package",
-    [
-        ("import vqnotes.plots", "matplotlib"),
-        ("import vqnotes.course.explorers", "ipywidgets"),
-        ("import vqnotes; vqnotes.diagnosis.draw([], None)", "matplotlib"),
-        ("import vqnotes; vqnotes.diagnosis.draw_watch(None, None)", "matplotlib"),
-        ("import vqnotes; vqnotes.diagnosis.draw_tree(None)", "matplotlib"),
-        ("import vqnotes; vqnotes.data.photographs()", "PIL"),
-        ("from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)", "pooch"),
-    ],
-)
-def test_what_needs_the_extra_says_how_to_install_it(use, package):
-    code = f"try:\n    {use}\nexcept ImportError as error: print(error)"
-    said = run_python(WITHOUT_THE_EXTRA + code).stdout
-    assert f"needs {package}" in said and "pip install 'vqnotes[course]'" in said
+NEEDED = {
+    "import vqnotes.plots": "matplotlib",
+    "import vqnotes.course.explorers": "ipywidgets",
+    "import vqnotes; vqnotes.diagnosis.draw([], None)": "matplotlib",
+    "import vqnotes; vqnotes.diagnosis.draw_watch(None, None)": "matplotlib",
+    "import vqnotes; vqnotes.diagnosis.draw_tree(None)": "matplotlib",
+    "import vqnotes; vqnotes.data.photographs()": "PIL",
+    "from vqnotes import _downloads; _downloads.download(_downloads.CIFAR10)": "pooch",
+}
+
+
+def test_what_needs_the_extra_says_how_to_install_it():
+    code = (
+        f"for use in {list(NEEDED)}:\n"
+        "    try:\n        exec(use)\n        print('no error')\n"
+        "    except ImportError as error:\n        print(' '.join(str(error).split()))"
+    )
+    said = run_python(WITHOUT_THE_EXTRA + code).stdout.splitlines()
+    for (use, package), line in zip(NEEDED.items(), said, strict=True):
+        assert f"needs {package}" in line and "pip install 'vqnotes[course]'" in line, use
 
 
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
@@ -283,6 +282,7 @@ def test_the_core_is_short_enough_to_be_read():
     core = "nearest kmeans quantizers models training metrics data plots".split()
     lines = {name: len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in core}
     assert sum(lines.values()) <= 1600, lines
+    assert f"at most {1600:,} lines" in (ROOT / "paper" / "paper.md").read_text(encoding="utf-8")
 
 
 def test_each_defect_that_can_be_planted_has_its_place():

@@ -1,15 +1,17 @@
 """What is read off latents: an encoder that can be inverted is not convicted, one that lost something is."""
 
+import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-from helpers import normal
+from helpers import normal, random_measures
 from sklearn.linear_model import RidgeCV
 
 from vqnotes import data
-from vqnotes.diagnosis import diagnose, readers
+from vqnotes.diagnosis import beside_inputs, diagnose, readers
 from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.readers import (
@@ -21,7 +23,7 @@ from vqnotes.diagnosis.readers import (
     loss_by_as_many_codes,
     loss_by_codes,
 )
-from vqnotes.diagnosis.rules import Answer, decide, encoder_at_fault, inputs_lost, labels_lost
+from vqnotes.diagnosis.rules import Answer, decide, encoder_at_fault, inputs_lost, labels_lost, settled
 from vqnotes.kmeans import kmeans
 from vqnotes.models import ToPatches
 
@@ -172,6 +174,7 @@ def test_a_regression_guesses_in_the_inputs_own_type(monkeypatch):
 # ---------------------------------------------------------------- what as many codes of the inputs would lose
 
 
+@functools.cache
 def many(family):
     """Inputs (32,768, P): 32 for each of 1,024 codes."""
     if family == "patches":
@@ -183,6 +186,11 @@ def many(family):
     return normal(32768, int(number))
 
 
+@functools.cache
+def components(family):
+    return Components(many(family), readers.MOST_COMPONENTS, 0).reduced
+
+
 def mixed(x, seed):
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
 
@@ -191,12 +199,11 @@ def mixed(x, seed):
 @pytest.mark.parametrize("size", [64, 256, 1024])
 def test_the_interval_holds_what_all_codes_lose_once_inputs_pay_for_them(family, size):
     """With as many modes as codes as well, where k-means itself finds them all or not by chance."""
-    x = many(family)
-    reduced = Components(x, readers.MOST_COMPONENTS, 0).reduced
+    x, reduced = many(family), components(family)
     measured = [loss_by_codes(x, reduced, 16 * size, [size], seed).loss for seed in range(1 + 256 // size)]
     truth, held = np.mean(measured), []
     for share in (2, 4, 8, 16):  # of the inputs that pay for all codes, one in so many is there
-        for seed in range(10 if size < 1024 else 3):
+        for seed in range(5 if size < 1024 else 2):
             rows = mixed(torch.arange(len(x)), 1000 * share + seed)[: 32 * size // share]
             found = loss_by_as_many_codes(x[rows], reduced[rows], [size], seed)
             assert found.low <= found.loss <= found.high and found.codes == size // share
@@ -289,3 +296,56 @@ def test_what_fell_fast_may_stop_to_fall(monkeypatch):
     found, _ = played(monkeypatch, lambda bits, _: 0.9 if bits < 6 else 0.009, 2048, [256], lower=0.7)
     assert found.low == pytest.approx(0.0063) and found.high == pytest.approx(0.009 * math.exp(0.02))
     assert played(monkeypatch, lambda bits, _: 0.9 if bits < 12 else 0.009, 2**17, [16384])[0].high > 0.009
+
+
+# ---------------------------------------------------------------- what is not measured twice, or for nothing
+
+
+@pytest.mark.parametrize("features, outputs", [(40, 5), (300, 5), (40, 900)])
+def test_the_ridge_regression_is_that_of_scikit_learn(features, outputs):
+    table = normal(400, features, seed=1).double()
+    for noise in (0.01, 3):
+        x = table @ normal(features, outputs, seed=2).double() + noise * normal(400, outputs, seed=3)
+        reader = RidgeCV((1e-2, 1.0, 1e2, 1e4)).fit(table[:200].numpy(), x[:200].numpy())
+        guess = readers._by_ridge(table, x, 200)
+        assert torch.allclose(guess, torch.from_numpy(reader.predict(table[200:].numpy())), rtol=1e-6, atol=1e-6)
+
+
+def test_inputs_that_stay_the_same_are_measured_once(clouds, monkeypatch):
+    x, placed, on_inputs = clouds[:1600], [], readers.loss_by_as_many_codes
+    monkeypatch.setattr(readers, "loss_by_as_many_codes", lambda *given: placed.append(1) or on_inputs(*given))
+    beside_inputs._alone_again.cache_clear()
+
+    def found(x, latents):
+        return measure(observe(latents, kmeans(latents, 32)[0], inputs=x))
+
+    found(x, coupled(x, 0.5, 1))
+    again = found(x.clone(), x)
+    assert len(placed) == 1
+    beside_inputs._alone_again.cache_clear()
+    fresh = found(x, x)
+    assert again == fresh and all((fresh.draws[name] == one).all() for name, one in again.draws.items())
+    changed = x.clone()
+    changed[-1, -1] += 1
+    assert found(changed, x) != fresh and len(placed) == 3
+
+
+def test_no_network_reads_where_the_verdict_is_settled(clouds, monkeypatch):
+    read = []
+    monkeypatch.setattr(readers, "by_network", lambda near, x, guess, seed: read.append(len(x)) or guess)
+    lossy = clouds * torch.tensor([1.0] + [0.0] * 7)
+    for latents, decided, networks in ((coupled(clouds, 0.5, 3), "healthy", 0), (lossy, "embedding collapse", 1)):
+        observed = observe(latents, kmeans(latents, 256)[0], inputs=clouds)
+        assert decide(measure(observed, settled=settled))[0] == decided and len(read) == networks
+        read.clear()
+        assert decide(measure(observed))[0] == decided and len(read) == 1
+        read.clear()
+
+
+def test_a_verdict_that_is_settled_stays_the_same_whatever_the_encoder_loses():
+    every = [m for m in random_measures(3000) if m.encoder_loss is not None]
+    certain = [m for m in every if settled(m)]
+    assert 0.1 < len(certain) / len(every) < 0.9
+    for m in certain:
+        less = (dataclasses.replace(m, encoder_loss=share * m.encoder_loss) for share in (0.8, 0.5, 0.2, 0))
+        assert {decide(one)[0] for one in less} == {decide(m)[0]}

@@ -133,7 +133,7 @@ def test_a_model_with_it_learns(name):
     torch.manual_seed(0)
     quantizer, x = made(name), normal(500, 6) @ normal(6, 6, seed=1)
     history = fit(
-        mlp_autoencoder(6, quantizer, width=32), x, steps=150, seed=0, init="normal", lr=5e-3, progress=False
+        mlp_autoencoder(6, quantizer, width=32), x, steps=60, seed=0, init="normal", lr=1e-2, progress=False
     )
     first, last = (torch.tensor(history.reconstruction[part]).mean() for part in (slice(5), slice(-5, None)))
     assert last < 0.9 * first and torch.isfinite(quantizer.codes()).all()
@@ -141,7 +141,7 @@ def test_a_model_with_it_learns(name):
 
 @every
 def test_many_runs_at_once_are_the_runs_one_by_one(name):
-    x, options = normal(300, 6), {"steps": 25, "warmup": 5, "batch_size": 32, "init": "data", "progress": False}
+    x, options = normal(300, 6), {"steps": 12, "warmup": 4, "batch_size": 32, "init": "data", "progress": False}
 
     def build(seed):
         return mlp_autoencoder(6, EVERY[name](), width=16)

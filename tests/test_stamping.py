@@ -1,6 +1,7 @@
 """The public address: found in the git remote in any of its forms, and written everywhere, once."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -147,11 +148,26 @@ def test_the_readme_says_what_to_do_until_it_is_stamped():
     assert all("make stamp" in one for one in notices)
 
 
-def test_the_address_stands_only_where_it_is_stamped():
+def published():
+    """All files under version control that hold text."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
-    paths = [ROOT / name for name in listed.stdout.splitlines() if "." in name]
-    kinds = {".md", ".yml", ".yaml", ".json", ".cff", ".toml", ".py", ".ipynb", ".txt"}
-    for path in [path for path in paths if path.suffix in kinds and path.exists()]:
+    paths = [ROOT / name for name in listed.stdout.splitlines()]
+    kinds = {".md", ".yml", ".yaml", ".json", ".cff", ".toml", ".py", ".ipynb", ".txt", ".csv", ".js", ".svg", ""}
+    return [path for path in paths if path.suffix in kinds and path.is_file()]
+
+
+def test_nothing_that_is_published_names_a_folder_or_a_network_of_one_machine():
+    private = re.compile(
+        r"/(?:root|work|home|Users|tmp)/\w|\b(?:10|192\.168)(?:\.\d{1,3}){2,3}:\d|\.(?:internal|intranet|lan)\b"
+    )
+    for path in published():
+        if path.parent != ROOT / "tests":  # there they are examples
+            found = private.search(re.sub(r"[\w+/=]{200,}", "", path.read_text(encoding="utf-8")))  # no pictures
+            assert found is None, (path.relative_to(ROOT).as_posix(), found)
+
+
+def test_the_address_stands_only_where_it_is_stamped():
+    for path in published():
         text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
         assert name in addressed(ROOT) or not (repository() in text or site(repository()) in text), name
     assert project("Repository") == f"https://github.com/{repository()}"

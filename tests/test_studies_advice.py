@@ -138,7 +138,7 @@ def test_a_table_that_is_there_is_gone_on_with_and_a_limit_ends_it(monkeypatch, 
         row |= {"after verdict": "healthy", "after": 0.2}
         return [{"case": case, "way": way, "seed": seed} | row for way in CASES[case].ways for seed in seeds]
 
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(study, "processes", ThreadPoolExecutor)
     monkeypatch.setattr(study, "examine", examine)
     path = tmp_path / "found.csv"
     monkeypatch.setattr("sys.argv", ["advice", "--out", str(path), "--only", "stack", "--workers", "1"])

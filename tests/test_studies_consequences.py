@@ -80,7 +80,7 @@ def scripted(monkeypatch, done, cut_at=None):
         return [row | dict.fromkeys(["bits", "error", "NLL", "coverage", "density"], 0.5)]
 
     monkeypatch.setattr(consequences, "one_arm", one_arm)
-    monkeypatch.setattr(consequences, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(consequences, "processes", ThreadPoolExecutor)
 
 
 def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):

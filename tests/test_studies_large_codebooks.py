@@ -31,7 +31,7 @@ def images():
 def study(monkeypatch, tmp_path):
     """The command, on few pictures, in this process: from further arguments to its status and the table."""
     monkeypatch.setattr(data, "fashion_mnist", lambda split: data.LabelledData(pictures(60), torch.zeros(60)))
-    monkeypatch.setattr(large_codebooks, "_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(large_codebooks, "processes", lambda workers, _: ThreadPoolExecutor(workers))
     large_codebooks._images.cache_clear()
 
     def run(*more):

@@ -142,7 +142,7 @@ WANTED = [
 def test_a_table_that_is_there_is_gone_on_with(monkeypatch, tmp_path, capsys):
     trained, out = [], tmp_path / "found.csv"
     monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--workers", "1"])
-    monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(watching, "processes", ThreadPoolExecutor)
     scripted(monkeypatch, trained, cut_at=3)
     with pytest.raises(KeyboardInterrupt):
         watching.main()
@@ -159,7 +159,7 @@ def test_it_stops_by_itself_and_says_what_is_missing(monkeypatch, tmp_path):
     trained, out, clock = [], tmp_path / "found.csv", iter(range(1000))
     scripted(monkeypatch, trained)
     monkeypatch.setattr(parts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(watching, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(watching, "processes", ThreadPoolExecutor)
     monkeypatch.setattr("sys.argv", ["watching", "--out", str(out), "--workers", "4", "--limit-s", "10"])
     with pytest.raises(SystemExit, match=f"^(.*) of {len(WANTED)} trainings are in .*: run it again") as stopped:
         watching.main()

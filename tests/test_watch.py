@@ -87,7 +87,7 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
         clock[0] += 0.5
         return {}
 
-    monkeypatch.setattr(watch, "diagnose_model", slow)
+    monkeypatch.setattr(watch, "verdicts_of_model", slow)
     monkeypatch.setattr(watch.time, "perf_counter", lambda: clock[0])
     looking = CollapseWatch(normal(10, 4))
     for step in range(10_000):
@@ -120,7 +120,7 @@ def test_a_watch_refuses_nonsense(options):
 
 def test_a_watch_of_many_runs_names_them():
     x = data.gaussian_modes(modes=32, per_mode=50, dim=16, seed=3).x
-    watch, options = CollapseWatch(x[:600], every=30), {"steps": 60, "init": "uniform", "lr": 5e-3, "progress": False}
+    watch, options = CollapseWatch(x[:600], every=30), {"steps": 30, "init": "uniform", "lr": 5e-3, "progress": False}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         many = fit_many(
@@ -172,7 +172,7 @@ def scripted(monkeypatch, found):
             raise one
         return {"vq": Diagnosis(one, "Why.", {}, [])}
 
-    monkeypatch.setattr(watch, "diagnose_model", diagnose_scripted)
+    monkeypatch.setattr(watch, "verdicts_of_model", diagnose_scripted)
     monkeypatch.setattr(Use, "unused", lambda *_: set())
 
 
@@ -274,7 +274,7 @@ def test_looks_that_come_soon_keep_to_the_budget(monkeypatch, found):
         clock[0] += 0.5
         return {"vq": Diagnosis(found[(len(looks) - 1) % len(found)], "Why.", {}, [])}
 
-    monkeypatch.setattr(watch, "diagnose_model", slow)
+    monkeypatch.setattr(watch, "verdicts_of_model", slow)
     monkeypatch.setattr(watch.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(Use, "unused", lambda *_: set())
     looking, model = CollapseWatch(None, confirm=4), VectorQuantizer(8, 4)
@@ -495,7 +495,7 @@ def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
     def scripted(model, probe, labels, progress):
         return {name: Diagnosis(one, "Why.", {}, []) for name, one in next(found).items()}
 
-    monkeypatch.setattr(watch, "diagnose_model", scripted)
+    monkeypatch.setattr(watch, "verdicts_of_model", scripted)
     looking = CollapseWatch(None, every=8)
     for step in range(17):
         looking(step, VectorQuantizer(8, 4))
@@ -558,7 +558,7 @@ def test_any_loop_can_log():
 def test_names_for_loggers_have_no_brackets_or_colons(monkeypatch):
     found = {"vq[head 0]": TOKEN, "_orig_mod.vq": HEALTHY}
     diagnoses = {name: Diagnosis(one, "Why.", {}, []) for name, one in found.items()}
-    monkeypatch.setattr(watch, "diagnose_model", lambda *_, **__: diagnoses)
+    monkeypatch.setattr(watch, "verdicts_of_model", lambda *_, **__: diagnoses)
     looking = CollapseWatch(None, every=1)
     looking(0, [VectorQuantizer(8, 4)])
     expected = {"run_0_vq_head_0": 1.0, "run_0__orig_mod.vq": 0.0}

@@ -4,11 +4,14 @@
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
-from notebook_tools import ROOT
+from notebook_tools import ROOT, project
 from tools_by_hand import commands_of, targets
 
 FOLDER = ROOT / ".github" / "workflows"
@@ -149,7 +152,7 @@ def test_an_issue_form_has_what_the_code_host_asks_for(path):
 def test_the_launchers_install_what_the_project_is():
     lines = (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     options = [line for line in lines if not line.startswith("#")]
-    assert options[1:] == ["-c ../constraints.txt", "-e .[course]"]
+    assert options[1:] == ["-c ../constraints.txt", ".[course]"]
     assert re.fullmatch(r"python-3\.1[0-3]\n", (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8"))
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
     assert commands_of(container["postCreateCommand"]) == [["python", "-m", "tools", "setup"]]
@@ -157,6 +160,35 @@ def test_the_launchers_install_what_the_project_is():
     assert options[0] == f"--extra-index-url {index}"
     assert {parsed(name).get("env", {}).get("PIP_EXTRA_INDEX_URL") for name in WORKFLOWS} == {index}
     assert index in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_every_route_brings_the_extension_of_jupyterlab():
+    """With a wheel, as one of its data files; where the install is editable, by the path to look for it."""
+    (source,) = (ROOT / "tools" / "labextensions").iterdir()
+    said = json.loads((source / "package.json").read_text(encoding="utf-8"))
+    assert (said["name"], said["version"]) == (source.name, project("version"))
+    script = (source / said["jupyterlab"]["_build"]["load"]).read_text(encoding="utf-8")
+    assert f"'{said['name']}'" in script
+    place, pattern = f"share/jupyter/labextensions/{source.name}", source.relative_to(ROOT).as_posix()
+    assert f'"{place}" = ["{pattern}/*"]\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["remoteEnv"] == {"JUPYTER_PATH": "${containerWorkspaceFolder}/tools"}
+    for name in ("Makefile", "README.md", "tools/__main__.py"):
+        assert "--LabApp.extra_labextensions_path=tools/labextensions" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_jupyterlab_finds_the_extension_by_the_path_of_the_container():
+    config = pytest.importorskip("jupyterlab_server.config")
+    found = config.get_federated_extensions(jupyter_path("labextensions", path=ROOT / "tools"))
+    assert found["vqnotes-alt"]["ext_dir"] == str(ROOT / "tools" / "labextensions")
+
+
+def jupyter_path(name, path):
+    """Where Jupyter looks with this JUPYTER_PATH."""
+    code = f"from jupyter_core.paths import jupyter_path; print(*jupyter_path({name!r}), sep='\\n')"
+    environment = os.environ | {"JUPYTER_PATH": str(path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8")
+    return done.stdout.splitlines()
 
 
 def test_the_container_for_grading_is_locked():

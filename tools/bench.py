@@ -1,9 +1,10 @@
-"""How fast is the module, beside its peers and beside the limit of the machine? `make bench`, half an hour.
+"""How fast is the module, beside its peers and beside the limit of the machine? `make bench`, forty minutes.
 
-python tools/bench.py [SECTION ...] [--repeats M] [--device cuda]     all sections, or some: see SECTIONS
+python tools/bench.py [SECTION ...] [--repeats M] [--device cuda] [--busy N]     all sections, or some: see SECTIONS
 
 It prints a table in Markdown. On a GPU all sections but those in ONLY_ON_CPU are run; the clock waits for the device.
-Ratios are medians over M alternating runs in one process, in brackets the lowest and the highest.
+Ratios are medians over M alternating runs in one process, in brackets the lowest and the highest. With --busy, N
+processes that do nothing but keep a core busy run beside all of it. A section whose peer cannot be imported says so.
 """
 
 import argparse
@@ -11,12 +12,14 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 
 import torch
-from bench_tools import MODES, batched_products, both_ways, fastest_search, ratios, seconds, small, wait
+from bench_peers import kmeans, search
+from bench_tools import MODES, SIZES, batched_products, both_ways, fastest_search, ratios, seconds, small, wait
+from busy import busy
 from growth import growth
 
 from vqnotes import diagnosis, metrics, training
@@ -26,7 +29,6 @@ from vqnotes.remedies import EntropyLoss
 from vqnotes.studies import codebook_size, sweeps
 from vqnotes.studies import remedies as league
 
-SIZES = ((16_384, 64, 1024), (16_384, 64, 8192), (65_536, 16, 512))  # latents, dimensions, codes
 Rows = Iterator[tuple]
 
 
@@ -161,7 +163,7 @@ def watch(repeats: int, device: str) -> Rows:
         training.fit(model, x, seed=0, steps=steps, batch_size=128, init="uniform", progress=False)
 
     found = ratios(repeats, lambda: looking.look(0, model), train)
-    yield "1,024 vectors", f"a look of CollapseWatch / {steps} steps of fit", found, ""
+    yield "1,024 vectors", f"a look of CollapseWatch / {steps} steps of fit", found, "<= 0.2"
 
 
 def setting(seeds, width: int) -> list[dict]:
@@ -174,12 +176,23 @@ def setting(seeds, width: int) -> list[dict]:
 
 def sweep(repeats: int, _: str) -> Rows:
     settings = sweeps.grid(width=(8, 16, 32, 48, 64, 80, 96, 128))
+
+    def swept(pool: Executor) -> Callable[[], object]:
+        return partial(sweeps.sweep, setting, settings, seeds=range(8), executor=pool, progress=False)
+
     with ProcessPoolExecutor(1) as one, ProcessPoolExecutor(2) as two:
-        works = [
-            partial(sweeps.sweep, setting, settings, seeds=range(8), executor=pool, progress=False)
-            for pool in (one, two)
-        ]
+        works = [swept(one), swept(two)]
         yield "64 runs", "1 worker / 2 workers, one thread each", ratios(repeats, *works), ">= 1.7"
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        client.get_executor() as dask,
+        ProcessPoolExecutor(2) as pool,
+    ):
+        works = [swept(dask), swept(pool)]
+        yield "64 runs", "2 workers of Dask / of a process pool", ratios(repeats, *works), "<= 1.1"
 
 
 # ---------------------------------------------------------------- the rest
@@ -230,35 +243,61 @@ def many_codes(repeats: int, _: str) -> Rows:
 
 SECTIONS = {
     one.__name__: one
-    for one in (quantizer, memory, remedies, many, watch, sweep, start, growth, large, clones, many_codes)
+    for one in (
+        quantizer,
+        search,
+        kmeans,
+        memory,
+        remedies,
+        many,
+        watch,
+        sweep,
+        start,
+        growth,
+        large,
+        clones,
+        many_codes,
+    )
 }
-ONLY_ON_CPU = ("sweep", "start", "clones", "many_codes")  # processes, and diagnoses
+ONLY_ON_CPU = ("search", "kmeans", "sweep", "start", "clones", "many_codes")  # peers, processes, diagnoses
 
 
-def main() -> int:
+def measured(sections: list[str], repeats: int, device: str) -> bool:
+    """Prints the rows of the sections, and gives whether all of them ran to their end."""
+    whole = True
+    for name in sections:
+        try:
+            for row in SECTIONS[name](repeats, device):
+                print("| " + " | ".join(row) + " |", flush=True)
+        except ModuleNotFoundError as error:
+            print(f"| {name} | {error.name} is not installed: the rest of the section is left out | | |", flush=True)
+        except Exception:  # the other sections are worth having
+            traceback.print_exc()
+            whole = False
+    return whole
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args()
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="so many busy processes beside it")
+    options = parser.parse_args(arguments)
     there = [name for name in SECTIONS if options.device == "cpu" or name not in ONLY_ON_CPU]
     chosen = options.sections or there
     if unknown := [name for name in chosen if name not in there]:
         parser.error(f"on {options.device} there is no section {unknown[0]!r}: choose from {', '.join(there)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU here")
+    if options.repeats < 1 or options.busy < 0:
+        parser.error(f"need M >= 1 and N >= 0, got {options.repeats} and {options.busy}")
     device = codebook_size.device_name(torch.device(options.device))
-    print(f"{device}, PyTorch {torch.__version__}, {options.repeats} repeats\n")
+    beside = f", beside {options.busy} busy processes" if options.busy else ""
+    print(f"{device}, PyTorch {torch.__version__}, {options.repeats} repeats{beside}\n")
     print("| case | ratio | measured | goal |\n|---|---|---|---|", flush=True)
-    failed = False
-    for name in chosen:
-        try:
-            for row in SECTIONS[name](options.repeats, options.device):
-                print("| " + " | ".join(row) + " |", flush=True)
-        except Exception:  # the other sections are worth having
-            traceback.print_exc()
-            failed = True
-    return int(failed)
+    with busy(options.busy):
+        return int(not measured(chosen, options.repeats, options.device))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqnotes import data, models
 from vqnotes.quantizers import VectorQuantizer
 
+SIZES = ((16_384, 64, 1024), (16_384, 64, 8192), (65_536, 16, 512))  # latents, dimensions, codes
 MODES = data.gaussian_modes(modes=32, per_mode=150, dim=16).x
 
 
@@ -35,8 +36,13 @@ def seconds(work: Callable[[], object]) -> float:
 def ratios(repeats: int, first: Callable, second: Callable) -> str:
     """How many times as long the first takes as the second, alternating. The first call of each does not count."""
     first(), second(), wait()
-    found = [seconds(first) / seconds(second) for _ in range(repeats)]
-    return f"{statistics.median(found):.2f} ({min(found):.2f} .. {max(found):.2f})"
+    return said([seconds(first) / seconds(second) for _ in range(repeats)])
+
+
+def said(found: list[float]) -> str:
+    """The median, and in brackets the lowest and the highest of several."""
+    ends = f" ({min(found):.2f} .. {max(found):.2f})" if len(found) > 1 else ""
+    return f"{statistics.median(found):.2f}{ends}"
 
 
 def both_ways(quantizer: torch.nn.Module, *batches: Tensor) -> Callable[[], None]:
@@ -52,18 +58,18 @@ def both_ways(quantizer: torch.nn.Module, *batches: Tensor) -> Callable[[], None
     return work
 
 
-def search_alone(latents: Tensor, codes: Tensor, rows: int) -> Callable[[], None]:
+def search_alone(latents: Tensor, codes: Tensor, rows: int) -> Callable[[], Tensor]:
     """The limit: product and argmin in chunks of so many rows, without a gradient or a check."""
     half_squares = codes.square().sum(1) / 2
 
-    def work() -> None:
-        for part in latents.split(rows):
-            torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
+    def work() -> Tensor:
+        parts = latents.split(rows)
+        return torch.cat([torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1) for part in parts])
 
     return work
 
 
-def fastest_search(latents: Tensor, codes: Tensor) -> Callable[[], None]:
+def fastest_search(latents: Tensor, codes: Tensor) -> Callable[[], Tensor]:
     """The limit in its best chunk size."""
     sizes = range(20, 31) if latents.is_cuda else range(17, 24)
     works = [search_alone(latents, codes, 2**bits // len(codes)) for bits in sizes if 2**bits >= len(codes)]

@@ -533,7 +533,7 @@ NOTEBOOK_DEFECTS = [
     ("06_dimensional_collapse", '"repaired": again[0]', '"repaired": again[1]',
      "the gap reported as the repaired error"),
     ("07_consequences", '("cooler", 0.6)', '("cooler", 1.6)', "the cooler prior is a warmer one"),
-    ("10_at_scale", 'untrained["step"] == SCALE.steps // 2', 'untrained["step"] == SCALE.steps',
+    ("10_at_scale", 'at_look[SCALE.steps // 2]', 'at_look[SCALE.steps]',
      "equal steps reported as equal quantised steps"),
 ]
 # fmt: on

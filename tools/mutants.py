@@ -41,7 +41,7 @@ PARTS += ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", ".zenodo.json", ".d
 PARTS += ["CODE_OF_CONDUCT.md", "LICENSE-CC-BY-4.0.txt", "SECURITY.md", "SUPPORT.md", "binder", "paper"]
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=900", "--nbval-sanitize-with=tests/sanitize.cfg"]
 NOT_OF_THE_MODULE = ["test_book", "test_handouts", "test_names", "test_notebooks", "test_outside", "test_paper"]
-NOT_OF_THE_MODULE += ["test_project", "test_stamping", "test_without_make", "test_workflows"]
+NOT_OF_THE_MODULE += ["test_project", "test_releasing", "test_stamping", "test_without_make", "test_workflows"]
 
 
 def copy_of_the_project(folder: Path) -> Path:

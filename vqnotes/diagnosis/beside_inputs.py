@@ -1,5 +1,9 @@
 """The encoder beside its inputs: what can be read off latents and codes, and of how many dimensions codes tell."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +18,7 @@ from vqnotes.nearest import nearest_code
 __all__ = ["TRIFLE", "bits_of_directions", "dimensions_filled", "encoder_measures"]
 
 READ = 8192  # latents that readers read
+KEPT = 2**20  # numbers: what was measured of so few inputs is kept, as a watch asks for it at each look
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
 
 
@@ -38,8 +43,11 @@ def dimensions_filled(bits: np.ndarray) -> np.ndarray:
     return np.divide(np.square(bits.sum(-1)), squares, out=np.zeros_like(squares), where=squares > 0)
 
 
-def encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
-    """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own."""
+def encoder_measures(scaled: Scaled, reference: list[list[Tensor]], settled: Callable[[dict], bool]) -> dict:
+    """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own.
+
+    settled: by what was measured so far, by name, whether it does not matter how much a stronger reader reads.
+    """
     stage("codes placed on the inputs")
     observed, paired = scaled.observed, scaled.observed.inputs
     rows, seed = observed.beside, observed.seed
@@ -47,15 +55,13 @@ def encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
     read = _to_read(observed, rows)
     given = x.div_(largest)[read]
-    x = readers.in_few_dimensions(x)
-    parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    placed, as_many = _codes_on_inputs(x, parts.reduced, [len(one.codes) for one in observed.levels], seed)
-    at_codes = _Judged(x[-len(placed.left) :], units_of(rows[-len(placed.left) :], observed.grid), seed, parts.axes)
+    inputs, sizes = _Inputs(x, units_of(rows, observed.grid)), tuple(len(one.codes) for one in observed.levels)
+    alone = (_alone_again if x.numel() <= KEPT else _alone)(inputs, sizes, seed)
 
     stage("inputs read off the latents")
-    rows, x = rows[read], x[read]
+    rows, x = rows[read], alone.x[read]
     half = len(rows) // 2
-    judged = _Judged(x[half:], units_of(rows[half:], observed.grid), seed, parts.axes)
+    judged = _Judged(x[half:], units_of(rows[half:], observed.grid), seed, alone.axes)
     grid = paired.grid if len(paired.grid) > 1 else observed.grid
     near = scaled.centred(around(observed.latents, grid, rows, observed.mask))
     near_codes = coded_by(reference, near.flatten(0, 1)).reshape(near.shape)
@@ -68,31 +74,31 @@ def encoder_measures(scaled: Scaled, reference: list[list[Tensor]]) -> dict:
     if paired.rebuilt is not None:
         left["the model's decoder"] = given[half:] - paired.rebuilt_rows(rows)[half:] / largest
     losses = judged.losses(left)
-    # Before an encoder can be convicted, a stronger reader is heard.
-    if min(one[0] for one in losses.values()) > max(placed.low + TRIFLE, losses["a regression on codes"][0] / 2):
-        left["a network"] = x[half:] - readers.by_network(near, x, guess, seed)
-        losses = judged.losses(left)
-    off_range = at_codes.losses({"codes placed": placed.left})["codes placed"]
-    found = {
-        "inputs_codes": placed.codes,
-        **{f"inputs_{name}": getattr(placed, name) * off_range / off_range[0] for name in ("loss", "low", "high")},
+    found = alone.reference | {
         "codes_loss": losses["a regression on codes"],
+        "model_loss": losses.get("the model's decoder"),
+        **_best_reader(losses),
+    }
+    if scaled.chosen is not None:
+        own = {"own codes": x[half:] - readers.off_codes(*_own_codes(observed, grid, rows), x, seed)}
+        if paired.rebuilt is not None and x.shape == given.shape:  # else x is turned; the decoder's output is not
+            own["the model's decoder"] = left["the model's decoder"]
+        own_losses = judged.losses(own)
+        best = min(own_losses, key=lambda name: own_losses[name][0])
+        found |= alone.best | {"own_loss": own_losses[best], "dimensions": judged.dimensions(own[best])}
+    # Before an encoder can be convicted, a stronger reader is heard.
+    doubtful = found["encoder_loss"][0] > max(alone.low + TRIFLE, found["codes_loss"][0] / 2)
+    if doubtful and not settled(found):
+        by_network = {"a network": x[half:] - readers.by_network(near, x, guess, seed)}
+        found |= _best_reader(losses | judged.losses(by_network))
+    return found
+
+
+def _best_reader(losses: dict[str, np.ndarray]) -> dict:
+    """What the encoder loses at most: what the reader leaves that leaves least; and which reader it is."""
+    return {
         "encoder_loss": np.min(list(losses.values()), axis=0),
         "reader": min(losses, key=lambda name: losses[name][0]),
-        "model_loss": losses.get("the model's decoder"),
-    }
-    if scaled.chosen is None:
-        return found
-    own = {"own codes": x[half:] - readers.off_codes(*_own_codes(observed, grid, rows), x, seed)}
-    if paired.rebuilt is not None and x.shape == given.shape:  # else x is turned, and the decoder's output is not
-        own["the model's decoder"] = left["the model's decoder"]
-    losses = judged.losses(own)
-    best = min(losses, key=lambda name: losses[name][0])
-    return found | {
-        "own_loss": losses[best],
-        "best_loss": at_codes.losses({"as many": as_many.left})["as many"] * as_many.high / as_many.loss,
-        "dimensions": judged.dimensions(own[best]),
-        "best_dimensions": at_codes.dimensions(as_many.left),
     }
 
 
@@ -105,6 +111,52 @@ def _to_read(observed: Observed, rows: Tensor) -> Tensor:
     judged = places[~fitted][: count - count // 2]
     others = torch.cat([places[fitted], places[~fitted][len(judged) :]])[: len(judged)]
     return torch.cat([others, judged]) if len(judged) > count // 4 else places[:count]
+
+
+class _Inputs:
+    """Inputs x (n, P) and the units (n,) that they belong to; two are equal if all their numbers are."""
+
+    def __init__(self, x: Tensor, units: Tensor):
+        self.x, self.units = x, units
+
+    def __hash__(self) -> int:
+        return hash((self.x.shape, self.x[0].sum().item()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Inputs) and torch.equal(self.x, other.x) and torch.equal(self.units, other.units)
+
+
+class _Alone(NamedTuple):
+    """What is known of inputs alone, whatever the model makes of them.
+
+    x: the inputs, in few dimensions, (n, P). axes: their main directions (C, P). low: the least that codes placed on
+    them may lose. reference, best: measures by name, those of the encoder and those beside the model's own codes.
+    """
+
+    x: Tensor
+    axes: Tensor
+    low: float
+    reference: dict
+    best: dict
+
+
+def _alone(inputs: _Inputs, sizes: tuple[int, ...], seed: int) -> _Alone:
+    """Codes placed on the inputs, as many as codebooks of these sizes have."""
+    x = readers.in_few_dimensions(inputs.x)
+    parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
+    placed, as_many = _codes_on_inputs(x, parts.reduced, list(sizes), seed)
+    judged = _Judged(x[-len(placed.left) :], inputs.units[-len(placed.left) :], seed, parts.axes)
+    losses = judged.losses({"placed": placed.left, "as many": as_many.left})
+    off_range = losses["placed"] / losses["placed"][0]
+    reference = {f"inputs_{name}": getattr(placed, name) * off_range for name in ("loss", "low", "high")}
+    best = {
+        "best_loss": losses["as many"] * as_many.high / as_many.loss,
+        "best_dimensions": judged.dimensions(as_many.left),
+    }
+    return _Alone(x, parts.axes, placed.low, reference | {"inputs_codes": placed.codes}, best)
+
+
+_alone_again = lru_cache(maxsize=4)(_alone)
 
 
 def _codes_on_inputs(

@@ -7,6 +7,7 @@ What rests on a sample comes with resamples of it.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -124,10 +125,13 @@ class Measures:
 # ---------------------------------------------------------------- from what was observed to measures
 
 
-def measure(observed: Observed, centroids: Tensor | None = None) -> Measures:
+def measure(
+    observed: Observed, centroids: Tensor | None = None, settled: Callable[[Measures], bool] = lambda found: False
+) -> Measures:
     """The measures behind a verdict: of the whole, and of each codebook if codes are put together.
 
     centroids: of k-means (K, D) on all latents that these are a part of, in whose place they stand as the reference.
+    settled: whether the verdict stays the same, however little the encoder loses; then no network reads.
     """
     several = len(observed.levels) > 1
     alone = tuple(measure(one) for one in observed.codebooks) if several else ()
@@ -157,7 +161,7 @@ def measure(observed: Observed, centroids: Tensor | None = None) -> Measures:
         found["unused"] = Unused(f"{few}: it takes {FEWEST}", f"pass inputs for {FEWEST} latents or more")
     with one_thread():
         if observed.has_inputs and scaled.spread > 0:
-            found |= encoder_measures(scaled, references[0])
+            found |= encoder_measures(scaled, references[0], lambda more: settled(_as_measures(found | more)))
         if observed.labels is not None:
             found |= _label_measures(observed)
     return _as_measures(found)

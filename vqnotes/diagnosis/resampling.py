@@ -7,6 +7,7 @@ latents they are, see the same resamples, and cost next to nothing at any number
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -57,8 +58,9 @@ def _groups(units: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(((mixed ^ (mixed >> np.uint64(31))) % np.uint64(GROUPS)).astype(np.int64))
 
 
+@lru_cache(maxsize=2)
 def _weights(seed: int) -> Tensor:
-    """Of each group in each resample, (1 + DRAWS, GROUPS); 1 in the first."""
+    """Of each group in each resample, (1 + DRAWS, GROUPS); 1 in the first. Every figure asks for them."""
     drawn = np.random.default_rng(seed).poisson(1.0, (DRAWS, GROUPS))
     return torch.from_numpy(np.concatenate([np.ones((1, GROUPS)), drawn]).astype(np.float64))
 

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ __all__ = [
     "lost_by_codes",
     "path",
     "rate_too_low",
+    "settled",
     "several_codes",
     "times",
 ]
@@ -324,6 +326,12 @@ def path(m: Measures, thresholds: dict = THRESHOLDS) -> list[tuple[str, Answer]]
         asked.append((name, answer))
         name = TREE[name].leads_to[answer]
     return asked
+
+
+def settled(m: Measures, thresholds: dict = THRESHOLDS) -> bool:
+    """Whether all answers stay the same, however little the encoder loses: each turns once at most on the way."""
+    least = replace(m, encoder_loss=0.0)
+    return all(one.answer(m, thresholds) is one.answer(least, thresholds) for one in TREE.values())
 
 
 def decide(m: Measures, thresholds: dict = THRESHOLDS) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from vqnotes._checks import Array
 from vqnotes.diagnosis.listening import quantisers
 from vqnotes.diagnosis.listening.units import modules_of, named_by
 from vqnotes.diagnosis.listening.use import Use
-from vqnotes.diagnosis.model import diagnose_model
+from vqnotes.diagnosis.model import verdicts_of_model
 from vqnotes.diagnosis.observed import MOST_NUMBERS
 from vqnotes.diagnosis.report import Diagnosis
 from vqnotes.metrics import entropy
@@ -52,7 +52,9 @@ class CollapseWatch:
     log: called as log(scalars, step) after each look, with what `scalars()` gives, so that any logger can hear of it.
     `vqnotes.diagnosis.callbacks` has callbacks for Lightning and transformers, which log where their trainers do.
     turns: [(step, name of the quantiser, verdict)], one entry for each change at once, the first verdict included.
-    latest: the newest diagnoses by name. `looks()`: all looks, as `draw_watch` draws them.
+    latest: the newest diagnoses by name, as `diagnose_model` makes them; but where the verdict is the same without,
+    no network has read the latents, and the encoder may lose less than is said. `looks()`: all looks, as `draw_watch`
+    draws them.
 
     Two entries stand in the place of a verdict, and neither is a collapse.
     "not started": the codes are not in use yet. Some libraries say so (see `diagnose_model`). For all others the
@@ -162,7 +164,7 @@ class CollapseWatch:
         """The verdicts on a model's quantisers, or what stands in the place of one, with the diagnoses."""
         unused = self._use.unused(run, model) if self._use else set()
         found = {}
-        diagnosed = diagnose_model(model, self.probe, labels=self.labels, progress=False, **self._options)
+        diagnosed = verdicts_of_model(model, self.probe, labels=self.labels, progress=False, **self._options)
         names = self._names(model, diagnosed)
         for name, one in diagnosed.items():
             idle = unused and unused.issuperset(modules_of(name, names))

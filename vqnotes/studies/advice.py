@@ -13,7 +13,6 @@ longer" alone has more steps than its control, since that is what it says.
 
 import argparse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from vqnotes.remedies.replacement import CodeExpiry, RandomRestart
 from vqnotes.remedies.residual import ResidualVQ
 from vqnotes.remedies.scalar import FSQ, LFQ
 from vqnotes.studies import sickened
-from vqnotes.studies.parts import completed
+from vqnotes.studies.parts import completed, processes
 
 __all__ = ["CASES", "SEEDS", "WAYS", "Case", "Recipe", "Way", "examine", "made", "models_advised", "outcomes"]
 
@@ -378,7 +377,7 @@ def main() -> None:
     options = parser.parse_args()
     known = set(pd.read_csv(options.out)["case"]) if options.out.exists() else set()
     todo = [(SEEDS, case) for case in CASES if options.only in case and case not in known]
-    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with processes(options.workers) as pool:
         table, left = completed(options.out, todo, examine, pool, options.workers, options.limit_s, in_order)
     if len(table):
         say(outcomes(table).round(3).to_string(index=False))

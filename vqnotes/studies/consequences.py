@@ -21,7 +21,6 @@ grids of 7 × 7 codes.
 import argparse
 import math
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from vqnotes import data, metrics, models, training
 from vqnotes._printing import say
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.studies import generation
-from vqnotes.studies.parts import completed
+from vqnotes.studies.parts import completed, processes
 
 __all__ = ["ARMS", "KEPT", "SEEDS", "WIDTHS", "consequences_of", "in_order", "parts_of", "stored_table"]
 
@@ -171,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     known = set(pd.read_csv(options.out)["arm"]) if options.out.exists() else set()
     todo = [(arm,) for arm in ARMS if arm not in known]
-    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with processes(options.workers) as pool:
         table, left = completed(options.out, todo, one_arm, pool, options.workers, options.limit_s, in_order)
     if left:
         done = len(ARMS) - len(left)

@@ -13,10 +13,8 @@ search for the nearest code never does.
 import argparse
 import os
 from collections.abc import Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from vqnotes._printing import say
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.studies import codebook_size
 from vqnotes.studies.codebook_size import Images
-from vqnotes.studies.parts import completed
+from vqnotes.studies.parts import completed, processes
 
 __all__ = [
     "ARMS",
@@ -187,14 +185,6 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     return last[["usage", "perplexity", "error", "gap"]].mean().assign(seeds=last.size())
 
 
-def _pool(workers: int) -> Executor:
-    """Processes that each may use a GPU, which a forked one may not; all cores shared among them."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    return ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqnotes.studies.large_codebooks", description=__doc__.splitlines()[0]
@@ -214,7 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
     todo = [(run, plan, options.device) for run in remaining(runs, table, plan)]
-    with _pool(options.workers) as pool:
+    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    with processes(options.workers, threads) as pool:
         table, left = completed(options.out, todo, _trained, pool, options.workers, options.limit_s, _in_order)
     if len(table):
         say(ends(table).round(3).to_string())

@@ -4,11 +4,12 @@ import argparse
 import math
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from vqnotes._files import replaced
 from vqnotes._printing import say
 
-__all__ = ["command", "completed", "examine_all", "gathered", "name_of"]
+__all__ = ["command", "completed", "examine_all", "gathered", "name_of", "processes"]
 
 Examine = Callable[..., Sequence[dict[str, Any]]]
 
@@ -83,6 +84,27 @@ def gathered(folder: Path, settings: list[dict[str, Any]]) -> pd.DataFrame:
     if not parts:
         raise ValueError(f"no setting is done in {folder}")
     return pd.concat(parts, ignore_index=True)
+
+
+def processes(workers: int, threads: int = 1) -> ProcessPoolExecutor:
+    """So many processes, of so many threads each, that end with this one, even if it is killed.
+
+    They are not forked, as each may use a GPU. Those of Python's own pool would wait for ever: each keeps open the
+    queue whose end would tell it.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(threads,))
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def completed(

@@ -11,9 +11,7 @@ Errors are of the inputs that were trained on: what is chosen, and what is ranke
 
 import argparse
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from vqnotes._checks import check_columns
 from vqnotes._printing import say
 from vqnotes.studies import remedies
 from vqnotes.studies.entrants import ENTRANTS
-from vqnotes.studies.parts import completed
+from vqnotes.studies.parts import completed, processes
 
 __all__ = [
     "BEDS", "SEASON_SEEDS", "TUNING_SEEDS", "Trial", "chosen_values", "examine", "gains", "relative_error",
@@ -201,11 +199,6 @@ def trials_done(table: pd.DataFrame) -> pd.Series:
     return pd.Series({bed: 3 * len(ENTRANTS) - left.count(bed) for bed in BEDS}, name="trials")
 
 
-def _pool(workers: int) -> Executor:
-    context = get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vqnotes.studies.tuning", description=__doc__.splitlines()[0])
     parser.add_argument("--season", action="store_true", help="the league with the values chosen, not the tuning")
@@ -223,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = _played
     else:
         todo, run = remaining(table), _tried
-    with _pool(options.workers) as pool:
+    with processes(options.workers) as pool:
         _, left = completed(out, todo, run, pool, options.workers, options.limit_s)
     say(f"{out}: {len(left)} of {len(todo)} that it lacked are still to do")
     return int(len(left) > 0)

@@ -14,7 +14,6 @@ import argparse
 import math
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from vqnotes.diagnosis.observed import INPUTS_PER_CODE
 from vqnotes.diagnosis.watch import CollapseWarning, CollapseWatch
 from vqnotes.quantizers import Quantized, VectorQuantizer
 from vqnotes.studies import sickened
-from vqnotes.studies.parts import completed
+from vqnotes.studies.parts import completed, processes
 
 __all__ = [
     "CASES",
@@ -206,7 +205,7 @@ def main() -> None:
     wanted = trainings()
     known = set(of_table(pd.read_csv(options.out))) if options.out.exists() else set()
     todo = [one for one in wanted if one not in known]
-    with ProcessPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with processes(options.workers) as pool:
         table, left = completed(options.out, todo, one_training, pool, options.workers, options.limit_s, in_order)
     if left:
         there = len(wanted) - len(left)

@@ -327,15 +327,15 @@ class Record:
                 f"{self.shape} with latents on {self.places} and {tuple(x.shape)} with {tuple(places)}"
             )
 
-    def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int) -> dict[str, Diagnosis]:
-        """The diagnosis of the whole and, if there are several codebooks, of each, by name."""
+    def diagnoses(self, inputs: Sample, labels: Tensor | None, seed: int, **options: Any) -> dict[str, Diagnosis]:
+        """The diagnosis of the whole and, if there are several codebooks, of each, by name. options: of `measure`."""
         if self.not_started:
             names = [self.unit.name, *(level.name for level in self.unit.levels if len(self.levels) > 1), *self.sites]
             return dict.fromkeys(names, not_started([name or self.unit.name for name in self.not_started]))
         try:
             observed = self.observed(inputs, labels, seed)
             expect_stages(observed)
-            measures = measure(observed)
+            measures = measure(observed, **options)
             if not observed.stacked:
                 found = {self.unit.name: report(observed, measures)}
             else:
