@@ -107,8 +107,8 @@ def test_the_load_ends_with_a_bench_that_is_interrupted():
 
 def test_answers_that_are_not_the_nearest_are_counted():
     latents, codes = torch.tensor([[0.0], [1.0], [2.0], [0.5]]), torch.tensor([[0.0], [1.0]])
-    assert bench_peers.not_nearest(np.array([0, 1, 1, 1]), latents, codes) == 0, "of two as near, either"
-    assert bench_peers.not_nearest(torch.tensor([1, 1, 0, 0]), latents, codes) == 2
+    answers = {"right, of two as near either": np.array([0, 1, 1, 1]), "wrong": torch.tensor([1, 1, 0, 0])}
+    assert list(bench_peers.not_nearest(answers, latents, codes).values()) == [0, 2]
 
 
 def test_peers_find_what_we_find():

@@ -66,12 +66,16 @@ def searches(latents: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor | 
     return found
 
 
-def not_nearest(index: Tensor | np.ndarray, latents: Tensor, codes: Tensor) -> int:
-    """For how many latents another code than that of the index is nearer, by float64."""
+def not_nearest(answers: dict[str, Tensor | np.ndarray], latents: Tensor, codes: Tensor) -> dict[str, int]:
+    """For how many latents another code than of an index (N,) is nearer by float64, for each of the answers."""
     latents, codes = latents.double(), codes.double()
     best = torch.cat([nearest_by_product(part, codes) for part in latents.split(2048)])
-    chosen, least = ((latents - codes[one]).square().sum(dim=1) for one in (torch.as_tensor(index), best))
-    return int((chosen > least).sum())
+
+    def distances(index: Tensor | np.ndarray) -> Tensor:
+        return (latents - codes[torch.as_tensor(index)]).square().sum(dim=1)
+
+    least = distances(best)
+    return {name: int((distances(index) > least).sum()) for name, index in answers.items()}
 
 
 @contextmanager
@@ -100,7 +104,7 @@ def search(repeats: int, _: str) -> Iterator[tuple]:
             away = latents + shift, codes + shift
             answers = {"nearest_code": nearest_code(*away)}
             answers |= {name: peer() for name, peer in searches(*away).items() if "alone" not in name}
-            wrong = ", ".join(f"{name} {not_nearest(one, *away):,}" for name, one in answers.items())
+            wrong = ", ".join(f"{name} {number:,}" for name, number in not_nearest(answers, *away).items())
             yield case + where, "answers that are not the nearest code", wrong, "ours 0"
 
 
