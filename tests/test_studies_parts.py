@@ -1,5 +1,6 @@
 """A study that is killed in the middle and begun again has every run, once, and leaves no process behind."""
 
+import os
 import random
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from notebook_tools import HOURS
+from notebook_tools import HOURS, ROOT
 
 from vqnotes.studies import parts
 
 SETTINGS, SEEDS = 250, 4  # 1,000 runs
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "tools")}  # where this file, run by itself, finds its helpers
 
 
 def rows_of(number):
@@ -46,7 +48,7 @@ def settings_done(folder):
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_that_is_killed_and_begun_again_loses_nothing(study, tmp_path):
     command, at_least = [sys.executable, __file__, study, tmp_path], random.randint(1, SETTINGS // 4)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT) as running:
         while settings_done(tmp_path) < at_least:
             assert running.poll() is None
             time.sleep(0.01)
@@ -55,7 +57,7 @@ def test_a_study_that_is_killed_and_begun_again_loses_nothing(study, tmp_path):
     assert workers and psutil.wait_procs(workers, timeout=HOURS)[1] == []
     done = settings_done(tmp_path)
     assert at_least <= done < SETTINGS, "killed in the middle"
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout
     lines = [line for line in said.splitlines() if " left" in line or f"/{SETTINGS - done} " in line]
     assert len(lines) == SETTINGS - done, f"what was done after {at_least} is not done again"
     found = pd.read_csv(tmp_path / "table.csv").sort_values("figure")
