@@ -41,8 +41,8 @@ example:
 """
 MODEL = """
 example:
-  python -c "open('checkpoint.py', 'w').write('from vqnotes import VectorQuantizer, models\\ndef build(): return models.mlp_autoencoder(4, VectorQuantizer(16, 2))')"
-  python -c "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(1000, 4)))"
+  python -c "open('checkpoint.py', 'w').write('import torch\\nfrom vqnotes import VectorQuantizer, models\\ndef build():\\n    torch.manual_seed(0)\\n    return models.mlp_autoencoder(4, VectorQuantizer(16, 2))')"
+  python -c "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(4096, 4)))"
   vqnotes model checkpoint.py:build --data inputs.npy
 """  # noqa: E501
 
