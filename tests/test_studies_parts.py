@@ -64,5 +64,22 @@ def test_a_study_that_is_killed_and_begun_again_loses_nothing(study, tmp_path):
     assert found["figure"].tolist() == list(range(SETTINGS * SEEDS))
 
 
+def slowly(number):
+    (Path(os.environ["BEGUN"]) / str(number)).touch()
+    time.sleep(2)
+    return [{"number": number}]
+
+
+def test_when_time_is_up_what_is_under_way_is_finished_and_nothing_else_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BEGUN", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tools"), str(ROOT / "tests")]))
+    settings, out = [{"number": number} for number in range(50)], tmp_path / "parts"
+    out.mkdir()
+    parts.examine_all(slowly, settings, out, workers=1, limit=1)
+    done = len(parts.gathered(out, settings))
+    assert done == len([*tmp_path.glob("[0-9]*")]) < 50
+    assert f"the time is up: {done} of 50 settings were done" in capsys.readouterr().out
+
+
 if __name__ == "__main__":
     STUDIES[sys.argv[1]](Path(sys.argv[2]))

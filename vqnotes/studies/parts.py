@@ -9,8 +9,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from functools import partial
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    TimeoutError,
+    as_completed,
+    wait,
+)
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +44,9 @@ def _kept(setting: dict[str, Any], examine: Examine, folder: Path) -> tuple[str,
     name, start = name_of(setting), time.perf_counter()
     trouble = folder / f"{name}.error"
     try:
-        rows = list(examine(**setting))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = list(examine(**setting))
         drawn = [row.pop("draws", {}) for row in rows]
         if arrays := {f"{n} {key}": one.astype("f4") for n, each in enumerate(drawn) for key, one in each.items()}:
             np.savez_compressed(folder / f"{name}.npz", **arrays)
@@ -50,11 +59,6 @@ def _kept(setting: dict[str, Any], examine: Examine, folder: Path) -> tuple[str,
         return name, repr(error), time.perf_counter() - start
 
 
-def _alone() -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-
-
 def examine_all(
     examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None
 ) -> None:
@@ -62,19 +66,19 @@ def examine_all(
 
     examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in
     it, "draws", is kept beside the table. What fails is written to a file NAME.error. What is under way when time is
-    up is lost.
+    up is finished, and no other is begun.
     """
-    end = None if limit is None else time.monotonic() + limit
     os.environ |= {"OMP_NUM_THREADS": "1", "LOGURU_LEVEL": "ERROR"}  # of the workers
-    with multiprocessing.get_context("spawn").Pool(workers, _alone) as pool:
-        results = pool.imap_unordered(partial(_kept, examine=examine, folder=folder), todo)
-        for number in range(1, len(todo) + 1):
-            try:
-                name, wrong, seconds = results.next(None if end is None else max(0.0, end - time.monotonic()))
-            except multiprocessing.TimeoutError:
-                say(f"the time is up: {number - 1} of {len(todo)} settings were done", flush=True)
-                return
-            say(f"{number}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
+    with processes(workers) as pool:
+        settings = [pool.submit(_kept, one, examine, folder) for one in todo]
+        try:
+            for number, one in enumerate(as_completed(settings, limit), 1):
+                name, wrong, seconds = one.result()
+                say(f"{number}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
+        except TimeoutError:
+            pool.shutdown(cancel_futures=True)
+            done = len(todo) - sum(one.cancelled() for one in settings)
+            say(f"the time is up: {done} of {len(todo)} settings were done", flush=True)
 
 
 def gathered(folder: Path, settings: list[dict[str, Any]]) -> pd.DataFrame:
