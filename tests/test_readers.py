@@ -11,7 +11,8 @@ from helpers import normal, random_measures
 from sklearn.linear_model import RidgeCV
 
 from vqnotes import data
-from vqnotes.diagnosis import beside_inputs, diagnose, readers
+from vqnotes.diagnosis import CollapseWatch, beside_inputs, diagnose, diagnose_model, readers
+from vqnotes.diagnosis.beside_inputs import KnownInputs
 from vqnotes.diagnosis.measures import Measures, measure
 from vqnotes.diagnosis.observed import observe
 from vqnotes.diagnosis.readers import (
@@ -25,7 +26,8 @@ from vqnotes.diagnosis.readers import (
 )
 from vqnotes.diagnosis.rules import Answer, decide, encoder_at_fault, inputs_lost, labels_lost, settled
 from vqnotes.kmeans import kmeans
-from vqnotes.models import ToPatches
+from vqnotes.models import ToPatches, VQAutoencoder, mlp
+from vqnotes.quantizers import VectorQuantizer
 
 
 def coupled(x, strength, layers):
@@ -312,22 +314,34 @@ def test_the_ridge_regression_is_that_of_scikit_learn(features, outputs):
 
 
 def test_inputs_that_stay_the_same_are_measured_once(clouds, monkeypatch):
-    x, placed, on_inputs = clouds[:1600], [], readers.loss_by_as_many_codes
+    x, placed, on_inputs, known = clouds[:1600], [], readers.loss_by_as_many_codes, KnownInputs()
     monkeypatch.setattr(readers, "loss_by_as_many_codes", lambda *given: placed.append(1) or on_inputs(*given))
-    beside_inputs._alone_again.cache_clear()
 
-    def found(x, latents):
-        return measure(observe(latents, kmeans(latents, 32)[0], inputs=x))
+    def found(x, latents, size=32):
+        return measure(observe(latents, kmeans(latents, size)[0], inputs=x), known=known)
 
     found(x, coupled(x, 0.5, 1))
     again = found(x.clone(), x)
     assert len(placed) == 1
-    beside_inputs._alone_again.cache_clear()
+    known = KnownInputs()
     fresh = found(x, x)
     assert again == fresh and all((fresh.draws[name] == one).all() for name, one in again.draws.items())
     changed = x.clone()
     changed[-1, -1] += 1
     assert found(changed, x) != fresh and len(placed) == 3
+    assert found(x, x, size=33) != fresh and len(placed) == 4
+    assert found(x, x) == fresh and len(placed) == 4
+
+
+def test_few_inputs_are_kept_and_small_ones(clouds, monkeypatch):
+    known = KnownInputs()
+    monkeypatch.setattr(KnownInputs, "NUMBERS", clouds[:400].numel())
+    monkeypatch.setattr(beside_inputs, "_alone", lambda x, units, sizes, seed: (len(x), sizes, seed))
+    asked = [(clouds[:400], torch.arange(400), [8], seed) for seed in range(6)]
+    assert [known.alone(*one) for one in [*asked, asked[0]]] == [(400, [8], seed) for seed in [*range(6), 0]]
+    assert len(known._kept) == KnownInputs.MOST
+    known.alone(clouds[:401], torch.arange(401), [8], 0)
+    assert all(len(x) == 400 for (x, *_), _ in known._kept)
 
 
 def test_no_network_reads_where_the_verdict_is_settled(clouds, monkeypatch):
@@ -340,6 +354,23 @@ def test_no_network_reads_where_the_verdict_is_settled(clouds, monkeypatch):
         read.clear()
         assert decide(measure(observed))[0] == decided and len(read) == 1
         read.clear()
+
+
+def test_a_look_of_a_watch_measures_its_probe_once_and_has_no_network_read_for_nothing(clouds, monkeypatch):
+    encoder, quantizer = mlp(8, 8), VectorQuantizer(256, 8)
+    encoder.forward = lambda x: coupled(x, 0.5, 3)
+    quantizer.codebook.data = kmeans(coupled(clouds, 0.5, 3), 256)[0]
+    model, placed, read = VQAutoencoder(encoder, quantizer, mlp(8, 8)), [], []
+    on_inputs, by_network = readers.loss_by_as_many_codes, readers.by_network
+    monkeypatch.setattr(readers, "loss_by_as_many_codes", lambda *given: placed.append(1) or on_inputs(*given))
+    monkeypatch.setattr(readers, "by_network", lambda *given: read.append(1) or by_network(*given))
+    looking = CollapseWatch(clouds)
+    looking.look(0, model)
+    looking.look(1, model)
+    assert (len(placed), len(read)) == (1, 0)
+    plain = diagnose_model(model, clouds)["quantizer"]
+    assert (len(placed), len(read)) == (2, 1)
+    assert looking.latest["quantizer"].verdict == plain.verdict == "healthy"
 
 
 def test_a_verdict_that_is_settled_stays_the_same_whatever_the_encoder_loses():

@@ -82,12 +82,12 @@ def test_a_watch_left_to_itself_costs_a_twentieth(monkeypatch):
     """On a clock of our own: a look takes 0.5 s, a step 0.01 s."""
     clock, looks = [0.0], []
 
-    def slow(model, probe, labels, progress):
+    def slow(looking, model):
         looks.append(clock[0])
         clock[0] += 0.5
         return {}
 
-    monkeypatch.setattr(watch, "verdicts_of_model", slow)
+    monkeypatch.setattr(CollapseWatch, "_diagnosed", slow)
     monkeypatch.setattr(watch.time, "perf_counter", lambda: clock[0])
     looking = CollapseWatch(normal(10, 4))
     for step in range(10_000):
@@ -166,13 +166,13 @@ def scripted(monkeypatch, found):
     """Each look at a model finds what comes next: a verdict on its quantiser, or an error."""
     coming = iter(found)
 
-    def diagnose_scripted(model, probe, labels, progress):
+    def diagnose_scripted(looking, model):
         one = next(coming)
         if isinstance(one, BaseException):
             raise one
         return {"vq": Diagnosis(one, "Why.", {}, [])}
 
-    monkeypatch.setattr(watch, "verdicts_of_model", diagnose_scripted)
+    monkeypatch.setattr(CollapseWatch, "_diagnosed", diagnose_scripted)
     monkeypatch.setattr(Use, "unused", lambda *_: set())
 
 
@@ -269,12 +269,12 @@ def test_looks_that_come_soon_keep_to_the_budget(monkeypatch, found):
     """On a clock of our own: a look takes 0.5 s, a step 0.01 s."""
     clock, looks = [0.0], []
 
-    def slow(model, probe, labels, progress):
+    def slow(looking, model):
         looks.append(clock[0])
         clock[0] += 0.5
         return {"vq": Diagnosis(found[(len(looks) - 1) % len(found)], "Why.", {}, [])}
 
-    monkeypatch.setattr(watch, "verdicts_of_model", slow)
+    monkeypatch.setattr(CollapseWatch, "_diagnosed", slow)
     monkeypatch.setattr(watch.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(Use, "unused", lambda *_: set())
     looking, model = CollapseWatch(None, confirm=4), VectorQuantizer(8, 4)
@@ -492,10 +492,10 @@ def test_no_change_of_a_model_ends_a_training(change):
 def test_a_quantiser_that_is_gone_asks_for_no_more_looks(monkeypatch):
     found = iter([{"a": TOKEN}, *[{"b": HEALTHY}] * 9])
 
-    def scripted(model, probe, labels, progress):
+    def scripted(looking, model):
         return {name: Diagnosis(one, "Why.", {}, []) for name, one in next(found).items()}
 
-    monkeypatch.setattr(watch, "verdicts_of_model", scripted)
+    monkeypatch.setattr(CollapseWatch, "_diagnosed", scripted)
     looking = CollapseWatch(None, every=8)
     for step in range(17):
         looking(step, VectorQuantizer(8, 4))
@@ -558,7 +558,7 @@ def test_any_loop_can_log():
 def test_names_for_loggers_have_no_brackets_or_colons(monkeypatch):
     found = {"vq[head 0]": TOKEN, "_orig_mod.vq": HEALTHY}
     diagnoses = {name: Diagnosis(one, "Why.", {}, []) for name, one in found.items()}
-    monkeypatch.setattr(watch, "verdicts_of_model", lambda *_, **__: diagnoses)
+    monkeypatch.setattr(CollapseWatch, "_diagnosed", lambda *_, **__: diagnoses)
     looking = CollapseWatch(None, every=1)
     looking(0, [VectorQuantizer(8, 4)])
     expected = {"run_0_vq_head_0": 1.0, "run_0__orig_mod.vq": 0.0}

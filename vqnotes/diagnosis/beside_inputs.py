@@ -1,7 +1,6 @@
 """The encoder beside its inputs: what can be read off latents and codes, and of how many dimensions codes tell."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +14,9 @@ from vqnotes.diagnosis.references import Scaled, coded_by
 from vqnotes.diagnosis.resampling import Resampled, units_of
 from vqnotes.nearest import nearest_code
 
-__all__ = ["TRIFLE", "bits_of_directions", "dimensions_filled", "encoder_measures"]
+__all__ = ["TRIFLE", "KnownInputs", "bits_of_directions", "dimensions_filled", "encoder_measures"]
 
 READ = 8192  # latents that readers read
-KEPT = 2**20  # numbers: what was measured of so few inputs is kept, as a watch asks for it at each look
 TRIFLE = 0.005  # of a variance: what costs less is not called ill
 
 
@@ -43,9 +41,12 @@ def dimensions_filled(bits: np.ndarray) -> np.ndarray:
     return np.divide(np.square(bits.sum(-1)), squares, out=np.zeros_like(squares), where=squares > 0)
 
 
-def encoder_measures(scaled: Scaled, reference: list[list[Tensor]], settled: Callable[[dict], bool]) -> dict:
+def encoder_measures(
+    scaled: Scaled, reference: list[list[Tensor]], known: "KnownInputs", settled: Callable[[dict], bool]
+) -> dict:
     """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own.
 
+    known: what was measured of inputs before; it learns of these.
     settled: by what was measured so far, by name, whether it does not matter how much a stronger reader reads.
     """
     stage("codes placed on the inputs")
@@ -55,8 +56,7 @@ def encoder_measures(scaled: Scaled, reference: list[list[Tensor]], settled: Cal
     largest = torch.stack(torch.aminmax(x)).abs().max()  # so that squares do not overflow
     read = _to_read(observed, rows)
     given = x.div_(largest)[read]
-    inputs, sizes = _Inputs(x, units_of(rows, observed.grid)), tuple(len(one.codes) for one in observed.levels)
-    alone = (_alone_again if x.numel() <= KEPT else _alone)(inputs, sizes, seed)
+    alone = known.alone(x, units_of(rows, observed.grid), [len(one.codes) for one in observed.levels], seed)
 
     stage("inputs read off the latents")
     rows, x = rows[read], alone.x[read]
@@ -113,19 +113,6 @@ def _to_read(observed: Observed, rows: Tensor) -> Tensor:
     return torch.cat([others, judged]) if len(judged) > count // 4 else places[:count]
 
 
-class _Inputs:
-    """Inputs x (n, P) and the units (n,) that they belong to; two are equal if all their numbers are."""
-
-    def __init__(self, x: Tensor, units: Tensor):
-        self.x, self.units = x, units
-
-    def __hash__(self) -> int:
-        return hash((self.x.shape, self.x[0].sum().item()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Inputs) and torch.equal(self.x, other.x) and torch.equal(self.units, other.units)
-
-
 class _Alone(NamedTuple):
     """What is known of inputs alone, whatever the model makes of them.
 
@@ -140,12 +127,12 @@ class _Alone(NamedTuple):
     best: dict
 
 
-def _alone(inputs: _Inputs, sizes: tuple[int, ...], seed: int) -> _Alone:
-    """Codes placed on the inputs, as many as codebooks of these sizes have."""
-    x = readers.in_few_dimensions(inputs.x)
+def _alone(x: Tensor, units: Tensor, sizes: list[int], seed: int) -> _Alone:
+    """Codes placed on the inputs x (n, P), as many as codebooks of these sizes have. units (n,) they belong to."""
+    x = readers.in_few_dimensions(x)
     parts = readers.Components(x, readers.MOST_COMPONENTS, seed)
-    placed, as_many = _codes_on_inputs(x, parts.reduced, list(sizes), seed)
-    judged = _Judged(x[-len(placed.left) :], inputs.units[-len(placed.left) :], seed, parts.axes)
+    placed, as_many = _codes_on_inputs(x, parts.reduced, sizes, seed)
+    judged = _Judged(x[-len(placed.left) :], units[-len(placed.left) :], seed, parts.axes)
     losses = judged.losses({"placed": placed.left, "as many": as_many.left})
     off_range = losses["placed"] / losses["placed"][0]
     reference = {f"inputs_{name}": getattr(placed, name) * off_range for name in ("loss", "low", "high")}
@@ -156,7 +143,26 @@ def _alone(inputs: _Inputs, sizes: tuple[int, ...], seed: int) -> _Alone:
     return _Alone(x, parts.axes, placed.low, reference | {"inputs_codes": placed.codes}, best)
 
 
-_alone_again = lru_cache(maxsize=4)(_alone)
+class KnownInputs:
+    """What was measured of inputs alone, for whoever diagnoses a model again and again beside the same ones.
+
+    Kept are the newest four sets, one for each quantiser that looks at other places, of up to 2^20 numbers each.
+    """
+
+    MOST, NUMBERS = 4, 2**20
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[tuple[Tensor, Tensor, list[int], int], _Alone]] = []
+
+    def alone(self, x: Tensor, units: Tensor, sizes: list[int], seed: int) -> _Alone:
+        """As `_alone` finds it, or found it before."""
+        for (old, belong, *asked), found in self._kept:
+            if asked == [sizes, seed] and torch.equal(old, x) and torch.equal(belong, units):
+                return found
+        found = _alone(x, units, sizes, seed)
+        if x.numel() <= self.NUMBERS:
+            self._kept = [((x, units, sizes, seed), found), *self._kept][: self.MOST]
+        return found
 
 
 def _codes_on_inputs(

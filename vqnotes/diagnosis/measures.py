@@ -19,7 +19,7 @@ from vqnotes import metrics
 from vqnotes._progress import stage
 from vqnotes._rounding import PART
 from vqnotes._threads import one_thread
-from vqnotes.diagnosis.beside_inputs import encoder_measures
+from vqnotes.diagnosis.beside_inputs import KnownInputs, encoder_measures
 from vqnotes.diagnosis.inputs import Unused
 from vqnotes.diagnosis.observed import AT_LEAST, FEWEST, Observed
 from vqnotes.diagnosis.references import Scaled, coded_by, reference_for, squared_errors
@@ -126,12 +126,17 @@ class Measures:
 
 
 def measure(
-    observed: Observed, centroids: Tensor | None = None, settled: Callable[[Measures], bool] = lambda found: False
+    observed: Observed,
+    centroids: Tensor | None = None,
+    *,
+    settled: Callable[[Measures], bool] = lambda found: False,
+    known: KnownInputs | None = None,
 ) -> Measures:
     """The measures behind a verdict: of the whole, and of each codebook if codes are put together.
 
     centroids: of k-means (K, D) on all latents that these are a part of, in whose place they stand as the reference.
     settled: whether the verdict stays the same, however little the encoder loses; then no network reads.
+    known: what earlier calls measured of the same inputs, if they were given it too.
     """
     several = len(observed.levels) > 1
     alone = tuple(measure(one) for one in observed.codebooks) if several else ()
@@ -161,7 +166,8 @@ def measure(
         found["unused"] = Unused(f"{few}: it takes {FEWEST}", f"pass inputs for {FEWEST} latents or more")
     with one_thread():
         if observed.has_inputs and scaled.spread > 0:
-            found |= encoder_measures(scaled, references[0], lambda more: settled(_as_measures(found | more)))
+            known = known or KnownInputs()
+            found |= encoder_measures(scaled, references[0], known, lambda more: settled(_as_measures(found | more)))
         if observed.labels is not None:
             found |= _label_measures(observed)
     return _as_measures(found)

@@ -19,9 +19,8 @@ from vqnotes.diagnosis.listening.records import Heard
 from vqnotes.diagnosis.listening.trials import without_gradient
 from vqnotes.diagnosis.observed import seed_of
 from vqnotes.diagnosis.report import Diagnosis
-from vqnotes.diagnosis.rules import settled
 
-__all__ = ["as_it_was", "diagnose_model", "verdicts_of_model"]
+__all__ = ["as_it_was", "diagnose_model", "diagnoses_of", "hear"]
 
 MOST_LATENTS = 2**18
 
@@ -99,54 +98,45 @@ def diagnose_model(
     or inputs name what is not there, if the model cannot take the data, or as `diagnose` does. What refuses a model
     for its quantiser says what was looked for, what was found, and how to describe it in ten lines.
     """
-    given: Any = {"labels": labels, "places": places, "quantizers": quantizers, "call": call, "inputs": inputs}
-    return _diagnosed(model, data, **given, seed=seed, progress=progress)
+    with progress_bar("diagnose_model", progress):
+        return diagnoses_of(hear(model, data, places, quantizers, call, inputs, seed), labels)
 
 
-def verdicts_of_model(model: nn.Module, data: Any, **options: Any) -> dict[str, Diagnosis]:
-    """The same for a watch: no network reads the latents where the verdict is the same, however much it reads.
-
-    The evidence then has an encoder that may lose less than is said. options: of `diagnose_model`.
-    """
-    return _diagnosed(model, data, **options, settled=settled)
-
-
-def _diagnosed(
+def hear(
     model: nn.Module,
     data: Any,
-    *,
-    labels: Array | None = None,
     places: tuple | None = None,
     quantizers: dict | None = None,
     call: Callable[[Any, Any], Any] | None = None,
     inputs: str | int | None = None,
     seed: int = 0,
-    progress: bool | None = None,
-    **measuring: Any,
-) -> dict[str, Diagnosis]:
-    """measuring: options of `measure`."""
+) -> Heard:
+    """What is heard of the quantisers of a model that runs on the data. Raises ValueError: see `diagnose_model`."""
     feed = Feed(model, call, inputs)
     listener, places, seed = Listener(model, quantizers, feed.call_with), axes_of(places), seed_of(seed)
-    with progress_bar("diagnose_model", progress):
-        expect(1, 0)
-        stage("listening")
-        with as_it_was(model, listener.names):
-            with listener.listening():
-                heard = Heard(listener, places, seed)
-                for x, y in feed.batches(data):
-                    heard.add(x, y)
-                    if max(record.heard for record in heard.records) >= MOST_LATENTS:
-                        break
-            if not heard.count:
-                raise ValueError("no data: not a single batch came")
-            names = [name for record in heard.records for name in record.entries]
-            feed.rewind()
-            cut = without_gradient(listener, heard.first, names)
-        found = {}
-        for record in heard.records:
-            for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), seed, **measuring).items():
-                one = replace(one, notes=[*one.notes, *listener.unjudged]) if name == record.unit.name else one
-                found[name] = _no_gradient(one) if cut.issuperset(record.entries) else one
+    expect(1, 0)
+    stage("listening")
+    with as_it_was(model, listener.names):
+        with listener.listening():
+            heard = Heard(listener, places, seed)
+            for x, y in feed.batches(data):
+                heard.add(x, y)
+                if max(record.heard for record in heard.records) >= MOST_LATENTS:
+                    break
+        if not heard.count:
+            raise ValueError("no data: not a single batch came")
+        feed.rewind()
+        heard.cut = without_gradient(listener, heard.first, [name for one in heard.records for name in one.entries])
+    return heard
+
+
+def diagnoses_of(heard: Heard, labels: Array | None, **measuring: Any) -> dict[str, Diagnosis]:
+    """The diagnosis of each quantiser that was heard, by name. measuring: options of `measure`."""
+    found = {}
+    for record in heard.records:
+        for name, one in record.diagnoses(heard.inputs, heard.labels_of(labels), heard.seed, **measuring).items():
+            one = replace(one, notes=[*one.notes, *heard.listener.unjudged]) if name == record.unit.name else one
+            found[name] = _no_gradient(one) if heard.cut.issuperset(record.entries) else one
     return found
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vqnotes._checks import Array
+from vqnotes.diagnosis.beside_inputs import KnownInputs
 from vqnotes.diagnosis.listening import quantisers
 from vqnotes.diagnosis.listening.units import modules_of, named_by
 from vqnotes.diagnosis.listening.use import Use
-from vqnotes.diagnosis.model import verdicts_of_model
+from vqnotes.diagnosis.model import diagnoses_of, hear
 from vqnotes.diagnosis.observed import MOST_NUMBERS
 from vqnotes.diagnosis.report import Diagnosis
+from vqnotes.diagnosis.rules import settled
 from vqnotes.metrics import entropy
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class CollapseWatch:
         self.labels, self.every, self.start, self.confirm, self.log = labels, every, start, confirm, log
         given = {"quantizers": quantizers, "call": call, "inputs": inputs}
         self._options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+        self._known = KnownInputs()
         self.turns: list[tuple[int, str, str]] = []
         self.latest: dict[str, Diagnosis] = {}
         self._called = start - 1  # the step of the last call, if it is not before the start
@@ -164,13 +167,18 @@ class CollapseWatch:
         """The verdicts on a model's quantisers, or what stands in the place of one, with the diagnoses."""
         unused = self._use.unused(run, model) if self._use else set()
         found = {}
-        diagnosed = verdicts_of_model(model, self.probe, labels=self.labels, progress=False, **self._options)
+        diagnosed = self._diagnosed(model)
         names = self._names(model, diagnosed)
         for name, one in diagnosed.items():
             idle = unused and unused.issuperset(modules_of(name, names))
             waits = not one.started or (idle and _is_bad(one.verdict))
             found[run + name] = (NOT_STARTED if waits else one.verdict, one)
         return found
+
+    def _diagnosed(self, model: nn.Module) -> dict[str, Diagnosis]:
+        """As `diagnose_model`, at less cost: see `latest`. What belongs to the probe alone is measured once."""
+        heard = hear(model, self.probe, **self._options)
+        return diagnoses_of(heard, self.labels, settled=settled, known=self._known)
 
     def _names(self, model: nn.Module, diagnosed: Iterable[str]) -> list[str]:
         """The names of the model's quantisers, those that were found by watching among them."""

@@ -38,7 +38,10 @@ APART = f"let each input have latents of its own, (inputs, places ..., D), or {B
 
 
 class Heard:
-    """All that was heard: a record for each unit of quantisers, and the inputs."""
+    """All that was heard: a record for each unit of quantisers, and the inputs.
+
+    cut: the modules that no gradient passes, as far as that was tried.
+    """
 
     def __init__(self, listener: Listener, places: tuple | None, seed: int):
         self.listener, self.places, self.seed = listener, places, seed
@@ -47,6 +50,7 @@ class Heard:
         self.records: list[Record] = []
         self.labels: list[Tensor | None] = []
         self.inputs: Sample | None = None
+        self.cut: set[str] = set()
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
         """Calls the model on a batch of inputs x (N, ...), and takes in what is heard, and the labels y (N,).
