@@ -531,7 +531,7 @@ NOTEBOOK_DEFECTS = [
     ("09_diagnose_your_own", "cured.encode(crops).detach(), cured.quantizer.codes(), inputs=crops, channel_axis=-1",
      "cured.encode(crops).detach(), mine.quantizer.codes(), inputs=crops, channel_axis=-1",
      "the cured model's latents with the collapsed model's codes"),
-    ("06_dimensional_collapse", '"repaired": again[0]', '"repaired": again[1]',
+    ("06_dimensional_collapse", '("repaired", "gap", "d_eff anew")', '("gap", "repaired", "d_eff anew")',
      "the gap reported as the repaired error"),
     ("07_consequences", '("cooler", 0.6)', '("cooler", 1.6)', "the cooler prior is a warmer one"),
     ("10_at_scale", 'at_look[SCALE.steps // 2]', 'at_look[SCALE.steps]',
