@@ -1,8 +1,10 @@
 """What is read off latents: an encoder that can be inverted is not convicted, one that lost something is."""
 
+import copy
 import dataclasses
 import functools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -333,15 +335,23 @@ def test_inputs_that_stay_the_same_are_measured_once(clouds, monkeypatch):
     assert found(x, x) == fresh and len(placed) == 4
 
 
-def test_few_inputs_are_kept_and_small_ones(clouds, monkeypatch):
-    known = KnownInputs()
-    monkeypatch.setattr(KnownInputs, "NUMBERS", clouds[:400].numel())
-    monkeypatch.setattr(beside_inputs, "_alone", lambda x, units, sizes, seed: (len(x), sizes, seed))
-    asked = [(clouds[:400], torch.arange(400), [8], seed) for seed in range(6)]
-    assert [known.alone(*one) for one in [*asked, asked[0]]] == [(400, [8], seed) for seed in [*range(6), 0]]
-    assert len(known._kept) == KnownInputs.MOST
-    known.alone(clouds[:401], torch.arange(401), [8], 0)
-    assert all(len(x) == 400 for (x, *_), _ in known._kept)
+def test_inputs_that_were_asked_for_last_are_kept(clouds, monkeypatch):
+    known, asked, units = KnownInputs(), [], torch.arange(400)
+    monkeypatch.setattr(KnownInputs, "NUMBERS", 3 * clouds[:400].numel())
+    monkeypatch.setattr(beside_inputs, "_alone", lambda *given: asked.append(given[3]) or given)
+
+    def ask(seed, x=clouds[:400], units=units, sizes=(8,)):
+        found = known.alone(x, units, [*sizes], seed)
+        assert found[0] is not None and torch.equal(found[1], units) and found[2:] == ([*sizes], seed)
+        return len(asked)
+
+    assert [ask(seed) for seed in (0, 1, 2, 0, 1, 2)] == [1, 2, 3, 3, 3, 3]
+    assert [ask(seed) for seed in (0, 3, 0, 2, 1)] == [3, 4, 4, 4, 5]  # 1 was asked for longest ago
+    assert ask(1, units=units // 2) == 6 and ask(1, sizes=(8, 8)) == 7 and ask(1) == 7
+    assert ask(9, clouds[:1300], torch.arange(1300)) == 8  # too large to be kept
+    assert ask(9, clouds[:1300], torch.arange(1300)) == 9 and ask(1) == 9
+    for other in (copy.deepcopy(known), pickle.loads(pickle.dumps(known))):
+        assert isinstance(other, KnownInputs) and not other._kept
 
 
 def test_no_network_reads_where_the_verdict_is_settled(clouds, monkeypatch):

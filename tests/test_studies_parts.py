@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -64,21 +65,42 @@ def test_a_study_that_is_killed_and_begun_again_loses_nothing(study, tmp_path):
     assert found["figure"].tolist() == list(range(SETTINGS * SEEDS))
 
 
-def slowly(number):
-    (Path(os.environ["BEGUN"]) / str(number)).touch()
-    time.sleep(2)
-    return [{"number": number}]
+def test_what_is_begun_is_finished_and_nothing_else_begun_when_time_is_up(tmp_path, monkeypatch, capsys):
+    """By a clock of its own, on which each setting takes a second."""
+    now, begun = [0.0], []
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
 
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, work, setting):
+            begun.append(now[0])
+            now[0] += 1
+            return super().submit(work, setting)
 
-def test_when_time_is_up_what_is_under_way_is_finished_and_nothing_else_begun(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("BEGUN", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tools"), str(ROOT / "tests")]))
+    monkeypatch.setattr(parts, "processes", AtOnce)
     settings, out = [{"number": number} for number in range(50)], tmp_path / "parts"
     out.mkdir()
-    parts.examine_all(slowly, settings, out, workers=1, limit=1)
-    done = len(parts.gathered(out, settings))
-    assert done == len([*tmp_path.glob("[0-9]*")]) < 50
-    assert f"the time is up: {done} of 50 settings were done" in capsys.readouterr().out
+    parts.examine_all(rows_of, settings, out, workers=2, limit=6.5)
+    assert begun == [0, 1, 2, 3, 4, 5, 6]
+    assert len(parts.gathered(out, settings)) == 7 * SEEDS
+    assert "the time is up: 7 of 50 settings were done" in capsys.readouterr().out
+
+
+def interrupted_at_once(number):
+    raise KeyboardInterrupt
+
+
+def test_after_an_interrupt_nothing_that_waits_is_done(tmp_path, monkeypatch):
+    begun = []
+
+    class Counted(ThreadPoolExecutor):
+        def submit(self, *given):
+            begun.append(given)
+            return super().submit(*given)
+
+    monkeypatch.setattr(parts, "processes", Counted)
+    with pytest.raises(KeyboardInterrupt):
+        parts.examine_all(interrupted_at_once, [{"number": number} for number in range(50)], tmp_path, workers=2)
+    assert len(begun) == 2
 
 
 if __name__ == "__main__":

@@ -201,8 +201,8 @@ def test_parts_are_written_and_errors_stop_no_other(tmp_path, capsys):
         parts.gathered(tmp_path, todo[1:])
 
 
-def test_a_limit_ends_a_run(tmp_path, capsys):
-    parts.examine_all(tried, [{"name": "one", "seconds": 600}], tmp_path, workers=1, limit=0.5)
+def test_a_limit_begins_no_other(tmp_path, capsys):
+    parts.examine_all(tried, [{"name": "one", "seconds": 600}], tmp_path, workers=1, limit=0)
     assert "the time is up: 0 of 1 settings were done" in capsys.readouterr().out and not [*tmp_path.iterdir()]
 
 

@@ -24,6 +24,8 @@ DEFECTS = [
     ("_progress", "self.work > LONG", "self.work < LONG", "short work has a bar, long work has none"),
     ("diagnosis/stages", "len(alone) * (1 + references)", "len(alone)", "a stack has more stages than announced"),
     ("diagnosis/watch", ", known=self._known)", ")", "a watch measures its inputs at each look"),
+    ("diagnosis/beside_inputs", " and torch.equal(belong, units)", "", "inputs of other units taken for the same"),
+    ("studies/parts", " and len(running) < at_once", "", "all that waits is given to the pool at once"),
     ("diagnosis/watch", "settled=settled, ", "", "a network reads where the verdict is settled"),
     ("kmeans", "STEPS, IMPROVEMENT = 50,", "STEPS, IMPROVEMENT = 1,", "k-means with one step"),
     ("_kmeans_start", "left_with.sum(dim=1).argmin(dim=0, keepdim=True)", "tried.new_zeros(1)",

@@ -46,7 +46,6 @@ def encoder_measures(
 ) -> dict:
     """The encoder beside its inputs: what is read off latents, off the codes of the reference, and off their own.
 
-    known: what was measured of inputs before; it learns of these.
     settled: by what was measured so far, by name, whether it does not matter how much a stronger reader reads.
     """
     stage("codes placed on the inputs")
@@ -144,24 +143,34 @@ def _alone(x: Tensor, units: Tensor, sizes: list[int], seed: int) -> _Alone:
 
 
 class KnownInputs:
-    """What was measured of inputs alone, for whoever diagnoses a model again and again beside the same ones.
+    """What was measured of inputs alone, for whoever diagnoses models again and again beside the same ones.
 
-    Kept are the newest four sets, one for each quantiser that looks at other places, of up to 2^20 numbers each.
+    Sets of inputs (n, P) of 2^22 numbers together are kept, those that were asked for last. A copy learns anew.
     """
 
-    MOST, NUMBERS = 4, 2**20
+    NUMBERS = 2**22
 
     def __init__(self) -> None:
         self._kept: list[tuple[tuple[Tensor, Tensor, list[int], int], _Alone]] = []
 
+    def __reduce__(self) -> tuple:
+        return KnownInputs, ()
+
     def alone(self, x: Tensor, units: Tensor, sizes: list[int], seed: int) -> _Alone:
         """As `_alone` finds it, or found it before."""
-        for (old, belong, *asked), found in self._kept:
+        for entry in self._kept:
+            (old, belong, *asked), found = entry
             if asked == [sizes, seed] and torch.equal(old, x) and torch.equal(belong, units):
+                break
+        else:
+            found = _alone(x, units, sizes, seed)
+            entry = (x, units, sizes, seed), found
+            if x.numel() > self.NUMBERS:
                 return found
-        found = _alone(x, units, sizes, seed)
-        if x.numel() <= self.NUMBERS:
-            self._kept = [((x, units, sizes, seed), found), *self._kept][: self.MOST]
+        kept = [entry, *(one for one in self._kept if one is not entry)]
+        while sum(given[0].numel() for given, _ in kept) > self.NUMBERS:
+            kept.pop()
+        self._kept = kept
         return found
 
 

@@ -99,12 +99,14 @@ def diagnose_model(
     for its quantiser says what was looked for, what was found, and how to describe it in ten lines.
     """
     with progress_bar("diagnose_model", progress):
-        return diagnoses_of(hear(model, data, places, quantizers, call, inputs, seed), labels)
+        heard = hear(model, data, places=places, quantizers=quantizers, call=call, inputs=inputs, seed=seed)
+        return diagnoses_of(heard, labels)
 
 
 def hear(
     model: nn.Module,
     data: Any,
+    *,
     places: tuple | None = None,
     quantizers: dict | None = None,
     call: Callable[[Any, Any], Any] | None = None,

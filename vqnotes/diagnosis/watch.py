@@ -176,7 +176,7 @@ class CollapseWatch:
         return found
 
     def _diagnosed(self, model: nn.Module) -> dict[str, Diagnosis]:
-        """As `diagnose_model`, at less cost: see `latest`. What belongs to the probe alone is measured once."""
+        """As `diagnose_model`, at less cost: see `latest`, and `KnownInputs` for what is measured once."""
         heard = hear(model, self.probe, **self._options)
         return diagnoses_of(heard, self.labels, settled=settled, known=self._known)
 

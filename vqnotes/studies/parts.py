@@ -8,16 +8,9 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    TimeoutError,
-    as_completed,
-    wait,
-)
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +53,42 @@ def _kept(setting: dict[str, Any], examine: Examine, folder: Path) -> tuple[str,
 
 
 def examine_all(
-    examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float | None = None
+    examine: Examine, todo: list[dict[str, Any]], folder: Path, workers: int, limit: float = math.inf
 ) -> None:
-    """Examines settings in so many processes of one thread each, until all are done or `limit` seconds are over.
+    """Examines settings in so many processes of one thread each, and begins none after `limit` seconds.
 
     examine: called with a setting as keywords; returns a row of the table for each of its runs. A dict of arrays in
-    it, "draws", is kept beside the table. What fails is written to a file NAME.error. What is under way when time is
-    up is finished, and no other is begun.
+    it, "draws", is kept beside the table. What fails is written to a file NAME.error. A process that is killed ends
+    the study (BrokenProcessPool), and what was under way then is lost.
     """
     os.environ |= {"OMP_NUM_THREADS": "1", "LOGURU_LEVEL": "ERROR"}  # of the workers
+    work, done = partial(_kept, examine=examine, folder=folder), 0
     with processes(workers) as pool:
-        settings = [pool.submit(_kept, one, examine, folder) for one in todo]
-        try:
-            for number, one in enumerate(as_completed(settings, limit), 1):
-                name, wrong, seconds = one.result()
-                say(f"{number}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
-        except TimeoutError:
-            pool.shutdown(cancel_futures=True)
-            done = len(todo) - sum(one.cancelled() for one in settings)
-            say(f"the time is up: {done} of {len(todo)} settings were done", flush=True)
+        for _, future in _finished(pool, work, [(one,) for one in todo], workers, limit):
+            name, wrong, seconds = future.result()
+            done += 1
+            say(f"{done}/{len(todo)} {seconds:5.1f} s  {name}  {wrong}", flush=True)
+    if done < len(todo):
+        say(f"the time is up: {done} of {len(todo)} settings were done", flush=True)
+
+
+def _finished(
+    pool: Executor, work: Callable, todo: Sequence[tuple], at_once: int, limit_s: float
+) -> Iterator[tuple[tuple, Future]]:
+    """Each of the arguments with its future, as it is done. Only so many are given to the pool at once.
+
+    So an interrupt leaves nothing behind that would still be done, and none is begun after so many seconds.
+    """
+    began, waiting = time.monotonic(), list(todo)
+    running: dict[Future, tuple] = {}
+    while True:
+        while waiting and len(running) < at_once and time.monotonic() - began < limit_s:
+            one = waiting.pop(0)
+            running[pool.submit(work, *one)] = one
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future
 
 
 def gathered(folder: Path, settings: list[dict[str, Any]]) -> pd.DataFrame:
@@ -127,26 +137,21 @@ def completed(
     is said, and left to another call.
     """
     table = pd.read_csv(out) if out.exists() else pd.DataFrame()
-    waiting, left, began = list(todo), list(todo), time.monotonic()
-    running: dict[Future, tuple] = {}
-    while True:
-        while waiting and len(running) < at_once and time.monotonic() - began < limit_s:
-            one = waiting.pop(0)
-            running[pool.submit(examine, *one)] = one
-        if not running:
-            return table, left
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            one = running.pop(future)
-            try:
-                rows = pd.DataFrame(future.result())
-            except (ValueError, RuntimeError) as error:  # it diverged, or a GPU's memory is full
-                say(f"{one} failed: {error!r}", flush=True)
-                continue
-            left.remove(one)
-            table = ordered(pd.concat([table, rows], ignore_index=True) if len(table) else rows)
-            with replaced(out) as beside:
-                table.to_csv(beside, index=False, float_format="%.5g")
-            say(f"{time.monotonic() - began:6.1f} s  {one}, {len(left)} left", flush=True)
+    left, began = list(todo), time.monotonic()
+    for one, future in _finished(pool, examine, todo, at_once, limit_s):
+        try:
+            rows = pd.DataFrame(future.result())
+        except (ValueError, RuntimeError) as error:  # it diverged, or a GPU's memory is full
+            if isinstance(error, BrokenExecutor):
+                raise
+            say(f"{one} failed: {error!r}", flush=True)
+            continue
+        left.remove(one)
+        table = ordered(pd.concat([table, rows], ignore_index=True) if len(table) else rows)
+        with replaced(out) as beside:
+            table.to_csv(beside, index=False, float_format="%.5g")
+        say(f"{time.monotonic() - began:6.1f} s  {one}, {len(left)} left", flush=True)
+    return table, left
 
 
 def command(prog: str, description: str, examine: Examine, settings: list[dict[str, Any]]) -> None:
@@ -154,7 +159,7 @@ def command(prog: str, description: str, examine: Examine, settings: list[dict[s
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="a folder, of a file a setting")
-    parser.add_argument("--limit-s", type=float, help="stop after so many seconds")
+    parser.add_argument("--limit-s", type=float, default=math.inf, help="begin none after so many seconds")
     parser.add_argument("--match", default="", help="only settings whose name has this in it")
     parser.add_argument("--few", type=int, help="only so many of them")
     parser.add_argument("--table", type=Path, help="where to write the table of what is done")
