@@ -11,6 +11,7 @@ import torch
 from helpers import normal
 
 from vqnotes import data, metrics
+from vqnotes._stacked import Stacked
 from vqnotes.models import FromPatches, VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
 from vqnotes.training import Plan, fit, fit_many
@@ -211,6 +212,66 @@ def test_encoders_with_norms_train_as_one_by_one(name, init, warmup):
         if "Batch" in name:
             assert model.encoder[1].num_batches_tracked == 30
         assert torch.allclose(evaluate(model, x).latents, evaluate(other, x).latents, rtol=1e-2, atol=1e-2)
+
+
+class Twice(VQAutoencoder):
+    """A model with a way of its own from input to output."""
+
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Negated(VectorQuantizer):
+    def estimate(self, latents, chosen):
+        return -super().estimate(latents, chosen)
+
+
+def of_kind(kind, quantizer=VectorQuantizer, layer=torch.nn.Tanh):
+    def build(seed):
+        encoder = torch.nn.Sequential(torch.nn.Linear(4, 16), layer(), torch.nn.Linear(16, 2))
+        return kind(encoder, quantizer(8, 2), mlp(2, 16, 4))
+
+    return build
+
+
+def with_one_weight_in_both_halves(seed):
+    model = mlp_autoencoder(4, VectorQuantizer(8, 2), width=16, decoder_width=16)
+    model.decoder[2].weight = model.encoder[2].weight
+    return model
+
+
+def with_hook(seed):
+    model = small(seed)
+    model.encoder[0].register_forward_hook(lambda layer, given, result: 2 * result)
+    model.encoder[1].register_forward_pre_hook(lambda layer, given: given[0] - 1)
+    model.quantizer.register_forward_hook(lambda layer, given, result: result._replace(loss=3 * result.loss))
+    return model
+
+
+PARTS = {  # a model, and what of it one large operation cannot do
+    "plain": (small, []),
+    "activations": (of_kind(VQAutoencoder), []),
+    "no slope": (of_kind(VQAutoencoder, layer=lambda: torch.nn.LeakyReLU(0.0)), []),
+    "another slope": (of_kind(VQAutoencoder, layer=lambda: torch.nn.LeakyReLU(-0.5)), []),
+    "another layer": (of_kind(VQAutoencoder, layer=lambda: torch.nn.Softmax(-1)), ["model.encoder.1"]),
+    "another quantiser": (of_kind(VQAutoencoder, Negated), ["model.quantizer"]),
+    "moving averages": (partial(small, update="ema"), ["model.quantizer"]),
+    "another model": (of_kind(Twice), [""]),
+    "one weight in both halves": (with_one_weight_in_both_halves, [""]),
+    "hooks": (with_hook, ["model.encoder.0", "model.encoder.1", "model.quantizer"]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_known_parts_are_computed_by_hand_and_others_by_vmap(name, monkeypatch):
+    """By hand where that means the same, and there it saves time; the result is that of one by one anyway."""
+    build, others = PARTS[name]
+    called, by_vmap = set(), Stacked._vmapped
+    monkeypatch.setattr(Stacked, "_vmapped", lambda self, part, *rest: called.add(part) or by_vmap(self, part, *rest))
+    x, options = normal(300, 4), {"steps": 30, "warmup": 10, "batch_size": 64, "progress": False}
+    many = fit_many(build, x, seeds=SEEDS, **options)
+    assert called == set(others)
+    assert_same(many, one_by_one(build, [x] * 3, SEEDS, **options), x)
 
 
 def test_dropout_trains_and_each_run_drops_its_own():

@@ -70,13 +70,13 @@ def test_nearest_code_measures_no_latent_again_for_clones_or_tight_clusters(monk
 def test_clones_make_no_second_search(monkeypatch, dtype, distinct):
     base = normal(distinct, 8, seed=1, dtype=dtype)
     codebook = base[torch.from_numpy(np.random.default_rng(0).permutation(640) % distinct)]
-    latents, searched, search = normal(4000, 8, dtype=dtype), [], nearest._nearest_in_each
+    latents, searched, search = normal(4000, 8, dtype=dtype), [], nearest._search
 
     def counted(z, codes, may_wait):
         searched.append(z[..., 0].numel() * codes.shape[1])
         return search(z, codes, may_wait)
 
-    monkeypatch.setattr(nearest, "_nearest_in_each", counted)
+    monkeypatch.setattr(nearest, "_search", counted)
     found = nearest_code(latents, codebook)
     assert torch.equal(found, brute_force(latents, codebook))
     assert sum(searched) <= 1.3 * len(latents) * len(codebook.unique(dim=0))

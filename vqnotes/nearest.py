@@ -60,7 +60,7 @@ class _NearestCode(torch.autograd.Function):
 
     @staticmethod
     def forward(latents: Tensor, codebook: Tensor) -> Tensor:
-        return among_distinct(_nearest_in_each, latents, codebook, _may_wait(latents))
+        return among_distinct(_search, latents, codebook, _may_wait(latents))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -72,7 +72,7 @@ class _NearestCode(torch.autograd.Function):
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip((latents, codebook), in_dims)
         ]
-        return _nearest_in_each(each_latents, each_codebook, _may_wait(latents)), 0
+        return nearest_in_each(each_latents, each_codebook), 0
 
 
 def _may_wait(latents: Tensor) -> bool:
@@ -80,9 +80,13 @@ def _may_wait(latents: Tensor) -> bool:
     return not (latents.is_cuda and latents.requires_grad)
 
 
-@torch.no_grad()
-def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tensor:
+def nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
     """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
+    return _search(latents, codebooks, _may_wait(latents))
+
+
+@torch.no_grad()
+def _search(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tensor:
     codes = codebooks.to(wide_type(latents, codebooks))
     center = codes.mean(dim=1, keepdim=True)
     codes = codes - center
@@ -98,7 +102,7 @@ def _nearest_in_each(latents: Tensor, codebooks: Tensor, may_wait: bool) -> Tens
             index[:, part], sure[:, part] = best[..., 0], _is_sure(lowest, second, z, longest)[..., 0]
 
     shared_out(search, parts_of(flat, matrix), flat.device)
-    measure_again(index, ~sure, flat, codebooks, may_wait, _nearest_in_each)
+    measure_again(index, ~sure, flat, codebooks, may_wait, _search)
     return index.reshape(latents.shape[:-1])
 
 

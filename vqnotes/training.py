@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from vqnotes._batches import batches_of
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes._optimizers import check_closure, optimizer_of
-from vqnotes._stacked import Stacked, check_alike
+from vqnotes._stacked import Stacked, check_alike, mean_squares
 from vqnotes._threads import threads_for, torch_threads_for
 from vqnotes._workload import codes_compared, modes_kept, multiplications
 from vqnotes.models import VQAutoencoder, latents_for_codes
@@ -167,8 +167,10 @@ def fit_many(
     first = torch.arange(len(seeds), device=inputs.device)[:, None] * (0 if isinstance(x, Tensor) else len(xs[0]))
     stacked = Stacked(runs)
 
+    in_parts = all(type(model) is VQAutoencoder for model in models) and stacked.has_parts
+
     def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
-        return stacked(inputs[first + index], quantize)
+        return (_in_parts if in_parts else Stacked.__call__)(stacked, inputs[first + index], quantize)
 
     try:
         updates = optimizer_of(optimizer, stacked.parameters.items(), lr, codebook_lr)
@@ -207,6 +209,15 @@ class Run(nn.Module):
             reconstruction = self.model.decode(self.model.encode(batch))
             quantizer_loss = torch.full_like(self.variance, torch.nan)
         return F.mse_loss(reconstruction, batch) / self.variance, quantizer_loss
+
+
+def _in_parts(runs: Stacked, batches: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
+    """`Run.forward` of R runs, batches (R, B, ...): parts that are known well take less time than by vmap."""
+    latents, variances = runs.part("model.encoder", batches), runs.buffers["variance"]
+    quantizer_losses = torch.full_like(variances, torch.nan)
+    if quantize:
+        latents, _, quantizer_losses = runs.part("model.quantizer", latents)
+    return mean_squares(runs.part("model.decoder", latents), batches) / variances, quantizer_losses
 
 
 def _train(
