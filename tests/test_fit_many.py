@@ -255,7 +255,7 @@ PARTS = {  # a model, and what of it one large operation cannot do
     "another slope": (of_kind(VQAutoencoder, layer=lambda: torch.nn.LeakyReLU(-0.5)), []),
     "another layer": (of_kind(VQAutoencoder, layer=lambda: torch.nn.Softmax(-1)), ["model.encoder.1"]),
     "another quantiser": (of_kind(VQAutoencoder, Negated), ["model.quantizer"]),
-    "moving averages": (partial(small, update="ema"), ["model.quantizer"]),
+    "moving averages": (partial(small, update="ema"), []),
     "another model": (of_kind(Twice), [""]),
     "one weight in both halves": (with_one_weight_in_both_halves, [""]),
     "hooks": (with_hook, ["model.encoder.0", "model.encoder.1", "model.quantizer"]),

@@ -39,7 +39,7 @@ DEFECTS = [
      "return self.beta * F.mse_loss(chosen, latents.detach()) + commitment", "beta on the codebook loss"),
     ("quantizers", "F.mse_loss(latents, chosen.detach())", "F.mse_loss(latents, chosen)",
      "commitment loss without stop-gradient"),
-    ("quantizers", "rate = (1 - self.decay) * hits /", "rate = (1 - self.decay) /",
+    ("quantizers", "rate = (1 - decay) * hits /", "rate = (1 - decay) /",
      "EMA: a code moves as if all latents had chosen it"),
     ("quantizers", "if self.training:", "if torch.is_grad_enabled():",
      "update told by gradient mode, not by training mode"),

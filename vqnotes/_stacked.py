@@ -12,7 +12,7 @@ from torch.func import functional_call, stack_module_state
 from vqnotes._checks import check_latents_form
 from vqnotes._rounding import wide_type
 from vqnotes.nearest import nearest_in_each
-from vqnotes.quantizers import Quantized, VectorQuantizer, rows
+from vqnotes.quantizers import Quantized, VectorQuantizer, moving_averages, rows
 
 BY_NUMBER = (nn.LeakyReLU, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)  # each number for itself
 
@@ -74,8 +74,8 @@ class Stacked:
             return self._sequence(name, module, x)
         if kind is nn.Linear and f"{name}.weight" in self._tensors:
             return _linear(x, self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias"))
-        if isinstance(module, VectorQuantizer) and kind is VectorQuantizer and module.codebook_loss:
-            return _quantized(x, self._tensors[f"{name}.codebook"], module)
+        if isinstance(module, VectorQuantizer) and kind is VectorQuantizer:
+            return _quantized(x, module, self._tensors[f"{name}.codebook"], self._tensors.get(f"{name}.share"))
         return module(x) if kind in BY_NUMBER else self._vmapped(name, module, x)
 
     def _sequence(self, name: str, layers: nn.Module, x: Tensor) -> Tensor:
@@ -116,16 +116,29 @@ def _linear(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
     return y if x.ndim == 3 else y.unflatten(1, x.shape[1:-1])
 
 
-def _quantized(latents: Tensor, codebooks: Tensor, quantizer: VectorQuantizer) -> Quantized:
-    """`VectorQuantizer.forward` of R: latents (R, ..., D), codebooks (R, K, D)."""
-    latents = check_latents_form(latents, quantizer.dim)
-    index = nearest_in_each(latents, codebooks)
-    first = torch.arange(len(codebooks), device=index.device) * codebooks.shape[1]
-    chosen = rows(codebooks.flatten(0, 1), index + first.view(-1, *[1] * (index.ndim - 1)))
+def _quantized(latents: Tensor, first: VectorQuantizer, codebooks: Tensor, share: Tensor | None) -> Quantized:
+    """`VectorQuantizer.forward` of R: latents (R, ..., D), codebooks (R, K, D), with EMA share (R, K).
+
+    first: one of the quantisers, for its options.
+    """
+    latents = check_latents_form(latents, first.dim)
+    index, codes = nearest_in_each(latents, codebooks), codebooks.flatten(0, 1)
+    of_run = torch.arange(0, len(codes), first.codebook_size, device=codes.device)
+    among_all = index + of_run.view(-1, *[1] * (index.ndim - 1))
+    chosen = rows(codes, among_all)
     wide = wide_type(latents, chosen)
     z, e = latents.to(wide), chosen.to(wide)
-    loss = mean_squares(e, z.detach()) + quantizer.beta * mean_squares(z, e.detach())
-    return Quantized(quantizer.estimate(latents, chosen), index, loss)
+    commitment = mean_squares(z, e.detach())
+    loss = (
+        first.beta * commitment if not first.codebook_loss else mean_squares(e, z.detach()) + first.beta * commitment
+    )
+    if first.training and share is not None and first.decay is not None:
+        with torch.no_grad():
+            flat, count = latents.reshape(-1, first.dim), index[0].numel()
+            moved, now = moving_averages(codes, share.flatten(), flat, among_all.flatten(), count, first.decay)
+            codebooks.copy_(moved.view_as(codebooks))
+            share.copy_(now.view_as(share))
+    return Quantized(first.estimate(latents, chosen), index, loss)
 
 
 def mean_squares(one: Tensor, other: Tensor) -> Tensor:

@@ -123,13 +123,10 @@ class VectorQuantizer(Combinable):
         """
         if self.update != "ema" or self.decay is None:
             return
-        flat, index = latents.reshape(-1, self.dim).to(self.codebook.dtype), index.reshape(-1, 1)
-        hits = shares(index, self.share)
-        sums = torch.zeros_like(self.codebook).scatter_add_(0, index.expand_as(flat), flat / len(flat))
-        mean = torch.where(hits[:, None] > 0, sums / hits[:, None], self.codebook)
-        self.share.mul_(self.decay).add_(hits, alpha=1 - self.decay)
-        rate = (1 - self.decay) * hits / self.share.clamp_min(torch.finfo(hits.dtype).tiny)
-        self.codebook.copy_(self.codebook.lerp(mean, rate[:, None]))  # torch.vmap does not know lerp_
+        flat = latents.reshape(-1, self.dim)
+        codes, now = moving_averages(self.codebook, self.share, flat, index.flatten(), len(flat), self.decay)
+        self.codebook.copy_(codes)
+        self.share.copy_(now)
 
     def decode(self, index: Tensor) -> Tensor:
         """The codes (..., D) of an index (...,) in 0 .. K-1, as the decoder gets them."""
@@ -170,6 +167,22 @@ class VectorQuantizer(Combinable):
         self.codebook.copy_(codes)
         if self.update == "ema":
             self.share.copy_(share)
+
+
+def moving_averages(
+    codes: Tensor, share: Tensor, latents: Tensor, index: Tensor, count: int, decay: float
+) -> tuple[Tensor, Tensor]:
+    """Codes (K, D) and share (K,) as `VectorQuantizer.after_step` moves them, for latents (N, D), index (N,).
+
+    count: N; or, of several codebooks one after the other, how many of the latents are of each.
+    """
+    flat, weights = latents.to(codes.dtype), torch.full_like(index, 1 / count, dtype=share.dtype)
+    hits = torch.zeros_like(share).scatter_add_(0, index, weights)
+    sums = torch.zeros_like(codes).scatter_add_(0, index[:, None].expand_as(flat), flat / count)
+    mean = torch.where(hits[:, None] > 0, sums / hits[:, None], codes)
+    share = (share * decay).add_(hits, alpha=1 - decay)
+    rate = (1 - decay) * hits / share.clamp_min(torch.finfo(hits.dtype).tiny)
+    return codes.lerp(mean, rate[:, None]), share
 
 
 def straight_through(value: Tensor, moved: Tensor) -> Tensor:
