@@ -226,9 +226,14 @@ def test_a_browser_without_a_network_shows_the_pages_and_asks_for_nothing(book):
             assert window.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)"), address
         window.goto(f"{site.address}search.html?q=perplexity", timeout=PATIENCE)
         window.wait_for_selector("#search-results li a")
-        window.locator("button.theme-switch-button:visible").click()
-        window.locator("button.theme-change-button[data-mode=dark]").click()
-        assert window.evaluate("document.documentElement.dataset.theme") == "dark"
+        switch, dark = (
+            window.locator(f"button.theme-{one}")
+            for one in ("switch-button:visible", "change-button[data-mode=dark]")
+        )
+        while window.evaluate("document.documentElement.dataset.theme") != "dark":
+            switch.click()  # opens the menu; again if it was not ready yet, or has closed
+            if dark.is_visible():
+                dark.dispatch_event("click")
         started.close()
     assert outside == [] and wrong == []
 
