@@ -141,9 +141,9 @@ def completed(
     for one, future in _finished(pool, examine, todo, at_once, limit_s):
         try:
             rows = pd.DataFrame(future.result())
+        except BrokenExecutor:  # a RuntimeError, too: no worker is left
+            raise
         except (ValueError, RuntimeError) as error:  # it diverged, or a GPU's memory is full
-            if isinstance(error, BrokenExecutor):
-                raise
             say(f"{one} failed: {error!r}", flush=True)
             continue
         left.remove(one)
