@@ -1,7 +1,7 @@
 """The website that `make book` makes: complete, without a broken link, with a description of every picture."""
 
 import base64
-import importlib
+import importlib.metadata
 import json
 import re
 import sys
@@ -53,6 +53,15 @@ def example():
     cells += [nbformat.v4.new_code_cell(source, outputs=outputs) for source in ("explore(model)", "fit(model)")]
     cells.append(nbformat.v4.new_code_cell("show_playground('drift', seed=7)", outputs=[played()]))
     return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
+
+
+def as_written(book, alt):
+    """A description as the site has it: all of it, but from MyST below 5, as on Python 3.10, not what was escaped."""
+    return (
+        alt
+        if int(importlib.metadata.version("myst-parser").split(".")[0]) >= 5
+        else re.sub(book.tool.ESCAPED, "", alt)
+    )
 
 
 in_a_browser = pytest.mark.skipif(
@@ -162,7 +171,9 @@ def test_every_picture_is_described(book):
     for page in book.pages.values():
         for image in page.images:
             assert image.get("alt", "").strip(), (page.path.name, image)
-    assert [image["alt"] for image in book.pages["notebooks/99_example.html"].images].count(ALT) == 2
+    assert [image["alt"] for image in book.pages["notebooks/99_example.html"].images].count(
+        as_written(book, ALT)
+    ) == 2
 
 
 @each_notebook
@@ -171,7 +182,7 @@ def test_a_notebook_shows_its_pictures_with_their_own_descriptions(book, path):
     here = [image for image in page.images if image["src"].startswith("../_images/")]
     here = [image for image in here if not image["src"].endswith("open_in_colab.svg")]
     shown = [((page.path.parent / image["src"]).read_bytes(), image["alt"]) for image in here]
-    assert shown == list(pictures(read(path)))
+    assert shown == [(picture, as_written(book, alt)) for picture, alt in pictures(read(path))]
 
 
 @each_notebook

@@ -38,6 +38,7 @@ API_PAGE = """\
    :members:
 ```
 """
+ESCAPED = r"[\\\[\]*_`<>&!]"  # what has a meaning in Markdown
 MOVE = "*Open this notebook in JupyterLab or Colab to move the controls.*"
 
 PLAYGROUND = re.compile(r"\[Explorer: the playground, (\w+), seed (\d+)\.")  # as its __repr__ says
@@ -61,7 +62,7 @@ def shown(output: nbformat.NotebookNode, cell: nbformat.NotebookNode, picture: P
     for kind in PICTURES & output.get("data", {}).keys():
         picture = picture.with_suffix(f".{kind.split('/')[1]}")
         picture.write_bytes(base64.b64decode(output.data[kind]))
-        alt = re.sub(r"([\\\[\]*_`<>&!])", r"\\\1", output.metadata.get(kind, {}).get("alt", ""))
+        alt = re.sub(ESCAPED, r"\\\g<0>", output.metadata.get(kind, {}).get("alt", ""))
         output.data, output.metadata = {"text/markdown": f"![{alt}]({picture.name})"}, {}
     if WIDGET in output.get("data", {}):
         if found := PLAYGROUND.match(output.data["text/plain"]):

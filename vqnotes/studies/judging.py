@@ -73,7 +73,7 @@ def helped(table: pd.DataFrame) -> pd.DataFrame:
 
 def _of(table: pd.DataFrame, name: str) -> pd.Series:
     """A column, NaN where it was not asked for."""
-    return table[name] if name in table else pd.Series(np.nan, table.index)
+    return table[name].astype(float) if name in table else pd.Series(np.nan, table.index)
 
 
 def _right(codes: bool, encoder: bool, dimensions: bool, rate: bool) -> set[str]:
