@@ -262,6 +262,7 @@ LOOKED_AT = {
 
 @in_a_browser
 @pytest.mark.skipif(Axe is None, reason="axe-playwright-python is missing")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the theme's last version for 3.10 has tables no key scrolls")
 @pytest.mark.parametrize("mode, width", LOOKED_AT)
 def test_axe_finds_nothing_serious_in_the_pages(book, mode, width):
     found = site(book.folder, [f"{name}.html" for name in LOOKED_AT[mode, width]], mode, width)
