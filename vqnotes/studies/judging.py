@@ -58,7 +58,7 @@ def helped(table: pd.DataFrame) -> pd.DataFrame:
         gains[name] = (before - after).fillna(0.0)
         ratio = (before / after).where(gains[name] >= TRIFLE, 1.0)
         found[name] = np.select([ratio >= enough, ratio > least], [1.0, 0.5], 0.0)
-    fourfold = new - table["more codes"].fillna(table["all latents"])
+    fourfold = new - _of(table, "more codes").fillna(table["all latents"])
     worth = (gains["longer warm-up"] >= TRIFLE) & (gains["longer warm-up"] > fourfold)
     found["longer warm-up"] = np.maximum(found["longer warm-up"], worth)
     most = pd.DataFrame(gains).max(axis=1).clip(lower=TRIFLE)
@@ -72,7 +72,7 @@ def helped(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of(table: pd.DataFrame, name: str) -> pd.Series:
-    """A column, NaN where it was not asked for."""
+    """A column of numbers, NaN where it was not asked for, or None."""
     return table[name].astype(float) if name in table else pd.Series(np.nan, table.index)
 
 
