@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import normal
 
-from vqnotes import data, metrics
+from vqnotes import data, metrics, remedies
 from vqnotes._stacked import Stacked
 from vqnotes.models import FromPatches, VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
 from vqnotes.quantizers import VectorQuantizer
@@ -226,52 +226,158 @@ class Negated(VectorQuantizer):
         return -super().estimate(latents, chosen)
 
 
-def of_kind(kind, quantizer=VectorQuantizer, layer=torch.nn.Tanh):
+class Reads(torch.nn.Module):
+    """A decoder that reads the encoder's first layer, which is not its own."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.read, self.last = [encoder[0]], mlp(2, 16, 4)
+
+    def forward(self, codes):
+        return self.last(codes) + codes @ self.read[0].weight[:2]
+
+
+def of(encoder, quantizer=VectorQuantizer, kind=VQAutoencoder):
     def build(seed):
-        encoder = torch.nn.Sequential(torch.nn.Linear(4, 16), layer(), torch.nn.Linear(16, 2))
-        return kind(encoder, quantizer(8, 2), mlp(2, 16, 4))
+        return kind(encoder(), quantizer(8, 2), mlp(2, 16, 4))
 
     return build
 
 
-def with_one_weight_in_both_halves(seed):
-    model = mlp_autoencoder(4, VectorQuantizer(8, 2), width=16, decoder_width=16)
+def with_layers(*layers):
+    """Activations between an encoder's linear layers."""
+    return of(lambda: torch.nn.Sequential(torch.nn.Linear(4, 16), *layers, torch.nn.Linear(16, 2)))
+
+
+def changed(change):
+    def build(seed):
+        model = mlp_autoencoder(4, VectorQuantizer(8, 2), width=16, decoder_width=16)
+        change(model)
+        return model
+
+    return build
+
+
+def one_weight_twice(model):
     model.decoder[2].weight = model.encoder[2].weight
-    return model
 
 
-def with_hook(seed):
-    model = small(seed)
+def a_hook_within(model):
     model.encoder[0].register_forward_hook(lambda layer, given, result: 2 * result)
-    model.encoder[1].register_forward_pre_hook(lambda layer, given: given[0] - 1)
-    model.quantizer.register_forward_hook(lambda layer, given, result: result._replace(loss=3 * result.loss))
-    return model
 
 
-PARTS = {  # a model, and what of it one large operation cannot do
-    "plain": (small, []),
-    "activations": (of_kind(VQAutoencoder), []),
-    "no slope": (of_kind(VQAutoencoder, layer=lambda: torch.nn.LeakyReLU(0.0)), []),
-    "another slope": (of_kind(VQAutoencoder, layer=lambda: torch.nn.LeakyReLU(-0.5)), []),
-    "another layer": (of_kind(VQAutoencoder, layer=lambda: torch.nn.Softmax(-1)), ["model.encoder.1"]),
-    "another quantiser": (of_kind(VQAutoencoder, Negated), ["model.quantizer"]),
-    "moving averages": (partial(small, update="ema"), []),
-    "another model": (of_kind(Twice), [""]),
-    "one weight in both halves": (with_one_weight_in_both_halves, [""]),
-    "hooks": (with_hook, ["model.encoder.0", "model.encoder.1", "model.quantizer"]),
+def a_hook_on_all(model):
+    model.register_forward_pre_hook(lambda layer, given: (given[0] - 1,))
+
+
+def a_stage_of_its_own(model):
+    model.quantizer.loss = lambda latents, chosen: (latents - chosen).abs().mean()
+
+
+def a_way_of_its_own(model):
+    model.encode = lambda x: model.encoder(2 * x)
+
+
+def a_tensor_of_its_own(model):
+    del model.encoder[0].bias
+    model.encoder[0].bias = torch.full((16,), 0.5)
+
+
+def another_ones_tensor(model):
+    model.decoder = Reads(model.encoder)
+
+
+def a_weight_that_is_learnt(model):
+    model.quantizer.beta = torch.nn.Parameter(torch.tensor(0.25))
+
+
+TANH = torch.nn.Tanh()
+WHOLE, QUANTIZER = {""}, {"model.quantizer"}
+PARTS = {  # a model, and what of it torch.vmap does
+    "plain": (small, set()),
+    "moving averages": (partial(small, update="ema"), set()),
+    "activations": (with_layers(torch.nn.GELU(), torch.nn.ReLU(inplace=True), torch.nn.Tanh()), set()),
+    "one activation twice": (
+        of(lambda: torch.nn.Sequential(*mlp(4, 16), TANH, *mlp(16, 16), TANH, *mlp(16, 2))),
+        set(),
+    ),
+    "no slope": (with_layers(torch.nn.LeakyReLU(0.0)), set()),
+    "another slope": (with_layers(torch.nn.LeakyReLU(-0.5)), set()),
+    "in place after a slope": (with_layers(torch.nn.LeakyReLU(0.1), torch.nn.ReLU(inplace=True)), set()),
+    "bare layers": (of(lambda: torch.nn.Linear(4, 2, bias=False)), set()),
+    "another layer": (with_layers(torch.nn.Softmax(-1)), {"model.encoder.1"}),
+    "a remedy": (of(lambda: mlp(4, 16, 2), remedies.CodeExpiry), QUANTIZER),
+    "a weight that is learnt": (changed(a_weight_that_is_learnt), QUANTIZER),
+    "another quantiser": (of(lambda: mlp(4, 16, 2), Negated), WHOLE),
+    "another model": (of(lambda: mlp(4, 16, 2), kind=Twice), WHOLE),
+    "one weight twice": (changed(one_weight_twice), WHOLE),
+    "a hook within": (changed(a_hook_within), WHOLE),
+    "a hook on all": (changed(a_hook_on_all), WHOLE),
+    "a stage of its own": (changed(a_stage_of_its_own), WHOLE),
+    "a way of its own": (changed(a_way_of_its_own), WHOLE),
+    "a tensor of its own": (changed(a_tensor_of_its_own), WHOLE),
+    "another one's tensor": (changed(another_ones_tensor), WHOLE),
 }
 
 
+@pytest.fixture
+def by_vmap(monkeypatch):
+    """The names of the parts that torch.vmap does; the whole has none."""
+    names, part = set(), Stacked.part
+    monkeypatch.setattr(Stacked, "part", lambda self, name, *rest: names.add(name) or part(self, name, *rest))
+    return names
+
+
+OPTIONS = {"steps": 30, "warmup": 10, "batch_size": 64, "progress": False}
+
+
 @pytest.mark.parametrize("name", PARTS)
-def test_known_parts_are_computed_by_hand_and_others_by_vmap(name, monkeypatch):
+def test_known_parts_are_computed_by_hand_and_others_by_vmap(name, by_vmap):
     """By hand where that means the same, and there it saves time; the result is that of one by one anyway."""
     build, others = PARTS[name]
-    called, by_vmap = set(), Stacked._vmapped
-    monkeypatch.setattr(Stacked, "_vmapped", lambda self, part, *rest: called.add(part) or by_vmap(self, part, *rest))
-    x, options = normal(300, 4), {"steps": 30, "warmup": 10, "batch_size": 64, "progress": False}
-    many = fit_many(build, x, seeds=SEEDS, **options)
-    assert called == set(others)
-    assert_same(many, one_by_one(build, [x] * 3, SEEDS, **options), x)
+    x = normal(300, 4)
+    many = fit_many(build, x, seeds=SEEDS, **OPTIONS)
+    assert by_vmap == others
+    assert_same(many, one_by_one(build, [x] * 3, SEEDS, **OPTIONS), x)
+
+
+def test_a_stage_that_is_replaced_in_the_class_counts(monkeypatch, by_vmap):
+    """As in a notebook, where a reader tries a loss of their own."""
+    monkeypatch.setattr(VectorQuantizer, "loss", lambda self, latents, chosen: (latents - chosen).abs().mean())
+    x = normal(300, 4)
+    many = fit_many(small, x, seeds=SEEDS, **OPTIONS)
+    assert by_vmap == WHOLE
+    assert_same(many, one_by_one(small, [x] * 3, SEEDS, **OPTIONS), x)
+
+
+def test_what_listens_to_all_modules_hears_those_of_fit_many(by_vmap):
+    heard = []
+    listening = torch.nn.modules.module.register_module_forward_hook(lambda one, given, result: heard.append(one))
+    try:
+        fit_many(small, normal(300, 4), seeds=SEEDS, **OPTIONS)
+    finally:
+        listening.remove()
+    assert by_vmap == WHOLE and any(type(one) is torch.nn.Linear for one in heard)
+
+
+def test_a_callback_may_change_how_a_model_computes(by_vmap):
+    """A hook from step 15 on, a loss from step 20 on; each takes effect at once."""
+
+    def change(step, model):
+        if step == 15:
+            a_hook_within(model)
+        if step == 20:
+            a_stage_of_its_own(model)
+
+    def change_all(step, models):
+        assert step > 15 or not by_vmap
+        for model in models:
+            change(step, model)
+
+    x = normal(300, 4)
+    many = fit_many(small, x, seeds=SEEDS, callback=change_all, **OPTIONS)
+    assert by_vmap == WHOLE
+    assert_same(many, one_by_one(small, [x] * 3, SEEDS, callback=change, **OPTIONS), x)
 
 
 def test_dropout_trains_and_each_run_drops_its_own():

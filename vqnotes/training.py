@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vqnotes._batches import batches_of
+from vqnotes._by_hand import errors_and_losses, is_known
 from vqnotes._interrupts import interruptible, note_end
 from vqnotes._optimizers import check_closure, optimizer_of
-from vqnotes._stacked import Stacked, check_alike, mean_squares
+from vqnotes._stacked import Stacked, check_alike
 from vqnotes._threads import threads_for, torch_threads_for
 from vqnotes._workload import codes_compared, modes_kept, multiplications
 from vqnotes.models import VQAutoencoder, latents_for_codes
@@ -134,7 +135,8 @@ def fit_many(
     """Trains one model a seed, all at once, and returns (model, History) for each, in the order of the seeds.
 
     For each seed it is `torch.manual_seed(seed); model = build(seed); fit(model, x, seed=seed, ...)` up to rounding,
-    in a fraction of the time: `torch.vmap` makes one large operation of R small ones.
+    in a fraction of the time: one large operation does the work of R small ones. It is made by hand for the layers
+    of PyTorch and the plain quantiser, by `torch.vmap` for all others.
 
     build: called as build(seed) to make a model; all must have the same structure and shapes.
     x: (N, ...) for all runs, or a list of one such tensor a seed, all of the same shape.
@@ -167,10 +169,13 @@ def fit_many(
     first = torch.arange(len(seeds), device=inputs.device)[:, None] * (0 if isinstance(x, Tensor) else len(xs[0]))
     stacked = Stacked(runs)
 
-    in_parts = all(type(model) is VQAutoencoder for model in models) and stacked.has_parts
+    known = is_known(stacked, models[0])
 
     def measure(index: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
-        return (_in_parts if in_parts else Stacked.__call__)(stacked, inputs[first + index], quantize)
+        batches = inputs[first + index]
+        if known and (callback is None or is_known(stacked, models[0])):  # a callback may change the models
+            return errors_and_losses(stacked, batches, quantize)
+        return stacked(batches, quantize)
 
     try:
         updates = optimizer_of(optimizer, stacked.parameters.items(), lr, codebook_lr)
@@ -209,15 +214,6 @@ class Run(nn.Module):
             reconstruction = self.model.decode(self.model.encode(batch))
             quantizer_loss = torch.full_like(self.variance, torch.nan)
         return F.mse_loss(reconstruction, batch) / self.variance, quantizer_loss
-
-
-def _in_parts(runs: Stacked, batches: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
-    """`Run.forward` of R runs, batches (R, B, ...): parts that are known well take less time than by vmap."""
-    latents, variances = runs.part("model.encoder", batches), runs.buffers["variance"]
-    quantizer_losses = torch.full_like(variances, torch.nan)
-    if quantize:
-        latents, _, quantizer_losses = runs.part("model.quantizer", latents)
-    return mean_squares(runs.part("model.decoder", latents), batches) / variances, quantizer_losses
 
 
 def _train(
