@@ -83,8 +83,26 @@ def _sequence(runs: Stacked, name: str, x: Tensor) -> Tensor:
 def _linear(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
     """`nn.Linear` of R: x (R, ..., in), weights (R, out, in), biases (R, out), to (R, ..., out)."""
     flat = x.flatten(1, -2)
-    y = flat.bmm(weights.mT) if biases is None else torch.baddbmm(biases[:, None], flat, weights.mT)
+    y = flat.bmm(weights.mT) if biases is None else cast(Any, _Affine).apply(flat, weights, biases)
     return y if x.ndim == 3 else y.unflatten(1, x.shape[1:-1])
+
+
+class _Affine(torch.autograd.Function):
+    """x (R, N, in), weights (R, out, in), biases (R, out) to (R, N, out). A gradient lies in memory as what it is of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        return torch.baddbmm(biases[:, None], x, weights.mT)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weights), (of_x, of_weights, of_biases) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            slope.bmm(weights) if of_x else None,
+            slope.mT.bmm(x) if of_weights else None,
+            slope.sum(dim=1) if of_biases else None,
+        )
 
 
 def _quantized(one: VectorQuantizer, codebooks: Tensor, share: Tensor | None, latents: Tensor) -> Quantized:
