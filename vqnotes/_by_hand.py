@@ -88,7 +88,7 @@ def _linear(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
 
 
 class _Affine(torch.autograd.Function):
-    """x (R, N, in), weights (R, out, in), biases (R, out) to (R, N, out); no gradient of it has to be turned round."""
+    """x (R, N, in), weights (R, out, in), biases (R, out) to (R, N, out); no gradient has to be turned round."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
