@@ -176,8 +176,7 @@ def moving_averages(
 
     count: N; or, of several codebooks one after the other, how many of the latents are of each.
     """
-    flat, weights = latents.to(codes.dtype), torch.full_like(index, 1 / count, dtype=share.dtype)
-    hits = torch.zeros_like(share).scatter_add_(0, index, weights)
+    flat, hits = latents.to(codes.dtype), shares(index, share, count)
     sums = torch.zeros_like(codes).scatter_add_(0, index[:, None].expand_as(flat), flat / count)
     mean = torch.where(hits[:, None] > 0, sums / hits[:, None], codes)
     share = (share * decay).add_(hits, alpha=1 - decay)
@@ -195,7 +194,8 @@ def rows(codes: Tensor, index: Tensor) -> Tensor:
     return codes.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
-def shares(index: Tensor, like: Tensor) -> Tensor:
-    """The share of all indices (...,) that each code has, shaped as `like` (K,)."""
+def shares(index: Tensor, like: Tensor, count: int | None = None) -> Tensor:
+    """The share of all indices (...,), or of so many of them, that each code has, shaped as `like` (K,)."""
     flat = index.reshape(-1)
-    return torch.zeros_like(like).scatter_add_(0, flat, torch.full_like(flat, 1 / len(flat), dtype=like.dtype))
+    weights = torch.full_like(flat, 1 / (count or len(flat)), dtype=like.dtype)
+    return torch.zeros_like(like).scatter_add_(0, flat, weights)
