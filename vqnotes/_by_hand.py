@@ -46,7 +46,7 @@ def _is_changed(module: nn.Module) -> bool:
 
 def errors_and_losses(runs: Stacked, batches: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
     """`training.Run.forward` of R runs: batches (R, B, ...) to the errors and the quantiser's losses, (R,) each."""
-    runs.follow()
+    runs.freeze_as_first()
     latents, variances = _part(runs, "model.encoder", batches), runs.tensors["variance"]
     losses = torch.full_like(variances, torch.nan)
     if quantize:

@@ -26,10 +26,10 @@ class Stacked:
 
     def __call__(self, batches: Tensor, option: object) -> Any:
         """Module r of batches[r], for all r: batches (R, B, ...); each result of `forward` gets a leading axis R."""
-        self.follow()
+        self.freeze_as_first()
         return self.part("", batches, option)
 
-    def follow(self) -> None:
+    def freeze_as_first(self) -> None:
         """Lets those parameters stand still that do so now in the first module."""
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(self._own[0][name].requires_grad)
