@@ -207,8 +207,8 @@ def test_what_needs_the_extra_says_how_to_install_it():
 # A module imports only from those before it: the core, then the wings. A package stands behind its modules.
 ORDER = (
     "_files _printing _interrupts _progress _threads _workload _checks _extras _rounding _two_lowest _scores nearest "
-    "_kmeans_start kmeans _combining quantizers models _batches _stacked _by_hand _optimizers training "
-    "_water_filling _counts metrics _downloads data _images "
+    "_kmeans_start kmeans _combining _by_index _in_chunks quantizers models _batches _stacked _by_hand _optimizers "
+    "training _water_filling _counts metrics _downloads data _images "
     "plots remedies.codes remedies.gradients remedies.entropy remedies.losses remedies.replacement remedies.choices "
     "remedies.residual remedies.product remedies.scalar remedies "
     "diagnosis.inputs diagnosis.observed diagnosis.on_disk diagnosis.stages diagnosis.stability diagnosis.collisions "

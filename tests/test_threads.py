@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from vqnotes import _threads, models
-from vqnotes._threads import is_small, one_thread, one_torch_thread, shared_out
+from vqnotes._threads import alone_but_for_parts, is_small, one_thread, one_torch_thread, shared_out, worth_threads
 from vqnotes._workload import multiplications
 from vqnotes.metrics import effective_rank, separability
 from vqnotes.models import VQAutoencoder, evaluate, image_autoencoder, mlp, mlp_autoencoder
@@ -130,6 +130,50 @@ def test_an_error_in_any_thread_is_raised_and_nobody_begins_another_part(where):
     with pytest.raises(ZeroDivisionError):
         shared_out(work, range(3), CPU)
     assert torch.get_num_threads() == 3 and torch.is_grad_enabled()
+
+
+def threads_of(parts, **options):
+    """How many threads share in the parts, and how many PyTorch has in each."""
+    together, found = threading.Barrier(min(len(parts), options.get("threads", 3))), {}
+
+    def work(left):
+        for _ in left:
+            found[threading.get_ident()] = torch.get_num_threads()
+            together.wait(60)
+
+    shared_out(work, parts, CPU, **options)
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_work_is_given_to_no_more_threads_than_it_is_worth(threads):
+    assert threads_of(range(6), threads=threads) == [1] * threads
+    assert torch.get_num_threads() == 3
+
+
+def test_beside_parts_there_is_one_thread_and_for_parts_there_are_all():
+    with alone_but_for_parts():
+        assert torch.get_num_threads() == 1
+        assert threads_of(range(3)) == [1, 1, 1]
+        assert threads_of(range(1)) == [3]  # one part alone is computed by all of them
+        with alone_but_for_parts():
+            assert torch.get_num_threads() == 1 and threads_of(range(3)) == [1, 1, 1]
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ZeroDivisionError), alone_but_for_parts():
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 3 and threads_of(range(3)) == [1, 1, 1]
+
+
+def test_who_has_one_thread_has_one_for_parts_too():
+    found = []
+    with one_torch_thread(), alone_but_for_parts():
+        shared_out(lambda left: found.append((threading.get_ident(), len(list(left)))), range(3), CPU)
+    assert found == [(threading.get_ident(), 3)]
+
+
+def test_a_million_numbers_are_worth_a_thread():
+    assert [worth_threads(numbers) for numbers in (1, 2**21 - 1, 2**21, 2**24)] == [1, 1, 2, 16]
 
 
 # ---------------------------------------------------------------- which work is small

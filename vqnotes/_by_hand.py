@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn, vmap
 from torch.nn.modules import module as nn_module
 
+from vqnotes._by_index import moving_averages, rows
 from vqnotes._checks import check_latents_form
 from vqnotes._rounding import wide_type
 from vqnotes._stacked import Stacked
 from vqnotes.models import VQAutoencoder
 from vqnotes.nearest import nearest_in_each
-from vqnotes.quantizers import Quantized, VectorQuantizer, moving_averages, rows
+from vqnotes.quantizers import Quantized, VectorQuantizer
 
 BY_NUMBER = (nn.LeakyReLU, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)  # each number for itself
 READ_THEIR_OWN = ("torch.nn.modules.", "vqnotes.")  # where the classes are from that read no tensor but their own

@@ -11,8 +11,10 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 SMALL = 2**29  # multiplications: below it one thread takes some tens of milliseconds
+PER_THREAD = 2**20  # numbers: a few passes over so many take one thread some milliseconds
 _lock = threading.Lock()  # of _torch_threads
 _torch_threads: dict[int, int] = {}  # of each Python thread that is limited now, by its identity: what it gets back
+_for_parts = threading.local()  # .threads: within `alone_but_for_parts`, how many parts are shared out among
 _blas = threading.Lock()  # held by whoever limits it: its limit is the whole process's
 
 
@@ -45,6 +47,20 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @contextmanager
+def _torch_threads_set(number: int) -> Iterator[None]:
+    """Meanwhile PyTorch computes on so many threads."""
+    before = torch.get_num_threads()
+    if number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Meanwhile BLAS (NumPy's, SciPy's), OpenMP (scikit-learn's) and PyTorch compute on the calling thread alone.
 
@@ -65,24 +81,46 @@ def one_thread() -> Iterator[None]:
             _blas.release()
 
 
-def shared_out(work: Callable[[Iterator], None], parts: Sequence, device: torch.device) -> None:
+@contextmanager
+def alone_but_for_parts() -> Iterator[None]:
+    """Meanwhile PyTorch computes on the calling thread alone; `shared_out` still has as many threads as before.
+
+    For small operations around large ones. Where the caller had one thread, it has one.
+    """
+    if torch.compiler.is_compiling() or (me := threading.get_ident()) in _torch_threads:
+        yield
+        return
+    with one_torch_thread():
+        _for_parts.threads = _torch_threads[me]
+        try:
+            yield
+        finally:
+            del _for_parts.threads
+
+
+def shared_out(
+    work: Callable[[Iterator], None], parts: Sequence, device: torch.device, threads: int = sys.maxsize
+) -> None:
     """Has `work` done on all parts by as many Python threads as PyTorch would use, each with one of its own.
 
     work: takes parts from an iterator until there are none. Where several threads compute one part, each operation
     ends when the last of them does, and beside a busy neighbour that is late each time; here they wait once, at the
     end. Another device than the processor gets all parts from the calling thread. No gradient is recorded.
+    threads: how many the work is worth at most.
     """
-    left, threads = iter(parts), min(torch.get_num_threads(), len(parts)) if device.type == "cpu" else 1
-    if threads < 2:
-        work(left)
+    left, there = iter(parts), getattr(_for_parts, "threads", torch.get_num_threads())
+    if device.type != "cpu" or len(parts) == 1:
+        with _torch_threads_set(there):
+            work(left)
         return
+    more = min(threads, there, len(parts)) - 1
 
     def alone() -> None:
         with torch.no_grad(), one_torch_thread():
             work(left)  # the next of a list's iterator is given to one thread only
 
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(alone) for _ in range(threads - 1)]
+    with ThreadPoolExecutor(max(1, more)) as pool:  # which starts a thread only when there is work for it
+        others = [pool.submit(alone) for _ in range(more)]
         try:
             alone()
         finally:
@@ -99,6 +137,16 @@ def threads_for(multiplications: float) -> AbstractContextManager:
 def torch_threads_for(multiplications: float) -> AbstractContextManager:
     """The same for work that PyTorch alone does: `one_torch_thread()`, or as many as there are."""
     return one_torch_thread() if is_small(multiplications) else nullcontext()
+
+
+def worth_threads(numbers: int) -> int:
+    """How many threads a few passes over so many numbers are worth."""
+    return max(1, numbers // PER_THREAD)
+
+
+def torch_threads_for_passes(numbers: int) -> AbstractContextManager:
+    """`one_torch_thread()` for passes over few numbers, by `worth_threads`; as many as there are for more."""
+    return one_torch_thread() if worth_threads(numbers) == 1 else nullcontext()
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vqnotes._checks import Array, check_codebook_form, check_latents_form
 from vqnotes._rounding import among_distinct, measure_again, wide_type
 from vqnotes._scores import chunks_of, parts_of, score_matrix
-from vqnotes._threads import shared_out
+from vqnotes._threads import alone_but_for_parts, shared_out
 from vqnotes._two_lowest import two_lowest
 
 __all__ = ["nearest_by_product", "nearest_code"]
@@ -60,7 +60,8 @@ class _NearestCode(torch.autograd.Function):
 
     @staticmethod
     def forward(latents: Tensor, codebook: Tensor) -> Tensor:
-        return among_distinct(_search, latents, codebook, _may_wait(latents))
+        with alone_but_for_parts():
+            return among_distinct(_search, latents, codebook, _may_wait(latents))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -82,7 +83,8 @@ def _may_wait(latents: Tensor) -> bool:
 
 def nearest_in_each(latents: Tensor, codebooks: Tensor) -> Tensor:
     """`nearest_code` for R pairs: latents (R, ..., D), codebooks (R, K, D) to int64 (R, ...)."""
-    return _search(latents, codebooks, _may_wait(latents))
+    with alone_but_for_parts():
+        return _search(latents, codebooks, _may_wait(latents))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The vector quantiser in stages, so that a remedy can change one of them; and how its codebook is started."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -7,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqnotes._by_index import moving_averages, rows
 from vqnotes._checks import check_latents, check_latents_form, check_not_negative, check_share
 from vqnotes._combining import Combinable
+from vqnotes._in_chunks import estimate_and_loss, pays
 from vqnotes._rounding import wide_type
+from vqnotes._threads import torch_threads_for_passes
 from vqnotes.kmeans import enough, kmeans
 from vqnotes.nearest import nearest_code
 
@@ -87,13 +91,19 @@ class VectorQuantizer(Combinable):
         latents = check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
-        chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
-        latents_q = self.estimate(latents, chosen)
-        wide = wide_type(latents, chosen)
-        loss = self.loss(latents.to(wide), chosen.to(wide))
+        if pays(latents, codes) and (_method(self.estimate), _method(self.loss)) == PLAIN:
+            options = self.beta, self.codebook_loss
+            latents_q, loss = estimate_and_loss(latents, codes, index, *options, self._estimate_and_loss)
+        else:
+            latents_q, loss = self._estimate_and_loss(latents, codes, index)
         if self.training:
             self.after_step(latents.detach(), index)
         return Quantized(latents_q, index, loss)
+
+    def _estimate_and_loss(self, latents: Tensor, codes: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
+        wide = wide_type(latents, chosen)
+        return self.estimate(latents, chosen), self.loss(latents.to(wide), chosen.to(wide))
 
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
@@ -124,9 +134,10 @@ class VectorQuantizer(Combinable):
         if self.update != "ema" or self.decay is None:
             return
         flat = latents.reshape(-1, self.dim)
-        codes, now = moving_averages(self.codebook, self.share, flat, index.flatten(), len(flat), self.decay)
-        self.codebook.copy_(codes)
-        self.share.copy_(now)
+        with torch_threads_for_passes(flat.numel() + self.codebook.numel()):
+            codes, now = moving_averages(self.codebook, self.share, flat, index.flatten(), len(flat), self.decay)
+            self.codebook.copy_(codes)
+            self.share.copy_(now)
 
     def decode(self, index: Tensor) -> Tensor:
         """The codes (..., D) of an index (...,) in 0 .. K-1, as the decoder gets them."""
@@ -169,33 +180,14 @@ class VectorQuantizer(Combinable):
             self.share.copy_(share)
 
 
-def moving_averages(
-    codes: Tensor, share: Tensor, latents: Tensor, index: Tensor, count: int, decay: float
-) -> tuple[Tensor, Tensor]:
-    """Codes (K, D) and share (K,) as `VectorQuantizer.after_step` moves them, for latents (N, D), index (N,).
+PLAIN = (VectorQuantizer.estimate, VectorQuantizer.loss)  # stages that many latents take together, in chunks
 
-    count: N; or, of several codebooks one after the other, how many of the latents are of each.
-    """
-    flat, hits = latents.to(codes.dtype), shares(index, share, count)
-    sums = torch.zeros_like(codes).scatter_add_(0, index[:, None].expand_as(flat), flat / count)
-    mean = torch.where(hits[:, None] > 0, sums / hits[:, None], codes)
-    share = (share * decay).add_(hits, alpha=1 - decay)
-    rate = (1 - decay) * hits / share.clamp_min(torch.finfo(hits.dtype).tiny)
-    return codes.lerp(mean, rate[:, None]), share
+
+def _method(bound: Callable) -> object:
+    """As it stands in the class; None for what was put in its place on one object."""
+    return getattr(bound, "__func__", None)
 
 
 def straight_through(value: Tensor, moved: Tensor) -> Tensor:
     """Exactly `value`, since the bracket is zero; its gradient goes to `moved` unchanged, and not to `value`."""
     return value.detach() + (moved - moved.detach())
-
-
-def rows(codes: Tensor, index: Tensor) -> Tensor:
-    """The rows (..., D) of codes (K, D) at an index (...,)."""
-    return codes.index_select(0, index.flatten()).view(*index.shape, -1)
-
-
-def shares(index: Tensor, like: Tensor, count: int | None = None) -> Tensor:
-    """The share of all indices (...,), or of so many of them, that each code has, shaped as `like` (K,)."""
-    flat = index.reshape(-1)
-    weights = torch.full_like(flat, 1 / (count or len(flat)), dtype=like.dtype)
-    return torch.zeros_like(like).scatter_add_(0, flat, weights)

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqnotes._by_index import rows, shares
 from vqnotes._files import replaced
 from vqnotes._printing import say
 from vqnotes.course import exercises
 from vqnotes.metrics import perplexity
 from vqnotes.nearest import nearest_code
-from vqnotes.quantizers import Quantized, rows, shares, straight_through
+from vqnotes.quantizers import Quantized, straight_through
 
 __all__ = ["FILE", "PARTS", "MyQuantizer", "keep", "mine"]
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqnotes._by_index import rows, shares
 from vqnotes._checks import check_not_negative, check_share
 from vqnotes.nearest import nearest_code
-from vqnotes.quantizers import VectorQuantizer, rows, shares
+from vqnotes.quantizers import VectorQuantizer
 from vqnotes.remedies.codes import AffineCodes, LearntAffineCodes, SimVQ
 
 __all__ = ["CodeExpiry", "CodeSplitting", "LeastRecentlyUsed", "OnlineClustering", "RandomRestart"]

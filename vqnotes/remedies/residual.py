@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqnotes.quantizers import Quantized, VectorQuantizer, rows
+from vqnotes._by_index import rows
+from vqnotes.quantizers import Quantized, VectorQuantizer
 from vqnotes.remedies.choices import GumbelVQ, IndexBackpropagation
 
 __all__ = ["LevelDropout", "ResidualVQ"]
