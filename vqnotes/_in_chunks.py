@@ -85,24 +85,27 @@ def _gradients(
     return of_latents, torch.zeros_like(codes).index_add(0, flat, of_chosen.reshape(-1, codes.shape[1]))
 
 
+@alone_but_for_parts()
 def _gradients_in_chunks(
     latents: Tensor, codes: Tensor, index: Tensor, straight: Tensor, to_codes: Tensor, to_latents: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     z, slope, of = latents.reshape(-1, codes.shape[1]), straight.reshape(-1, codes.shape[1]), index.flatten()
-    of_latents = torch.empty_like(z)
-    of_chosen = None if to_latents is None else torch.empty_like(z)
+    of_latents, of_codes, threads = torch.empty_like(z), torch.zeros_like(codes), worth_threads(z.numel())
+    of_chosen = z.new_empty(z.shape if threads > 1 and to_latents is not None else 0)
 
     def work(left: Iterator[slice]) -> None:
         for part in left:
             unit = _unit_gradient(z[part], codes.index_select(0, of[part]), z.numel())
-            if to_latents is not None and of_chosen is not None:
+            if to_latents is not None and threads > 1:
                 torch.mul(unit, to_latents, out=of_chosen[part])
+            elif to_latents is not None:
+                of_codes.index_add_(0, of[part], unit * to_latents)
             torch.add(slope[part], unit.mul_(to_codes), out=of_latents[part])
 
-    with alone_but_for_parts():
-        shared_out(work, _parts(z), z.device, threads=worth_threads(z.numel()))
-        of_codes = None if of_chosen is None else torch.zeros_like(codes).index_add_(0, of, of_chosen)
-    return of_latents.view(latents.shape), of_codes
+    shared_out(work, _parts(z), z.device, threads=threads)
+    if len(of_chosen):
+        of_codes.index_add_(0, of, of_chosen)  # in the order of the latents, whichever thread had them
+    return of_latents.view(latents.shape), None if to_latents is None else of_codes
 
 
 def _unit_gradient(latents: Tensor, chosen: Tensor, count: int) -> Tensor:
