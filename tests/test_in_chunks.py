@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqnotes import _in_chunks, remedies
@@ -47,7 +48,7 @@ def in_chunks(monkeypatch, yes):
 
 
 def was_in_chunks(quantized):
-    return "_InChunks" in type(quantized.loss.grad_fn).__name__
+    return type(quantized.loss.grad_fn).__name__ == "_LossBackward"
 
 
 def step(quantizer, latents, weight=1.7):
@@ -91,14 +92,86 @@ def test_frozen_codes_get_no_gradient():
     assert quantizer.codebook.grad is None and latents.grad is not None
 
 
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+def test_without_a_gradient(inference, threads):
+    quantizer, latents = VectorQuantizer(8, 16, update="ema"), latents_of((140_000, 16))
+    expected = copy.deepcopy(quantizer)(latents)
+    with inference():
+        found = quantizer(latents)
+    assert torch.equal(found.latents_q, expected.latents_q) and torch.equal(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("shape", [(2**11, 16), (2**12 - 1, 16), (1, 70_000), (140_000, 16)])
+def test_the_loss_is_the_same_with_any_number_of_threads(shape):
+    before, losses = torch.get_num_threads(), set()
+    quantizer = VectorQuantizer(2, shape[1])
+    for number in (1, 2, 3, 4, 7):
+        torch.set_num_threads(number)
+        losses.add(quantizer(latents_of(shape)).loss.item())
+    torch.set_num_threads(before)
+    assert len(losses) == 1
+
+
+# ---------------------------------------------------------------- what depends on what
+
+
+def test_values_depend_on_the_latents_alone_and_the_loss_on_the_codes_too():
+    quantizer, data = VectorQuantizer(8, 16), latents_of((3000, 16)).detach()
+    found = quantizer(data)
+    assert not found.latents_q.requires_grad and found.loss.requires_grad
+    quantizer.codebook_loss = False
+    assert not quantizer(data).loss.requires_grad
+
+
 def test_only_one_of_the_two_results_is_used(monkeypatch):
     quantizer, latents = VectorQuantizer(8, 16), latents_of((3000, 16))
+    given = latents, quantizer.codebook
     for name in ("latents_q", "loss"):
         found = []
         for yes in (False, True):
             in_chunks(monkeypatch, yes)
-            found.append(torch.autograd.grad(getattr(quantizer(latents), name).sum(), latents)[0])
-        assert torch.equal(*found), name
+            found.append(torch.autograd.grad(getattr(quantizer(latents), name).sum(), given, allow_unused=True))
+        (one, of_codes), (other, same) = found
+        assert torch.equal(one, other), name
+        assert (same is None) == (of_codes is None) == (name == "latents_q")
+
+
+def test_two_ways_back_one_after_the_other(monkeypatch):
+    found = []
+    for yes in (False, True):
+        in_chunks(monkeypatch, yes)
+        torch.manual_seed(0)
+        quantizer, latents = VectorQuantizer(8, 16), latents_of((3000, 16))
+        quantized = quantizer(latents)
+        quantized.loss.backward()
+        quantized.latents_q.sin().sum().backward()
+        found.append((latents.grad, quantizer.codebook.grad))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("beta", [0.3, torch.tensor(0.3), torch.tensor([0.1, 0.2])], ids=["one", "tensor", "two"])
+def test_a_beta_that_is_learnt_gets_its_gradient(beta):
+    quantizer = VectorQuantizer(8, 16)
+    quantizer.beta = nn.Parameter(torch.as_tensor(beta))
+    quantizer(latents_of((3000, 16))).loss.sum().backward()
+    assert (quantizer.beta.grad > 0).all()
+
+
+def test_the_default_device_moves_nothing():
+    quantizer, latents = VectorQuantizer(8, 16), latents_of((3000, 16))
+    with torch.device("meta"):
+        found = quantizer(latents)
+    assert {one.device.type for one in found} == {"cpu"} and torch.equal(found.loss, quantizer(latents).loss)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_an_index_of_another_shape_is_not_cut():
+    class Twice(VectorQuantizer):
+        def assign(self, latents, codes):
+            return super().assign(latents, codes).expand(2, -1)
+
+    quantizer, latents = Twice(8, 16), latents_of((3000, 16))
+    assert quantizer(latents).latents_q.shape == (2, 3000, 16)
 
 
 def test_what_the_decoder_does_in_place_reaches_no_code():
@@ -212,7 +285,7 @@ def test_gradients_of_a_batch(of, monkeypatch):
 @pytest.mark.parametrize("how", ["traced", "compiled"])
 def test_a_program_has_the_stages(how, monkeypatch):
     quantizer, latents = VectorQuantizer(8, 16), latents_of((3000, 16)).detach()
-    monkeypatch.setattr(_in_chunks._InChunks, "apply", None)
+    monkeypatch.setattr(_in_chunks._Estimate, "apply", None)
     if how == "traced":
         program = torch.jit.trace(quantizer, (latents,), check_trace=False)
     else:
@@ -243,20 +316,35 @@ class Threads(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("update", ["gradient", "ema"])
-def test_no_operation_of_a_step_takes_several_threads(update):
+def threads_seen(work):
+    """The operations that `work` computes alone, and those that it shares with other threads, of three."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        quantizer, latents = VectorQuantizer(1024, 64, update=update), latents_of((16_384, 64))
-        quantizer.init_codes("normal")
         with Threads() as seen:
-            found = quantizer(latents)
-        assert {"aten.clone.default", "aten.index_select.out"} <= seen.alone and seen.shared <= COMPUTES_NOTHING
-        gradients = [torch.randn(16_384, 64), torch.tensor(1.0)]
-        with Threads() as seen:
-            torch.autograd.backward([found.latents_q, found.loss], gradients)
-        assert "aten.sub.Tensor" in seen.alone and seen.shared <= COMPUTES_NOTHING
+            work()
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+    return seen.alone, seen.shared - COMPUTES_NOTHING
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_a_forward_pass_shares_no_operation(update):
+    quantizer, latents = VectorQuantizer(1024, 64, update=update), latents_of((16_384, 64))
+    alone, shared = threads_seen(lambda: quantizer(latents))
+    assert {"aten.clone.default", "aten.index_select.out"} <= alone and not shared
+
+
+@pytest.mark.parametrize("count", [2**9, 2**10 - 1, 2**14])  # the first two are one part
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_nor_do_the_stages_both_ways(update, count):
+    quantizer, latents = VectorQuantizer(1024, 64, update=update), latents_of((count, 64))
+    index, found = torch.arange(count) % 1024, []
+    quantizer.assign = lambda latents, codes: index
+    alone, shared = threads_seen(lambda: found.extend(quantizer(latents)))
+    assert "aten.index_select.out" in alone and not shared
+    gradients = [torch.randn(count, 64), torch.tensor(1.0)]
+    alone, shared = threads_seen(lambda: torch.autograd.backward(found[::2], gradients))
+    assert "aten.sub.Tensor" in alone
+    assert shared <= {"aten.add.Tensor"}  # of both gradients of the latents, which autograd adds up itself

@@ -165,6 +165,36 @@ def test_beside_parts_there_is_one_thread_and_for_parts_there_are_all():
     assert torch.get_num_threads() == 3 and threads_of(range(3)) == [1, 1, 1]
 
 
+def test_who_has_one_thread_keeps_it_while_others_have_one_for_a_while():
+    """PyTorch has told it that there is one; `alone_but_for_parts` of others gets theirs back and not its own."""
+    found = []
+
+    def other():
+        torch.set_num_threads(1)
+        with alone_but_for_parts():
+            pass
+        found.append(torch.get_num_threads())
+
+    with alone_but_for_parts():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(60)
+    assert found == [1] and torch.get_num_threads() == 3
+
+
+def test_parts_inherit_inference_mode_and_have_no_gradient():
+    found = []
+
+    def work(left):
+        found.extend((torch.is_inference_mode_enabled(), torch.is_grad_enabled()) for _ in left)
+
+    for parts in (range(1), range(6)):
+        with torch.inference_mode():
+            shared_out(work, parts, CPU)
+        shared_out(work, parts, CPU)
+    assert found == [(True, False), (False, False)] + 6 * [(True, False)] + 6 * [(False, False)]
+
+
 def test_who_has_one_thread_has_one_for_parts_too():
     found = []
     with one_torch_thread(), alone_but_for_parts():

@@ -85,14 +85,16 @@ def one_thread() -> Iterator[None]:
 def alone_but_for_parts() -> Iterator[None]:
     """Meanwhile PyTorch computes on the calling thread alone; `shared_out` still has as many threads as before.
 
-    For small operations around large ones. Where the caller had one thread, it has one.
+    For small operations around large ones. A Python thread that starts meanwhile gets one thread, see
+    `one_torch_thread`, and keeps it unless it asks for more.
     """
-    if torch.compiler.is_compiling() or (me := threading.get_ident()) in _torch_threads:
+    there = torch.get_num_threads()
+    if there == 1 or torch.compiler.is_compiling():
         yield
         return
     with one_torch_thread():
-        _for_parts.threads = _torch_threads[me]
         try:
+            _for_parts.threads = there
             yield
         finally:
             del _for_parts.threads
@@ -109,17 +111,21 @@ def shared_out(
     threads: how many the work is worth at most.
     """
     left, there = iter(parts), getattr(_for_parts, "threads", torch.get_num_threads())
-    if device.type != "cpu" or len(parts) == 1:
-        with _torch_threads_set(there):
+    if device.type != "cpu" or (len(parts) == 1 and threads > 1):
+        with torch.no_grad(), _torch_threads_set(there):
             work(left)
         return
-    more = min(threads, there, len(parts)) - 1
+    inference = torch.is_inference_mode_enabled()  # which each Python thread has for itself, as it has the others
 
     def alone() -> None:
-        with torch.no_grad(), one_torch_thread():
+        with torch.inference_mode(inference), torch.no_grad(), one_torch_thread():
             work(left)  # the next of a list's iterator is given to one thread only
 
-    with ThreadPoolExecutor(max(1, more)) as pool:  # which starts a thread only when there is work for it
+    more = min(threads, there, len(parts)) - 1
+    if more == 0:
+        alone()
+        return
+    with ThreadPoolExecutor(more) as pool:
         others = [pool.submit(alone) for _ in range(more)]
         try:
             alone()

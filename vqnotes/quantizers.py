@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqnotes._by_index import moving_averages, rows
 from vqnotes._checks import check_latents, check_latents_form, check_not_negative, check_share
 from vqnotes._combining import Combinable
-from vqnotes._in_chunks import estimate_and_loss, pays
+from vqnotes._in_chunks import can_be_in_chunks, estimate_and_loss
 from vqnotes._rounding import wide_type
 from vqnotes._threads import torch_threads_for_passes
 from vqnotes.kmeans import enough, kmeans
@@ -91,19 +91,17 @@ class VectorQuantizer(Combinable):
         latents = check_latents_form(latents, self.dim)
         latents, codes = self.prepare(latents), self.codes()
         index = self.assign(latents, codes)
-        if pays(latents, codes) and (_method(self.estimate), _method(self.loss)) == PLAIN:
-            options = self.beta, self.codebook_loss
-            latents_q, loss = estimate_and_loss(latents, codes, index, *options, self._estimate_and_loss)
+        plain = (_method(self.estimate), _method(self.loss)) == PLAIN
+        if plain and can_be_in_chunks(latents, codes, index, self.beta):
+            latents_q, loss = estimate_and_loss(latents, codes, index, self.beta, self.codebook_loss)
         else:
-            latents_q, loss = self._estimate_and_loss(latents, codes, index)
+            chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
+            latents_q = self.estimate(latents, chosen)
+            wide = wide_type(latents, chosen)
+            loss = self.loss(latents.to(wide), chosen.to(wide))
         if self.training:
             self.after_step(latents.detach(), index)
         return Quantized(latents_q, index, loss)
-
-    def _estimate_and_loss(self, latents: Tensor, codes: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = rows(codes.clone(), index)  # of a copy: a remedy may move codes before the way back
-        wide = wide_type(latents, chosen)
-        return self.estimate(latents, chosen), self.loss(latents.to(wide), chosen.to(wide))
 
     def prepare(self, latents: Tensor) -> Tensor:
         return latents
