@@ -128,11 +128,12 @@ def test_too_few_latents_of_a_stack_that_shares_its_codebook_are_no_error():
 # ---------------------------------------------------------------- the explorer
 
 
-def test_sliders_move_the_path():
+def test_sliders_move_the_path(monkeypatch):
     box = explorers.tree_explorer()
     *controls, picture = box.children
     draws, verdicts = np.random.default_rng(0), set()
     assert "So the verdict is: healthy." in picture.value and "data:image/" in picture.value
+    monkeypatch.setattr(explorers, "_tree", lambda measures: explorers.plt.figure(figsize=(1, 1)))  # drawing is slow
     for _ in range(60):
         for one in controls:
             if isinstance(one, ipywidgets.Checkbox):

@@ -122,7 +122,8 @@ def _gradients_in_chunks(
 
     def work(left: Iterator[slice]) -> None:
         for part in left:
-            unit = _unit_gradient(z[part], codes.index_select(0, of[part]), z.numel())
+            unit = codes.index_select(0, of[part])
+            torch.sub(z[part], unit, out=unit).mul_(2 / z.numel())  # _unit_gradient, in place
             if commitment is not None:
                 torch.mul(unit, commitment, out=of_latents[part])
             if codebook is not None and apart:
