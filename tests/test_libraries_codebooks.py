@@ -52,8 +52,7 @@ def test_what_is_refused_is_refused_with_ten_lines_that_work(peer):
 def test_codes_that_are_fitted_to_the_batch_leave_the_model_as_it_was():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), theirs.VectorQuantize(dim=4, codebook_size=8, affine_param=True)).train()
-    (
-        unset = model[1]._codebook  # whose statistics are whatever memory held
+    unset = model[1]._codebook  # whose statistics are whatever memory held
     unset.codebook_mean.zero_(), unset.codebook_variance.fill_(1)
     before = copy.deepcopy(model.state_dict())
     assert model[1]._codebook.batch_mean is None
