@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from vqnotes._by_index import rows
 from vqnotes._threads import alone_but_for_parts, shared_out, worth_threads
 
 PER_PART = 2**16  # numbers that a thread takes at once: with what is made of them they fit into its cache
@@ -99,14 +100,13 @@ def _gradients(
     latents: Tensor, codes: Tensor, index: Tensor, commitment: Tensor | None, codebook: Tensor | None
 ) -> Gradients:
     """Of latents and codes. commitment, codebook: the weight of each, with its sign; None where none is wanted."""
-    flat = index.flatten()
-    chosen = codes.index_select(0, flat).view_as(latents)
+    chosen = rows(codes, index)
     of_latents = of_codes = None
     if commitment is not None:
-        of_latents = _unit_gradient(latents, chosen.detach(), latents.numel()) * commitment
+        of_latents = _unit_gradient(latents, chosen.detach()) * commitment
     if codebook is not None:
-        of_chosen = _unit_gradient(latents.detach(), chosen, latents.numel()) * codebook
-        of_codes = torch.zeros_like(codes).index_add(0, flat, of_chosen.reshape(-1, codes.shape[1]))
+        of_chosen = _unit_gradient(latents.detach(), chosen) * codebook
+        of_codes = torch.zeros_like(codes).index_add(0, index.flatten(), of_chosen.reshape(-1, codes.shape[1]))
     return of_latents, of_codes
 
 
@@ -137,9 +137,9 @@ def _gradients_in_chunks(
     return None if commitment is None else of_latents.view(latents.shape), None if codebook is None else of_codes
 
 
-def _unit_gradient(latents: Tensor, chosen: Tensor, count: int) -> Tensor:
-    """That of a mean of so many squares, as `mse_loss` computes it."""
-    return 2 / count * (latents - chosen)
+def _unit_gradient(latents: Tensor, chosen: Tensor) -> Tensor:
+    """That of the mean square, as `mse_loss` computes it."""
+    return 2 / latents.numel() * (latents - chosen)
 
 
 def _is_batch(tensor: Tensor) -> bool:
@@ -153,5 +153,5 @@ def _is_batch(tensor: Tensor) -> bool:
 
 def _parts(flat: Tensor) -> list[slice]:
     """Of latents (N, D)."""
-    rows = max(1, PER_PART // flat.shape[1])
-    return [slice(start, min(start + rows, len(flat))) for start in range(0, len(flat), rows)]
+    step = max(1, PER_PART // flat.shape[1])
+    return [slice(start, min(start + step, len(flat))) for start in range(0, len(flat), step)]
