@@ -1,6 +1,7 @@
 """What several test files start from."""
 
 import pytest
+import torch
 
 from vqnotes import _interrupts
 
@@ -28,3 +29,11 @@ def ax():
 def nothing_was_cut_off(monkeypatch):
     """Runs that another test has cut off are not this one's."""
     monkeypatch.setattr(_interrupts, "_cut_off", {})
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Threads that a test asks for are not the next one's: workers that share cores would wait for each other."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

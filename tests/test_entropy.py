@@ -78,12 +78,13 @@ def test_runs_at_once_are_the_runs_one_by_one(dims, chunks):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads_finds_the_same(threads, monkeypatch):
     monkeypatch.setattr(entropy, "SCORES_PER_CHUNK", 60)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.set_num_threads(threads)
     given = doubles(70, 3), doubles(9, 3, seed=1)
     found, again, expected = entropy_gap_of_products(*given), entropy_gap_of_products(*given), of_products(*given)
     gradients, same_gradients = (torch.autograd.grad(value, given) for value in (found, again))
     assert torch.equal(found, again) and all(torch.equal(*pair) for pair in zip(gradients, same_gradients))
     assert same([found, *gradients], [expected, *torch.autograd.grad(expected, given)])
+    assert torch.get_num_threads() == threads
 
 
 def test_nothing_that_a_step_makes_grows_with_latents_times_codes():

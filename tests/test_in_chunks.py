@@ -33,10 +33,8 @@ KINDS = {
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def threads(request):
-    before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    return request.param
 
 
 def latents_of(shape, seed=0):
@@ -103,12 +101,10 @@ def test_without_a_gradient(inference, threads):
 
 @pytest.mark.parametrize("shape", [(2**11, 16), (2**12 - 1, 16), (1, 70_000), (140_000, 16)])
 def test_the_loss_is_the_same_with_any_number_of_threads(shape):
-    before, losses = torch.get_num_threads(), set()
-    quantizer = VectorQuantizer(2, shape[1])
+    losses, quantizer = set(), VectorQuantizer(2, shape[1])
     for number in (1, 2, 3, 4, 7):
         torch.set_num_threads(number)
         losses.add(quantizer(latents_of(shape)).loss.item())
-    torch.set_num_threads(before)
     assert len(losses) == 1
 
 
@@ -318,14 +314,10 @@ class Threads(TorchDispatchMode):
 
 def threads_seen(work):
     """The operations that `work` computes alone, and those that it shares with other threads, of three."""
-    before = torch.get_num_threads()
     torch.set_num_threads(3)
-    try:
-        with Threads() as seen:
-            work()
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    with Threads() as seen:
+        work()
+    assert torch.get_num_threads() == 3
     return seen.alone, seen.shared - COMPUTES_NOTHING
 
 

@@ -159,15 +159,11 @@ def test_any_number_of_threads_finds_the_same_codes(threads, monkeypatch):
     monkeypatch.setattr(_scores, "SCORES_PER_CHUNK", 100 * 64)
     latents, codebook = normal(3001, 8).requires_grad_(), normal(64, 8, seed=1)
     codebook[7] = codebook[3]
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        found = nearest_code(latents, codebook)
-        with pytest.raises(ValueError, match="1 NaN"):
-            nearest_code(torch.cat([latents, torch.full((1, 8), torch.nan)])[:, :1], codebook[:, :1])
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    found = nearest_code(latents, codebook)
+    with pytest.raises(ValueError, match="1 NaN"):
+        nearest_code(torch.cat([latents, torch.full((1, 8), torch.nan)])[:, :1], codebook[:, :1])
+    assert torch.get_num_threads() == threads
     assert torch.equal(found, brute_force(latents.detach(), codebook)) and not found.requires_grad
 
 

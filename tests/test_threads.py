@@ -31,12 +31,10 @@ def pools():
 @pytest.fixture(autouse=True)
 def three_threads():
     """As on a machine with three cores, whatever the environment says; all are allowed again at the end."""
-    before = torch.get_num_threads()
     with threadpool_limits(limits=3):
         torch.set_num_threads(3)
         yield
         assert set(pools().values()) == {3}
-        torch.set_num_threads(before)
 
 
 def test_one_thread_is_one_thread_of_every_library_and_only_meanwhile():
