@@ -6,7 +6,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import torch
 
 __all__ = ["in_words", "short"]
 
@@ -31,7 +30,7 @@ def short(value: Any) -> str:
     """
     if hasattr(value, "verdict"):
         return str(value.verdict)
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "detach"):  # a tensor; PyTorch takes seconds to import, which a claim can do without
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
