@@ -186,7 +186,9 @@ def of_table(table: pd.DataFrame) -> list[Training]:
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """A table's rows in the order of `trainings`; what is none of them goes."""
-    return table.set_axis(of_table(table)).reindex([one for one in trainings() if one in {*of_table(table)}])
+    found = of_table(table)
+    there = set(found)
+    return table.set_axis(found).reindex([one for one in trainings() if one in there])
 
 
 def one_training(label: str, case: str, seed: int) -> list[dict]:
