@@ -5,6 +5,7 @@ import pytest
 import torch
 import vector_quantize_pytorch as theirs
 from helpers import normal
+from test_listening_found import Maps, inputs_of, model_of, placed
 from torch import nn
 
 from vqnotes.diagnosis import diagnose, diagnose_model
@@ -190,17 +191,44 @@ def test_padding_may_be_nan(levels):
 
 
 class Overflowing(Linear):
-    """Rebuilds its inputs, and large ones as infinite."""
+    """Rebuilds its inputs, and large ones as infinite or NaN."""
+
+    def __init__(self, vq, x, beyond):
+        super().__init__(vq, x)
+        self.beyond = beyond
 
     def forward(self, x):
         back = super().forward(x)
-        return back.masked_fill(back > 4, torch.inf)
+        return back.masked_fill(back > 4, self.beyond)
 
 
-def test_a_model_that_rebuilds_infinite_numbers_is_refused():
+@pytest.mark.parametrize("beyond", [torch.inf, torch.nan])
+def test_a_model_that_rebuilds_infinite_numbers_is_refused(beyond):
     x = low_rank(600, 12)
     with pytest.raises(ValueError, match=r"quantiser 'vq': reconstruction must be finite .*\(600, 12\)"):
-        diagnose_model(Overflowing(VectorQuantizer(32, 4), x), x)
+        diagnose_model(Overflowing(VectorQuantizer(32, 4), x, beyond), x)
+
+
+CODES_OF = {  # of quantisers that are heard in different ways: how they are made, and where their codes are
+    "VectorQuantize": (lambda: theirs.VectorQuantize(4, 32), "_codebook.embed"),
+    "ResidualVQ": (lambda: theirs.ResidualVQ(dim=4, codebook_size=32, num_quantizers=2), "layers.1._codebook.embed"),
+    "SimVQ": (lambda: theirs.SimVQ(4, 32), "frozen_codebook"),
+    "home-made": (Maps, "embedding.weight"),
+}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", CODES_OF)
+def test_codes_that_are_not_finite_are_named(name, value):
+    make, where = CODES_OF[name]
+    if make is Maps:
+        (model, _), x = model_of(Maps, placed), inputs_of(Maps)
+    else:
+        x = low_rank(600, 12)
+        model = Linear(make(), x).eval()
+    model.vq.state_dict()[where][..., 3, 0] = value
+    with pytest.raises(ValueError, match=r"quantiser 'vq\S*': codebook holds NaN or infinite values, .*\(32, 4\)"):
+        diagnose_model(model, x)
 
 
 def test_batches_of_several_lengths():

@@ -1,5 +1,6 @@
 """Which of the tensors that met a table are the latents: those whose nearest codes came out of it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -113,9 +114,8 @@ def arranged(tensor: Tensor, count: int, dim: int, like: Tensor | None = None) -
         rows = tensor.movedim(axis, -1).reshape(count, dim)
         if like is not None:
             size = rows.double().norm().clamp_min(1e-300) / like.double().norm().clamp_min(1e-300)
-            if not torch.allclose(
-                rows.double(), like.double() * size, rtol=1e-2, atol=1e-3 * float(rows.abs().max())
-            ):
+            scaled, most = like.double() * size, float(rows.abs().max())
+            if not (math.isfinite(most) and torch.allclose(rows.double(), scaled, rtol=1e-2, atol=1e-3 * most)):
                 continue
         if not any(torch.equal(rows, other) for _, other in found):
             found.append((axis, rows))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes.diagnosis.listening.calls import Ear, first_argument, is_started, ten_lines
+from vqnotes.diagnosis.listening.calls import Ear, check_codes, first_argument, is_started, ten_lines
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = ["KNOWN", "SimVQEar", "VectorQuantizeEar", "ear_of"]
@@ -76,6 +76,7 @@ class VectorQuantizeEar(Ear):
         """The call ends. Raises ValueError for codes that are no table, or several a latent."""
         (latents, mask, chosen, index), self.inside = self.inside, None
         codes, entered = _in_use(module._codebook), first_argument(arguments, named)
+        check_codes(self.name, codes)
         if index.shape != latents.shape[:-1]:
             raise ValueError(
                 f"quantiser {self.name!r}: looked for one index a latent, found {tuple(index.shape)} for latents "
