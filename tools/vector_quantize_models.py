@@ -116,7 +116,7 @@ def train(model: Around, parts: list[nn.Module], x: Tensor, through: Callable[[T
     with torch.no_grad():
         width = through(model.latents(x[:2]))[0].shape[-1 if last else 1]
     linear = nn.ConvTranspose2d(width, 3, SIDE, SIDE) if image else nn.ConvTranspose1d(width, 1, HOP, HOP)
-    optimizer = torch.optim.Adam([one for part in [*parts, linear] for one in part.parameters()], 1e-2)
+    optimizer = torch.optim.Adam([one for part in [*parts, linear] for one in part.parameters()], 1e-2, fused=True)
     model.train()
     for _ in range(STEPS):
         some = x[torch.randperm(len(x))[:32]]

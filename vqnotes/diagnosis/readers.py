@@ -156,7 +156,7 @@ def by_network(near: Tensor, x: Tensor, guess: Tensor, seed: int) -> Tensor:
         unit = parts.reduced.std(0).max()
         seen, wanted = seen / seen.std(0).clamp_min(1e-6), parts.reduced / unit
         network = Network(seen.shape[1], wanted.shape[1])
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1, fused=True)
         epochs = min(60, STEPS * BATCH // half)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         least, best = math.inf, None
