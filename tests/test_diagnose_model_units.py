@@ -191,22 +191,23 @@ def test_padding_may_be_nan(levels):
 
 
 class Overflowing(Linear):
-    """Rebuilds its inputs, and large ones as infinite or NaN."""
+    """Rebuilds its inputs, and large ones as infinite or NaN, by what it rebuilds or by what it gets."""
 
-    def __init__(self, vq, x, beyond):
+    def __init__(self, vq, x, beyond, by_inputs):
         super().__init__(vq, x)
-        self.beyond = beyond
+        self.beyond, self.by_inputs = beyond, by_inputs
 
     def forward(self, x):
         back = super().forward(x)
-        return back.masked_fill(back > 4, self.beyond)
+        return back.masked_fill((x if self.by_inputs else back) > 4, self.beyond)
 
 
+@pytest.mark.parametrize("by_inputs", [False, True])
 @pytest.mark.parametrize("beyond", [torch.inf, torch.nan])
-def test_a_model_that_rebuilds_infinite_numbers_is_refused(beyond):
+def test_a_model_that_rebuilds_infinite_numbers_is_refused(beyond, by_inputs):
     x = low_rank(600, 12)
     with pytest.raises(ValueError, match=r"quantiser 'vq': reconstruction must be finite .*\(600, 12\)"):
-        diagnose_model(Overflowing(VectorQuantizer(32, 4), x, beyond), x)
+        diagnose_model(Overflowing(VectorQuantizer(32, 4), x, beyond, by_inputs), x)
 
 
 CODES_OF = {  # of quantisers that are heard in different ways: how they are made, and where their codes are
@@ -227,8 +228,29 @@ def test_codes_that_are_not_finite_are_named(name, value):
         x = low_rank(600, 12)
         model = Linear(make(), x).eval()
     model.vq.state_dict()[where][..., 3, 0] = value
-    with pytest.raises(ValueError, match=r"quantiser 'vq\S*': codebook holds NaN or infinite values, .*\(32, 4\)"):
+    with pytest.raises(ValueError, match=r"quantiser 'vq': codebook holds NaN or infinite values, .*\(32, 4\)"):
         diagnose_model(model, x)
+
+
+class NotPlaced(nn.Module):
+    """Places its codes in its first training step; until then they are whatever memory held."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("embed", torch.full((32, 4), value))
+        self.register_buffer("initted", torch.tensor(False))
+
+    def forward(self, z):
+        index = torch.cdist(z, self.embed).argmin(-1)
+        return z + (nn.functional.embedding(index, self.embed) - z).detach()
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_codes_that_are_not_placed_yet_may_be_anything(value):
+    x = low_rank(600, 12)
+    model = Linear(VectorQuantizer(32, 4), x)
+    model.vq = NotPlaced(value)
+    assert diagnose_model(model, x)["vq"].verdict == "cannot tell"
 
 
 def test_batches_of_several_lengths():

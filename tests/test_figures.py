@@ -22,6 +22,7 @@ from vqnotes.course.figures import in_words, short
         (True, "yes"),
         (np.bool_(False), "no"),
         ("token collapse", "token collapse"),
+        (pd.Series({"detach": 1, "attach": 2}), "detach 1, attach 2"),  # as a tensor has it
         ("a " * 60, "a " * 29 + "a…"),
         (torch.tensor(2.5, requires_grad=True), "2.5"),
         (np.float32(0.1), "0.1"),

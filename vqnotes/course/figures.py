@@ -1,6 +1,7 @@
 """Figures behind a claim in a few words: numbers to three digits, a few of them by name, many by their range."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -30,7 +31,8 @@ def short(value: Any) -> str:
     """
     if hasattr(value, "verdict"):
         return str(value.verdict)
-    if hasattr(value, "detach"):  # a tensor; PyTorch takes seconds to import, which a claim can do without
+    torch = sys.modules.get("torch")  # which takes seconds to import; without it nothing is a tensor
+    if torch and isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()

@@ -194,7 +194,7 @@ def decoders_trained_on(
     """
     readers = [_Reader(*one).train() for one in zip(decoders, given, xs, strict=True)]
     together, generator = Stacked(readers), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(together.parameters.values(), lr=DECODER_LR, fused=True)
+    optimizer = torch.optim.Adam(together.parameters.values(), lr=DECODER_LR)
     with torch.enable_grad():
         for _ in range(steps):
             rows = torch.randint(len(xs[0]), (batch_size,), generator=generator).expand(len(readers), -1)

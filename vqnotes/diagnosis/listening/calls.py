@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqnotes._checks import check_codebook
 from vqnotes.diagnosis.observed import Kind
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "Ear",
     "axis_of",
     "by_example",
-    "check_codes",
     "first_argument",
     "is_started",
     "ten_lines",
@@ -57,7 +55,6 @@ class Call:
     """One call of a quantiser: what it was given, what it compared with its codes, and which it chose.
 
     Latents have their dimensions last, whatever the layout of the call: (heads, batch, places ..., D).
-    Raises ValueError for codes that are not finite.
     """
 
     name: str  # of the quantiser's module
@@ -71,17 +68,6 @@ class Call:
     shared: bool  # whether all heads have one codebook
     kind: Kind = Kind.UNKNOWN
     note: str | None = None  # how it was heard, if that is to be told
-
-    def __post_init__(self) -> None:
-        check_codes(self.name, self.codes)
-
-
-def check_codes(name: str, codes: Tensor) -> None:
-    """ValueError, with the quantiser's name, for codes ([heads,] K, D) that are not finite."""
-    try:
-        check_codebook(codes.flatten(0, -2))
-    except ValueError as error:
-        raise ValueError(f"quantiser {name!r}: {error}") from error
 
 
 class Ear:
