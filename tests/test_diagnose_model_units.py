@@ -232,6 +232,27 @@ def test_codes_that_are_not_finite_are_named(name, value):
         diagnose_model(model, x)
 
 
+class OfEightBits(nn.Module):
+    """Keeps its codes in eight bits, and returns its indices."""
+
+    def __init__(self, codes):
+        super().__init__()
+        self.register_buffer("small", codes.to(torch.float8_e4m3fn))
+
+    def forward(self, z):
+        codes = self.small.to(z.dtype)
+        index = torch.cdist(z, codes).argmin(-1)
+        return codes[index], index
+
+
+def test_codes_of_eight_bits_are_read():
+    x = low_rank(600, 12)
+    model = Linear(VectorQuantizer(32, 4), x)
+    model.vq = OfEightBits(model.vq.codebook.detach())
+    described = {"vq": (lambda module, entered: entered, lambda module: module.small)}
+    assert diagnose_model(model, x, quantizers=described)["vq"].verdict == "healthy"
+
+
 class NotPlaced(nn.Module):
     """Places its codes in its first training step; until then they are whatever memory held."""
 

@@ -368,7 +368,7 @@ class Record:
     def observed(self, inputs: Sample, labels: Tensor | None, seed: int) -> Observed:
         """The sample as the diagnosis takes it. Raises ValueError for codes that are not finite."""
         for codes in self.codes:
-            check_codebook(codes)  # before what they rebuild is looked at
+            check_codebook(dense_tensor(codes, "codebook"))  # before what they rebuild is looked at
         kept = self.sample
         order: Any = slice(None)
         if self.axes is not None:  # first those whose inputs are kept, in the order of these
