@@ -255,8 +255,8 @@ LOOKED_AT = {
         *OF_EACH_KIND,
         *("search", "docs/faq", "docs/glossary", "docs/references", "notebooks/99_example"),
     ),
-    ("dark", 1280): (*OF_EACH_KIND[:-1], "notebooks/99_example"),  # short, with all that is coloured or wide
-    ("light", 390): (*OF_EACH_KIND[:-1], "notebooks/99_example"),
+    ("dark", 1280): OF_EACH_KIND,
+    ("light", 390): OF_EACH_KIND,
 }
 
 
