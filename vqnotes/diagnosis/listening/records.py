@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqnotes._checks import check_codebook, dense_tensor
+from vqnotes._checks import check_codebook, dense_tensor, real_numbers
 from vqnotes.diagnosis.inputs import Inputs, UnpairedInputs, Unused
 from vqnotes.diagnosis.listening import Listener
 from vqnotes.diagnosis.listening.calls import Call, by_example, without_calls
@@ -368,7 +368,7 @@ class Record:
     def observed(self, inputs: Sample, labels: Tensor | None, seed: int) -> Observed:
         """The sample as the diagnosis takes it. Raises ValueError for codes that are not finite."""
         for codes in self.codes:
-            check_codebook(dense_tensor(codes, "codebook"))  # before what they rebuild is looked at
+            check_codebook(real_numbers(codes, "codebook"))  # before what they rebuild is looked at
         kept = self.sample
         order: Any = slice(None)
         if self.axes is not None:  # first those whose inputs are kept, in the order of these
